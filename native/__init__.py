@@ -1,0 +1,1 @@
+"""llama.cpp's C interface, as far as surgery needs it. Nothing here knows what surgery is."""

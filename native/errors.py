@@ -1,0 +1,7 @@
+"""What can go wrong in llama.cpp."""
+
+
+class NativeError(Exception):
+    """llama.cpp refused or failed; the message says what was tried, and ends with its last log lines."""
+
+    exit_code = 1

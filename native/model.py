@@ -1,0 +1,182 @@
+"""Load a model, make a context for it, tokenise, decode."""
+
+import ctypes
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import llama_cpp
+import numpy as np
+
+from native.errors import NativeError
+from native.library import ggml_base, initialise, native_log
+
+CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl")
+
+
+def default_threads() -> int:
+    """The number of processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def ggml_type(name: str) -> int:
+    """The number of a ggml type from its name in any case, such as `q8_0`. Raises NativeError for an unknown one."""
+    for number in range(llama_cpp.GGML_TYPE_COUNT):
+        if (ggml_base().ggml_type_name(number) or b"").decode().lower() == name.lower():
+            return number
+    raise NativeError(f"{name}: llama.cpp has no such type")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model: its path and llama.cpp's pointers."""
+
+    path: str
+    pointer: int
+    vocab: int
+
+    @property
+    def n_vocab(self) -> int:
+        return int(llama_cpp.llama_vocab_n_tokens(self.vocab))
+
+    @property
+    def n_ctx_train(self) -> int:
+        return int(llama_cpp.llama_model_n_ctx_train(self.pointer))
+
+    @property
+    def adds_bos(self) -> bool:
+        return bool(llama_cpp.llama_vocab_get_add_bos(self.vocab))
+
+    @property
+    def bos(self) -> int:
+        return int(llama_cpp.llama_vocab_bos(self.vocab))
+
+    def tokenize(self, text: str, *, special: bool) -> np.ndarray:
+        """Token ids, int32 of shape (n,), with BOS where the vocabulary asks for it.
+
+        `special`: whether the text of a control token stands for that token.
+        """
+        data = text.encode()
+        buffer = np.empty(len(data) + 16, np.int32)
+        pointer = buffer.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        count = llama_cpp.llama_tokenize(self.vocab, data, len(data), pointer, len(buffer), True, special)
+        if count < 0:
+            raise NativeError(f"{self.path}: the text could not be tokenised ({-count} tokens)")
+        return buffer[:count].copy()
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token stands for; nothing for a control token."""
+        buffer = ctypes.create_string_buffer(256)
+        count = llama_cpp.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, False)
+        return buffer.raw[: max(count, 0)]
+
+    def ends_generation(self, token: int) -> bool:
+        return bool(llama_cpp.llama_vocab_is_eog(self.vocab, token))
+
+    def metadata(self, key: str) -> str | None:
+        """A metadata value as llama.cpp prints it, or None."""
+        size = llama_cpp.llama_model_meta_val_str(self.pointer, key.encode(), None, 0)
+        if size < 0:
+            return None
+        buffer = ctypes.create_string_buffer(size + 1)
+        llama_cpp.llama_model_meta_val_str(self.pointer, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", errors="replace")
+
+
+@dataclass(frozen=True)
+class ContextOptions:
+    """How to run a model. `n_ctx` is in tokens for each of `n_sequences`; `type_k` and `type_v` are KV cache types."""
+
+    n_ctx: int = 512
+    n_sequences: int = 1
+    n_batch: int = 2048
+    threads: int = 0  # 0: every processor
+    type_k: str = "f16"
+    type_v: str = "f16"
+    gpu_layers: int = 0
+
+
+@contextmanager
+def load_model(path: str, gpu_layers: int = 0) -> Iterator[Model]:
+    """Load a GGUF file (or the first part of a split one). Raises NativeError with llama.cpp's reason."""
+    initialise()
+    params = llama_cpp.llama_model_default_params()
+    params.n_gpu_layers = gpu_layers
+    pointer = llama_cpp.llama_model_load_from_file(path.encode(), params)
+    if not pointer:
+        raise native_log().error(f"{path}: llama.cpp cannot load this model")
+    try:
+        yield Model(path, pointer, llama_cpp.llama_model_get_vocab(pointer))
+    finally:
+        llama_cpp.llama_model_free(pointer)
+
+
+class Context:
+    """A context of a model: its KV cache, and logits after each decode. Make one with `open_context`."""
+
+    def __init__(self, model: Model, pointer: int, batch: llama_cpp.llama_batch, kv_cache_bytes: int) -> None:
+        self.model = model
+        self.pointer = pointer
+        self.kv_cache_bytes = kv_cache_bytes
+        self._batch = batch
+
+    def clear(self) -> None:
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.pointer), True)
+
+    def keep_first(self, count: int) -> None:
+        """Forget all but the first `count` tokens of sequence 0."""
+        llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self.pointer), 0, count, -1)
+
+    def decode(
+        self, tokens: Sequence[int] | np.ndarray, positions: np.ndarray, sequences: np.ndarray, outputs: np.ndarray
+    ) -> None:
+        """Decode up to n_batch tokens; all arguments have one entry a token, `outputs` says where logits are wanted."""
+        batch, n = self._batch, len(tokens)
+        np.ctypeslib.as_array(batch.token, (n,))[:] = tokens
+        np.ctypeslib.as_array(batch.pos, (n,))[:] = positions
+        np.ctypeslib.as_array(batch.n_seq_id, (n,))[:] = 1
+        np.ctypeslib.as_array(batch.logits, (n,))[:] = outputs
+        for i, sequence in enumerate(sequences.tolist()):
+            batch.seq_id[i][0] = sequence
+        batch.n_tokens = n
+        if status := llama_cpp.llama_decode(self.pointer, batch):
+            raise native_log().error(f"{self.model.path}: llama.cpp failed to decode (status {status})")
+
+    def logits(self, count: int) -> np.ndarray:
+        """The logits of the last decode's `count` outputs, float32 (count, n_vocab): a view, valid until the next."""
+        return np.ctypeslib.as_array(llama_cpp.llama_get_logits(self.pointer), (count, self.model.n_vocab))
+
+
+@contextmanager
+def open_context(model: Model, options: ContextOptions) -> Iterator[Context]:
+    """Make a context. Raises NativeError with llama.cpp's reason, such as a KV cache type that does not fit."""
+    params = llama_cpp.llama_context_default_params()
+    params.n_ctx = options.n_ctx * options.n_sequences
+    params.n_batch = params.n_ubatch = min(options.n_batch, params.n_ctx)
+    params.n_ubatch = min(params.n_ubatch, 512)
+    params.n_seq_max = options.n_sequences
+    params.n_threads = params.n_threads_batch = options.threads or default_threads()
+    params.type_k, params.type_v = ggml_type(options.type_k), ggml_type(options.type_v)
+    sizes: list[float] = []
+
+    def note_size(line: str) -> None:
+        if match := re.search(r"KV buffer size\s*=\s*([\d.]+) MiB", line):
+            sizes.append(float(match[1]))
+
+    log = native_log()
+    log.listeners.append(note_size)
+    pointer = llama_cpp.llama_init_from_model(model.pointer, params)
+    log.listeners.remove(note_size)
+    if not pointer:
+        raise log.error(
+            f"{model.path}: llama.cpp cannot make a context of {params.n_ctx} tokens"
+            f" with KV cache types {options.type_k} and {options.type_v}"
+        )
+    batch = llama_cpp.llama_batch_init(params.n_batch, 0, 1)
+    try:
+        yield Context(model, pointer, batch, kv_cache_bytes=round(sum(sizes) * 2**20))
+    finally:
+        llama_cpp.llama_batch_free(batch)
+        llama_cpp.llama_free(pointer)

@@ -1,0 +1,77 @@
+"""Whole files through llama.cpp's quantiser. It may abort, so it is meant to be run with `native.isolated`."""
+
+import ctypes
+import re
+from collections.abc import Generator
+from contextlib import suppress
+from pathlib import Path
+
+import gguf
+import llama_cpp
+import numpy as np
+
+from native.errors import NativeError
+from native.library import initialise, native_log
+from native.model import default_threads
+
+NOT_OFFERED = {"GUESSED", "NVFP4"}
+ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "MXFP4": "MXFP4_MOE"}
+FILE_TYPES: dict[str, int] = {
+    match[1]: number
+    for name, number in vars(llama_cpp).items()
+    if (match := re.fullmatch(r"LLAMA_FTYPE_(?:MOSTLY|ALL)_(\w+)", name)) and match[1] not in NOT_OFFERED
+}
+PROGRESS_LINE = re.compile(r"\[\s*(\d+)/\s*(\d+)\]")
+FALLBACK_LINE = re.compile(r"warning: (\S+).*-> falling back to\s+(\S+)")
+
+
+def file_type(name: str) -> str:
+    """The quantiser's own name of a type given in any case, aliases resolved. Raises NativeError for an unknown one."""
+    upper = ALIASES.get(name.upper(), name.upper())
+    if upper not in FILE_TYPES:
+        raise NativeError(f"{name}: not a type that llama.cpp quantises to; choose one of {', '.join(FILE_TYPES)}")
+    return upper
+
+
+def quantize_file(
+    source: str, output: str, kind: str, *, importance: dict[str, np.ndarray] | None = None, threads: int = 0
+) -> Generator[None, None, None]:
+    """Quantise `source` to `output` as type `kind`; yields nothing, its progress is in the log.
+
+    A quantised source is quantised again. `importance` maps tensor names to float32 arrays (columns,), see
+    `read_importance_matrix`. Raises NativeError with llama.cpp's reason.
+    """
+    initialise()
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = FILE_TYPES[file_type(kind)]
+    params.nthread = threads or default_threads()
+    params.allow_requantize = True
+    if importance:
+        entries = (llama_cpp.llama_model_imatrix_data * (len(importance) + 1))()
+        for entry, (name, values) in zip(entries, importance.items(), strict=False):
+            entry.name, entry.size = name.encode(), values.size
+            entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        params.imatrix = ctypes.cast(entries, ctypes.POINTER(llama_cpp.llama_model_imatrix_data))
+    if llama_cpp.llama_model_quantize(source.encode(), output.encode(), ctypes.byref(params)):
+        raise native_log().error(f"{source}: llama.cpp could not quantise it to {kind}")
+    yield from ()
+
+
+def read_importance_matrix(path: Path) -> dict[str, np.ndarray]:
+    """An importance matrix in llama.cpp's GGUF form: mean square of each input, float32, by tensor name.
+
+    Sums are divided by counts, matrix by matrix for experts, as llama-quantize does (tools/quantize/quantize.cpp).
+    Raises NativeError when the file is missing or something else.
+    """
+    tensors: dict[str, np.ndarray] = {}
+    with suppress(ValueError, IndexError, OSError, KeyError):
+        tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(path).tensors}
+    names = [name.removesuffix(".in_sum2") for name in tensors if name.endswith(".in_sum2")]
+    if not names or any(f"{name}.counts" not in tensors for name in names):
+        raise NativeError(f"{path}: not an importance matrix in llama.cpp's GGUF form; make one with llama-imatrix")
+    result = {}
+    for name in names:
+        counts = tensors[f"{name}.counts"].astype(np.float32).reshape(-1, 1)
+        sums = tensors[f"{name}.in_sum2"].astype(np.float32).reshape(len(counts), -1)
+        result[name] = np.where(counts > 0, sums / np.maximum(counts, 1), np.float32(1)).ravel()
+    return result

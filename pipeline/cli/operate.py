@@ -1,0 +1,129 @@
+"""`surgery operate`: replace a model's attention projections by low-rank reconstructions."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.cli.options import force_option, json_option, model_argument, output_option, threads_option
+from pipeline.cli.output import ProgressReport, print_json, print_table, warn
+from pipeline.decompose.methods import METHODS
+from pipeline.decompose.principal_components import MEANS
+from pipeline.encode import OUTTYPES
+from pipeline.operate import OperationReport, operate
+from pipeline.operate_and_quantize import operate_and_quantize
+from pipeline.plan import DEFAULT_THRESHOLD, Plan
+from pipeline.quantization import QuantizationProgress, quantized_types
+from pipeline.sources import open_model
+
+
+@click.command("operate")
+@model_argument
+@output_option
+@click.option(
+    "--method",
+    default="shared-kv",
+    show_default=True,
+    type=click.Choice(list(METHODS)),
+    help="; ".join(f"{k}: {m.summary}" for k, m in METHODS.items()) + ".",
+)
+@click.option(
+    "--targets", default="qkv", show_default=True, help="Which projections to replace: any of the letters q, k and v."
+)
+@click.option(
+    "--threshold",
+    type=float,
+    help=f"Share of the variance to keep, 0 < T <= 1; 1 leaves every byte alone.  [default: {DEFAULT_THRESHOLD}]",
+)
+@click.option("--rank", type=int, help="Components to keep, instead of a threshold.")
+@click.option(
+    "--mean",
+    default="keep",
+    show_default=True,
+    type=click.Choice(MEANS),
+    help="keep: PCA, the mean is added back; none: not centred; drop: centred, the mean is lost (even at threshold 1).",
+)
+@click.option("--layers", default="all", show_default=True, help="Layers to operate on, such as 0-10,12.")
+@click.option(
+    "--outtype",
+    default="auto",
+    show_default=True,
+    type=click.Choice(OUTTYPES),
+    help="Type of the replaced tensors. auto: a float type stays, a quantised one becomes F16; keep: the tensor's own.",
+)
+@click.option("--quant", metavar="TYPE", help="Then quantise the whole file to TYPE, such as Q4_K_M.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the random control.")
+@threads_option
+@force_option
+@json_option
+def command(
+    model: str,
+    output: Path,
+    threshold: float | None,
+    rank: int | None,
+    quant: str | None,
+    threads: int,
+    force: bool,
+    as_json: bool,
+    **choices: Any,
+) -> None:
+    """Write OUTPUT: MODEL with its q, k and v replaced by low-rank reconstructions.
+
+    Everything else in the file stays byte-identical, and surgery.* metadata says what was done.
+    """
+    if threshold is None and rank is None:
+        threshold = DEFAULT_THRESHOLD
+    plan = Plan(threshold=threshold, rank=rank, **choices)
+    source = open_model(model)
+    total = sum(info.nbytes for info in source.tensors.values())
+    if quant and (types := quantized_types(source)):
+        warn(f"{source.path.name} is quantised already ({', '.join(types)}); quantising it again adds loss to loss")
+    with ProgressReport("operating", unit="bytes", total=total) as writing:
+        if quant:
+            with ProgressReport(f"quantising to {quant}", unit="tensors") as quantising:
+                tensors = QuantizationProgress(quantising.advance_to)
+                report, quantization = operate_and_quantize(
+                    source,
+                    output,
+                    plan,
+                    quant,
+                    threads=threads,
+                    force=force,
+                    on_bytes=writing.advance,
+                    progress=tensors,
+                )
+        else:
+            report, quantization = operate(source, output, plan, force=force, on_bytes=writing.advance), {}
+    if as_json:
+        print_json(report.to_dict() | ({"quantization": quantization} if quant else {}))
+    else:
+        print_report(model, report)
+
+
+def print_report(model: str, report: OperationReport) -> None:
+    """The table of groups, the numbers that the factors would take, and what to do next."""
+    rows = [
+        (
+            group.layer,
+            "+".join(group.group),
+            f"{group.rows} x {group.columns}",
+            group.rank,
+            f"{group.explained:.4f}",
+            "  ".join(f"{role} {error:.4f}" for role, error in group.relative_error.items()),
+        )
+        for group in report.layers
+    ]
+    print_table(("layer", "group", "n x d", "rank", "variance kept", "relative error"), rows)
+    if report.skipped_layers:
+        click.echo(f"left alone, without q, k and v: layers {', '.join(map(str, report.skipped_layers))}")
+    share = report.factor_numbers / report.dense_numbers
+    click.echo(
+        f"\nnumbers stored if the factors were kept: {report.factor_numbers:,} of {report.dense_numbers:,} ({share:.0%})"
+    )
+    click.echo(
+        f"wrote {report.output} ({report.output_bytes / 1e6:,.1f} MB) in {report.seconds:.1f} s, {report.decomposition_seconds:.1f} s of it decomposing"
+    )
+    name = shlex.quote(report.output)
+    click.echo(f"\nwhat it lost:   surgery eval {name} --base {shlex.quote(model)} --chunks 8")
+    click.echo(f"what it says:   surgery run {name} --beside {shlex.quote(model)} --prompt 'What is machine learning?'")

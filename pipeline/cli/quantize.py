@@ -1,0 +1,47 @@
+"""`surgery quantize`: llama.cpp's quantiser."""
+
+from pathlib import Path
+
+import click
+
+from pipeline.cli.options import force_option, json_option, threads_option
+from pipeline.cli.output import ProgressReport, print_json, warn
+from pipeline.quantization import QuantizationProgress, quantize, quantized_types
+from pipeline.sources import open_model
+
+
+@click.command("quantize")
+@click.argument("model")
+@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("type_name", metavar="TYPE")
+@click.option("--imatrix", type=click.Path(path_type=Path), help="An importance matrix in llama.cpp's GGUF form.")
+@threads_option
+@force_option
+@json_option
+def command(
+    model: str, output: Path, type_name: str, imatrix: Path | None, threads: int, force: bool, as_json: bool
+) -> None:
+    """Quantise MODEL to OUTPUT as TYPE: Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_0, IQ4_XS, F16 and all others of llama.cpp."""
+    source = open_model(model)
+    if types := quantized_types(source):
+        warn(f"{source.path.name} is quantised already ({', '.join(types)}); quantising it again adds loss to loss")
+    with ProgressReport(f"quantising to {type_name}", unit="tensors") as report:
+        result = quantize(
+            source,
+            output,
+            type_name,
+            importance_matrix=imatrix,
+            threads=threads,
+            force=force,
+            progress=QuantizationProgress(report.advance_to),
+        )
+    if as_json:
+        print_json(result)
+        return
+    if fallbacks := result["fallbacks"]:
+        click.echo(f"{len(fallbacks)} tensors fell back to another type, as their width does not fit {result['type']}:")
+        for name, fallback in fallbacks.items():
+            click.echo(f"  {name:<32} {fallback}")
+    click.echo(
+        f"wrote {output}: {result['source_bytes'] / 1e6:,.1f} MB -> {result['output_bytes'] / 1e6:,.1f} MB in {result['seconds']:.1f} s"
+    )

@@ -1,0 +1,114 @@
+"""`surgery run`: answer a prompt, or chat."""
+
+import sys
+from contextlib import ExitStack, closing
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from pipeline.cli.options import cache_type_options, json_option, model_argument, threads_option
+from pipeline.cli.output import print_json
+from native.generate import AnswerStatistics, SamplingOptions
+from native.model import ContextOptions
+from pipeline.conversation import Conversation, ask, start_conversation
+from pipeline.errors import UsageError
+from pipeline.sources import resolve_model
+
+
+@click.command("run")
+@model_argument
+@click.option("--prompt", help="What to ask; without it, standard input, or a chat if that is a terminal.")
+@click.option("--beside", metavar="OTHER", help="Answer the same prompt with this model too, one after the other.")
+@click.option(
+    "--temperature",
+    default=0.8,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="0 takes the likeliest token each time.",
+)
+@click.option("--top-p", default=0.95, show_default=True, type=click.FloatRange(0, 1, min_open=True))
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**32 - 1))
+@click.option("--max-tokens", default=256, show_default=True, type=click.IntRange(1), help="Tokens an answer may have.")
+@click.option(
+    "--ctx", default=0, type=click.IntRange(0), help="Context in tokens.  [default: the model's own, at most 4096]"
+)
+@cache_type_options
+@click.option("--gpu-layers", default=0, show_default=True, help="Layers to put on a GPU.")
+@threads_option
+@json_option
+def command(
+    model: str, prompt: str | None, beside: str | None, temperature: float, top_p: float, seed: int, max_tokens: int, ctx: int,
+    cache_type_k: str, cache_type_v: str, gpu_layers: int, threads: int, as_json: bool,
+) -> None:  # fmt: skip
+    """Answer with MODEL in its own chat template, the text streamed as it comes."""
+    options = ContextOptions(
+        n_ctx=ctx, threads=threads, type_k=cache_type_k, type_v=cache_type_v, gpu_layers=gpu_layers
+    )
+    sampling = SamplingOptions(temperature, top_p, seed, max_tokens)
+    names = [name for name in (model, beside) if name is not None]
+    paths = {name: resolve_model(name) for name in names}
+    if prompt is None and sys.stdin.isatty():
+        if as_json:
+            raise UsageError("--json: needs a --prompt, or text on standard input")
+        with ExitStack() as stack:
+            chat_on_terminal(
+                {
+                    name: stack.enter_context(closing(start_conversation(paths[name], options, sampling)))
+                    for name in names
+                }
+            )
+        return
+    message = (prompt if prompt is not None else sys.stdin.read()).strip()
+    if not message:
+        raise UsageError("--prompt: is empty; ask something")
+    answers = []
+    for name in names:
+        with closing(start_conversation(paths[name], options, sampling)) as conversation:
+            answers.append(answer(name, conversation, message, label=bool(beside), quiet=as_json))
+    if as_json:
+        print_json({"prompt": message, "answers": answers})
+
+
+def answer(name: str, conversation: Conversation, message: str, *, label: bool, quiet: bool = False) -> dict[str, Any]:
+    """Stream one answer to the terminal, unless `quiet`; what was said, with its statistics."""
+    if label and not quiet:
+        click.secho(f"--- {name}", bold=True)
+    pieces: list[str] = []
+    for event in ask(conversation, message):
+        if isinstance(event, AnswerStatistics):
+            if not quiet:
+                print_statistics(event)
+            return {"model": name, "text": "".join(pieces), **asdict(event)}
+        pieces.append(event)
+        if not quiet:
+            click.echo(event, nl=False)
+    raise AssertionError("an answer ends with its statistics")
+
+
+def print_statistics(statistics: AnswerStatistics) -> None:
+    prompt_speed = statistics.prompt_tokens / statistics.prompt_seconds
+    speed = statistics.generated_tokens / statistics.generation_seconds
+    why = {"stop": "", "length": "; cut off by --max-tokens", "context": "; cut off, the context is full"}[
+        statistics.finish_reason
+    ]
+    click.echo()
+    click.echo(
+        f"[prompt {statistics.prompt_tokens} tokens, {prompt_speed:,.0f}/s; answer {statistics.generated_tokens} tokens, {speed:,.0f}/s{why}]\n",
+        err=True,
+    )
+
+
+def chat_on_terminal(conversations: dict[str, Conversation]) -> None:
+    """Ask and answer until an empty line or the end of input."""
+    click.echo("Ask something; an empty line or Ctrl-D ends.", err=True)
+    while True:
+        try:
+            message = input("> ").strip()
+        except EOFError:
+            click.echo()
+            return
+        if not message:
+            return
+        for name, conversation in conversations.items():
+            answer(name, conversation, message, label=len(conversations) > 1)

@@ -1,0 +1,19 @@
+"""The methods by name: which projections share components, and where the components come from."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Method:
+    """`groups` are the roles that are stacked and share one basis; `random` replaces that basis by a random one."""
+
+    groups: tuple[str, ...]
+    random: bool
+    summary: str
+
+
+METHODS = {
+    "shared-kv": Method(("q", "kv"), False, "q alone; k and v stacked, one PCA for both"),
+    "separate": Method(("q", "k", "v"), False, "a PCA for each of q, k and v"),
+    "random": Method(("q", "kv"), True, "the control: a random subspace of the rank that shared-kv would use"),
+}

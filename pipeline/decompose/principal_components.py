@@ -1,0 +1,102 @@
+"""PCA of a matrix's rows, from the eigenpairs of the smaller of its two Gram matrices.
+
+With `mean="keep"` this is scikit-learn's PCA: fit, transform, inverse_transform (Jolliffe, Principal Component
+Analysis, 2002, section 3.5, for PCA from the Gram matrix).
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+MEANS = ("keep", "none", "drop")
+
+
+@dataclass(frozen=True)
+class RowDecomposition:
+    """Rows as `mean + basis @ (basis.T @ centred)` or, for tall matrices, `mean + (centred @ basis) @ basis.T`.
+
+    centred: (n, d), the rows less the mean that was removed before the fit
+    mean: (d,), what a reconstruction adds back
+    basis: (min(n, d), m), orthonormal columns, in the order in which components are kept
+    energies: (m,), float64, the part of `total` that each component carries
+    total: the sum of squares of `centred`: the variance times n - 1
+    """
+
+    centred: np.ndarray
+    mean: np.ndarray
+    basis: np.ndarray
+    energies: np.ndarray
+    total: float
+
+    @property
+    def full_rank(self) -> int:
+        """The number of components with which the reconstruction is exact."""
+        return min(self.centred.shape)
+
+    def rank_for(self, threshold: float) -> int:
+        """The fewest components whose share of the variance reaches `threshold`, in (0, 1]; 0 if there is none."""
+        if self.total == 0:
+            return 0
+        if threshold >= 1:
+            return self.full_rank
+        shares = np.cumsum(self.energies) / self.total
+        return min(int(np.searchsorted(shares, threshold * (1 - 1e-12))) + 1, self.full_rank)
+
+    def explained(self, rank: int) -> float:
+        """The share of the variance, in [0, 1], that the first `rank` components carry."""
+        if self.total == 0 or rank >= self.full_rank:
+            return 1.0
+        return float(min(self.energies[:rank].sum() / self.total, 1.0))
+
+    def reconstruct(self, rank: int) -> np.ndarray:
+        """The rows from their first `rank` components: (n, d), in the dtype of `centred`."""
+        return next(self.reconstructions([rank]))
+
+    def reconstructions(self, ranks: Iterable[int]) -> Iterator[np.ndarray]:
+        """The reconstructions for ascending `ranks`, together for the price of the last one alone."""
+        result, done = np.broadcast_to(self.mean, self.centred.shape).astype(self.centred.dtype), 0
+        wide = len(self.basis) == len(self.centred)
+        for rank in ranks:
+            new = self.basis[:, done:rank]
+            result = result + (new @ (new.T @ self.centred) if wide else (self.centred @ new) @ new.T)
+            done = rank
+            yield result
+
+
+def centre(matrix: np.ndarray, mean: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (n, d) as they go into the fit, and the row (d,) that a reconstruction adds back.
+
+    `keep`: the mean goes and comes back; `none`: nothing goes; `drop`: the mean goes and is lost.
+    """
+    nothing = np.zeros(matrix.shape[1], matrix.dtype)
+    if mean == "none":
+        return matrix, nothing
+    average = matrix.mean(axis=0, dtype=np.float64).astype(matrix.dtype)
+    return matrix - average, average if mean == "keep" else nothing
+
+
+def gram(rows: np.ndarray) -> np.ndarray:
+    """The smaller Gram matrix of `rows` (n, d): n x n of its rows, or d x d of its columns if n > d."""
+    return rows @ rows.T if len(rows) <= rows.shape[1] else rows.T @ rows
+
+
+def principal_components(matrix: np.ndarray, mean: str = "keep") -> RowDecomposition:
+    """Decompose the rows of `matrix` (n, d), float32 or float64, into principal components, strongest first."""
+    centred, added_back = centre(matrix, mean)
+    product = gram(centred)
+    energies, basis = np.linalg.eigh(product)
+    energies = np.clip(energies[::-1].astype(np.float64), 0, None)
+    return RowDecomposition(
+        centred, added_back, np.ascontiguousarray(basis[:, ::-1]), energies, float(np.trace(product, dtype=np.float64))
+    )
+
+
+def explained_variance_ranks(matrix: np.ndarray, thresholds: Iterable[float], mean: str = "keep") -> list[int]:
+    """The rank that each threshold needs, from eigenvalues alone."""
+    centred, added_back = centre(matrix, mean)
+    product = gram(centred)
+    energies = np.clip(np.linalg.eigvalsh(product)[::-1].astype(np.float64), 0, None)
+    empty = np.empty((min(matrix.shape), 0), matrix.dtype)
+    rows = RowDecomposition(centred, added_back, empty, energies, float(np.trace(product, dtype=np.float64)))
+    return [rows.rank_for(threshold) for threshold in thresholds]

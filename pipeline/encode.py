@@ -1,0 +1,49 @@
+"""Turn reconstructed float32 matrices into the bytes of a GGUF tensor type."""
+
+import numpy as np
+from gguf import GGMLQuantizationType, quantize
+
+from native.quantize_rows import quantize_rows
+from pipeline.attention import Projection
+from pipeline.errors import SurgeryError
+from pipeline.gguf_reader import FLOAT_TYPES, GGUFModel, TensorInfo
+
+OUTTYPES = ("auto", "keep", "f32", "f16", "bf16")
+
+
+def output_type(info: TensorInfo, outtype: str) -> GGMLQuantizationType:
+    """The type that an operated tensor is written in: `auto` keeps a float type and turns a quantised one into F16."""
+    if outtype == "keep" or (outtype == "auto" and info.type in FLOAT_TYPES):
+        return info.type
+    return GGMLQuantizationType.F16 if outtype == "auto" else GGMLQuantizationType[outtype.upper()]
+
+
+def encode_tensor(
+    model: GGUFModel, name: str, replacements: dict[Projection, np.ndarray], kind: GGMLQuantizationType
+) -> np.ndarray:
+    """The stored bytes of tensor `name` with its projections replaced: uint8 of shape (rows, bytes per row).
+
+    Rows of a fused tensor that are not replaced keep their bytes where the type stays the same.
+    """
+    mine = {projection: values for projection, values in replacements.items() if projection.tensor == name}
+    if kind == model.tensors[name].type:
+        data = model.read_raw(name)
+        for projection, values in mine.items():
+            data[projection.start : projection.stop] = encode_rows(name, values, kind)
+        return data
+    whole = model.read(name)
+    for projection, values in mine.items():
+        whole[projection.start : projection.stop] = values
+    return encode_rows(name, whole, kind)
+
+
+def encode_rows(name: str, values: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
+    """Encode float32 `values` (rows, columns) as `kind`: uint8 of shape (rows, bytes per row).
+
+    Raises SurgeryError when a value does not fit in F16 (largest magnitude 65504).
+    """
+    if kind == GGMLQuantizationType.F16 and np.abs(values).max(initial=0) > np.finfo(np.float16).max:
+        raise SurgeryError(f"tensor {name} holds values too large for F16; use --outtype f32 or bf16")
+    if kind in FLOAT_TYPES:
+        return quantize(values, kind).view(np.uint8)
+    return quantize_rows(values, kind)

@@ -1,0 +1,230 @@
+"""The operation itself: a plan applied to a model, layer by layer, in the memory of one layer."""
+
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType
+
+from pipeline.attention import Projection, find_attention, parse_layers
+from pipeline.decompose.methods import METHODS
+from pipeline.decompose.principal_components import RowDecomposition, principal_components
+from pipeline.decompose.random_subspace import random_subspace
+from pipeline.encode import encode_tensor, output_type
+from pipeline.errors import UsageError
+from pipeline.gguf_metadata import MetadataEntry
+from pipeline.gguf_reader import GGUFModel
+from pipeline.gguf_writer import TensorDeclaration, create_gguf
+from pipeline.plan import Plan
+from pipeline.provenance import UNKNOWN_HASH, operated_metadata, sha256_of_files
+from pipeline.resources import peak_rss_bytes
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """What happened to one group of projections of one layer.
+
+    `explained` is the share of the group's variance that is kept; `relative_error` maps each replaced matrix to
+    |A' - A| / |A| (Frobenius norms, before rounding to the tensor's type); `factor_numbers` is what storing the
+    factors instead of the product would take, `dense_numbers` what the matrices take.
+    """
+
+    layer: int
+    group: str
+    rows: int
+    columns: int
+    rank: int
+    explained: float
+    relative_error: dict[str, float]
+    factor_numbers: int
+    dense_numbers: int
+
+
+@dataclass
+class OperationReport:
+    """What `operate` did; `to_dict` is the JSON object that the command prints."""
+
+    output: str
+    plan: Plan
+    layers: list[GroupResult] = field(default_factory=list)
+    skipped_layers: tuple[int, ...] = ()
+    output_bytes: int = 0
+    seconds: float = 0.0
+    decomposition_seconds: float = 0.0
+
+    @property
+    def factor_numbers(self) -> int:
+        return sum(group.factor_numbers for group in self.layers)
+
+    @property
+    def dense_numbers(self) -> int:
+        return sum(group.dense_numbers for group in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "output": self.output,
+            **asdict(self.plan),
+            "layers": [asdict(group) for group in self.layers],
+            "skipped_layers": list(self.skipped_layers),
+            "stored_numbers": {"factors": self.factor_numbers, "dense": self.dense_numbers},
+            "output_bytes": self.output_bytes,
+            "seconds": self.seconds,
+            "decomposition_seconds": self.decomposition_seconds,
+            "peak_rss_bytes": peak_rss_bytes(),
+        }
+
+
+def operate(
+    model: GGUFModel,
+    output: Path,
+    plan: Plan,
+    *,
+    force: bool = False,
+    on_bytes: Callable[[int], None] = lambda count: None,
+) -> OperationReport:
+    """Write `output`: `model` with its q, k and v replaced as `plan` says, everything else byte-identical.
+
+    A group that keeps all its components keeps its bytes; when all groups do, the output is the input, byte for byte.
+    `on_bytes` hears how many bytes were written since its last call. Raises UsageError for a plan that this model
+    cannot follow, SurgeryError when a tensor or the disk is at fault.
+    """
+    started = time.perf_counter()
+    attention = find_attention(model)
+    numbers = parse_layers(plan.layers, attention.layers)
+    layers = [attention.layers[number] for number in numbers]
+    replaced = _replaced_types(model, layers, plan)
+    report = OperationReport(str(output), plan, skipped_layers=attention.skipped)
+
+    def metadata(source_hash: str) -> Iterable[MetadataEntry]:
+        if not replaced:
+            return model.metadata.values()
+        ranks = {group: [0] * len(numbers) for group in groups_with_targets(plan)}
+        for result in report.layers:
+            ranks[result.group][numbers.index(result.layer)] = result.rank
+        return operated_metadata(model, plan, numbers, ranks, source_hash)
+
+    with ThreadPoolExecutor(1) as background:
+        source_hash = background.submit(sha256_of_files, model.paths)
+        with create_gguf(
+            output,
+            metadata(UNKNOWN_HASH),
+            [TensorDeclaration(t.name, t.shape, replaced.get(t.name, t.type)) for t in model.tensors.values()],
+            alignment=model.alignment,
+            force=force,
+            sources=model.paths,
+            on_bytes=on_bytes,
+        ) as writer:
+            for info in model.tensors.values():
+                if info.name not in replaced:
+                    writer.copy(info)
+            for layer in layers:
+                begun = time.perf_counter()
+                groups, matrices = operate_layer(model, layer, plan)
+                report.decomposition_seconds += time.perf_counter() - begun
+                report.layers += groups
+                for name in dict.fromkeys(projection.tensor for projection in matrices):
+                    writer.put(name, encode_tensor(model, name, matrices, replaced[name]))
+            writer.replace_metadata(metadata(source_hash.result()))
+    report.output_bytes = output.stat().st_size
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+def operate_layer(
+    model: GGUFModel, layer: dict[str, Projection], plan: Plan
+) -> tuple[list[GroupResult], dict[Projection, np.ndarray]]:
+    """Reconstruct one layer's projections: what happened to each group, and the matrices that are to be replaced."""
+    results, matrices = [], {}
+    for group in groups_with_targets(plan):
+        members = [layer[role] for role in group]
+        full_rank = _full_rank(members, plan)
+        if plan.keeps_everything(full_rank):
+            results.append(_group_result(plan, members, full_rank, 1.0, dict.fromkeys(targets_in(group, plan), 0.0)))
+            continue
+        stack = np.vstack([read_projection(model, projection) for projection in members])
+        components, rank = _components(plan, stack, layer_number=members[0].layer)
+        rebuilt = components.reconstruct(rank)
+        errors, row = {}, 0
+        for projection in members:
+            rows = slice(row, row + projection.rows)
+            if projection.role in plan.targets:
+                matrices[projection] = rebuilt[rows]
+                norm = np.linalg.norm(stack[rows])
+                errors[projection.role] = float(np.linalg.norm(rebuilt[rows] - stack[rows]) / norm) if norm else 0.0
+            row += projection.rows
+        results.append(_group_result(plan, members, rank, components.explained(rank), errors))
+    return results, matrices
+
+
+def groups_with_targets(plan: Plan) -> list[str]:
+    """The method's groups that have a matrix to replace; components are fitted on all members of such a group."""
+    return [group for group in METHODS[plan.method].groups if targets_in(group, plan)]
+
+
+def targets_in(group: str, plan: Plan) -> list[str]:
+    return [role for role in group if role in plan.targets]
+
+
+def read_projection(model: GGUFModel, projection: Projection) -> np.ndarray:
+    """A projection's weights, float32 of shape (out_features, in_features)."""
+    return model.read(projection.tensor)[projection.start : projection.stop]
+
+
+def _components(plan: Plan, stack: np.ndarray, layer_number: int) -> tuple[RowDecomposition, int]:
+    components = principal_components(stack, plan.mean)
+    rank = plan.rank if plan.threshold is None else components.rank_for(plan.threshold)
+    assert rank is not None  # Plan holds one of the two
+    if METHODS[plan.method].random:
+        seed = np.random.SeedSequence([plan.seed, layer_number, len(stack)])
+        components = random_subspace(components, rank, seed)
+    return components, rank
+
+
+def _full_rank(members: list[Projection], plan: Plan) -> int:
+    """The most components that a group of projections can have. Raises UsageError when `plan` asks for more."""
+    full_rank = min(sum(projection.rows for projection in members), members[0].columns)
+    if plan.rank is not None and plan.rank > full_rank:
+        group = " and ".join(projection.role for projection in members)
+        raise UsageError(
+            f"--rank {plan.rank}: {group} of layer {members[0].layer} has {full_rank} components at the most"
+        )
+    return full_rank
+
+
+def _group_result(
+    plan: Plan, members: list[Projection], rank: int, explained: float, errors: dict[str, float]
+) -> GroupResult:
+    columns = members[0].columns
+    rows = sum(projection.rows for projection in members)
+    stored_rows = sum(projection.rows for projection in members if projection.role in plan.targets)
+    dense = stored_rows * columns
+    factors = rank * (stored_rows + columns) + (columns if plan.mean == "keep" else 0)
+    return GroupResult(
+        layer=members[0].layer,
+        group="".join(projection.role for projection in members),
+        rows=rows,
+        columns=columns,
+        rank=rank,
+        explained=explained,
+        relative_error=errors,
+        factor_numbers=dense if plan.keeps_everything(min(rows, columns)) else factors,
+        dense_numbers=dense,
+    )
+
+
+def _replaced_types(
+    model: GGUFModel, layers: list[dict[str, Projection]], plan: Plan
+) -> dict[str, GGMLQuantizationType]:
+    """The type that each tensor to be replaced is written in; tensors that keep all their components are not in it."""
+    replaced = {}
+    for layer in layers:
+        for group in groups_with_targets(plan):
+            if not plan.keeps_everything(_full_rank([layer[role] for role in group], plan)):
+                for role in targets_in(group, plan):
+                    info = model.tensors[layer[role].tensor]
+                    replaced[info.name] = output_type(info, plan.outtype)
+    return replaced

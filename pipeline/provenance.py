@@ -1,0 +1,51 @@
+"""What was done to a model, as `surgery.*` metadata of the file that was written."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from pipeline import __version__
+from pipeline.gguf_metadata import MetadataEntry, metadata_entry
+from pipeline.gguf_reader import GGUFModel
+from pipeline.plan import Plan
+
+PREFIX = "surgery."
+UNKNOWN_HASH = "0" * 64
+
+
+def sha256_of_files(paths: Iterable[Path]) -> str:
+    """SHA-256, in hex, of the files' bytes one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while chunk := file.read(2**20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def operated_metadata(
+    model: GGUFModel, plan: Plan, layers: list[int], ranks: dict[str, list[int]], source_hash: str
+) -> list[MetadataEntry]:
+    """The model's metadata with what was done to it; as many bytes before ranks and hash are known as after.
+
+    `ranks` maps a group, such as `q` or `kv`, to its rank in each of `layers`. What an earlier operation on the same
+    model left is kept, as JSON, in `surgery.previous`.
+    """
+    earlier = {key: entry.value for key, entry in model.metadata.items() if key.startswith(PREFIX)}
+    kept = [entry for key, entry in model.metadata.items() if not key.startswith(PREFIX)]
+    values = {
+        "version": __version__,
+        "method": plan.method,
+        "targets": plan.targets,
+        "mean": plan.mean,
+        "metric": "weights",
+        **({"rank": plan.rank} if plan.threshold is None else {"threshold": float(plan.threshold)}),
+        "seed": plan.seed,
+        "layers": layers,
+        **{f"ranks.{group}": group_ranks for group, group_ranks in ranks.items()},
+        "source.name": model.path.name,
+        "source.sha256": source_hash,
+        **({"previous": json.dumps(earlier)} if earlier else {}),
+    }
+    return kept + [metadata_entry(PREFIX + key, value) for key, value in values.items()]

@@ -1,0 +1,72 @@
+"""Quantise a whole model file with llama.cpp's quantiser, in a process of its own."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from native.errors import NativeError
+from native.isolated import isolated
+from native.quantize_file import FALLBACK_LINE, PROGRESS_LINE, file_type, quantize_file, read_importance_matrix
+from pipeline.errors import UsageError
+from pipeline.gguf_reader import FLOAT_TYPES, GGUFModel, open_gguf
+from pipeline.output_file import complete_or_absent
+
+
+@dataclass(frozen=True)
+class QuantizationProgress:
+    """Callback: `advance(tensors done, tensors in all)`."""
+
+    advance: Callable[[int, int], None] = lambda done, total: None
+
+
+def quantize(
+    model: GGUFModel,
+    output: Path,
+    kind: str,
+    *,
+    importance_matrix: Path | None = None,
+    threads: int = 0,
+    force: bool = False,
+    progress: QuantizationProgress = QuantizationProgress(),
+) -> dict[str, Any]:
+    """Write `output`: `model` quantised to `kind`, any type of llama.cpp's quantiser, in any case.
+
+    The result names the tensors that fell back to another type because their width does not fit. Raises UsageError
+    for an unknown type or an output that cannot be, NativeError with llama.cpp's reason, SurgeryError on a full disk.
+    """
+    try:
+        kind = file_type(kind)
+    except NativeError as error:
+        raise UsageError(str(error)) from None
+    started = time.perf_counter()
+    importance = read_importance_matrix(importance_matrix) if importance_matrix else None
+    fallbacks: dict[str, str] = {}
+
+    def on_log(line: str) -> None:
+        for name, fallback in FALLBACK_LINE.findall(line):
+            fallbacks[name] = fallback.upper()
+        if match := PROGRESS_LINE.search(line):
+            progress.advance(int(match[1]), int(match[2]))
+
+    with complete_or_absent(output, force=force, sources=model.paths) as temporary:
+        for _ in isolated(
+            quantize_file, str(model.path), str(temporary), kind, importance=importance, threads=threads, on_log=on_log
+        ):
+            pass
+        open_gguf(temporary)
+    return {
+        "source": str(model.path),
+        "output": str(output),
+        "type": kind,
+        "source_bytes": sum(path.stat().st_size for path in model.paths),
+        "output_bytes": output.stat().st_size,
+        "fallbacks": fallbacks,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def quantized_types(model: GGUFModel) -> list[str]:
+    """The quantised types among a model's tensors; not empty means that quantising again adds loss to loss."""
+    return sorted({info.type.name for info in model.tensors.values()} - {kind.name for kind in FLOAT_TYPES})
