@@ -66,10 +66,10 @@ bench: $(VENV)/installed-dev ## measure speed, as ratios against named alternati
 watch: $(VENV)/installed-dev ## run the tests again whenever a Python file changes
 	$(VENV)/bin/watchfiles --filter python '$(VENV)/bin/python -m pytest -x' pipeline native tests
 
-clean: ## remove operated models and caches, not the virtual environment
+clean: ## remove OUT and caches, not the virtual environment
 	rm -rf .pytest_cache .mypy_cache .ruff_cache build *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
-	rm -f $(basename $(notdir $(MODEL)))-*.gguf
+	rm -f "$(OUT)"
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -2,9 +2,9 @@
 
 import click
 
+from native.model import ContextOptions
 from pipeline.cli.options import cache_type_options, json_option, model_argument, threads_option
 from pipeline.cli.output import ProgressReport, print_json
-from native.model import ContextOptions
 from pipeline.evaluation import EvaluationProgress, evaluate
 from pipeline.sources import resolve_model
 from pipeline.texts import CALIBRATION_TEXT, EVALUATION_TEXT, read_text

@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from pipeline.cli.options import cache_type_options, json_option, model_argument, threads_option
-from pipeline.cli.output import print_json
 from native.generate import AnswerStatistics, SamplingOptions
 from native.model import ContextOptions
+from pipeline.cli.options import cache_type_options, json_option, model_argument, threads_option
+from pipeline.cli.output import print_json
 from pipeline.conversation import Conversation, ask, start_conversation
 from pipeline.errors import UsageError
 from pipeline.sources import resolve_model
