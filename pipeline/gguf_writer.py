@@ -14,7 +14,7 @@ from gguf import GGMLQuantizationType
 
 from pipeline.errors import SurgeryError
 from pipeline.gguf_metadata import MetadataEntry
-from pipeline.gguf_reader import TensorInfo, align, open_gguf
+from pipeline.gguf_reader import TensorInfo, align, read_part
 from pipeline.output_file import complete_or_absent
 from pipeline.progress import Progress, silent
 
@@ -106,7 +106,7 @@ def create_gguf(
             yield writer
         if writer.missing:
             raise AssertionError(f"tensors never written: {sorted(writer.missing)}")
-        written = open_gguf(temporary).tensors
+        written = read_part(temporary).tensors
         if [(t.shape, t.offset) for t in written.values()] != [(t.shape, t.offset) for t in tensors.values()]:
             raise SurgeryError(f"{path}: the written header does not read back as it should; is the disk failing?")
 
