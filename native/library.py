@@ -23,7 +23,7 @@ class NativeLog:
 
     def __init__(self) -> None:
         self.listeners: list[LogListener] = []
-        self._complaints: deque[str] = deque(maxlen=3)
+        self._complaints: deque[str] = deque(maxlen=2)
         self._partial = b""
         self._level = 0
         self._callback = llama_cpp.llama_log_callback(self._receive)
@@ -35,7 +35,7 @@ class NativeLog:
         self._partial += text
         while b"\n" in self._partial:
             raw, self._partial = self._partial.split(b"\n", 1)
-            if line := raw.decode("utf-8", errors="replace").strip(" ."):
+            if line := raw.decode("utf-8", errors="replace").strip(" .="):
                 if self._level in (LOG_LEVEL_WARNING, LOG_LEVEL_ERROR):
                     self._complaints.append(line)
                 for listener in self.listeners:

@@ -53,7 +53,10 @@ def quantize_file(
             entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
         params.imatrix = ctypes.cast(entries, ctypes.POINTER(llama_cpp.llama_model_imatrix_data))
     if llama_cpp.llama_model_quantize(source.encode(), output.encode(), ctypes.byref(params)):
-        raise native_log().error(f"{source}: llama.cpp could not quantise it to {kind}")
+        error = native_log().error(f"{source}: llama.cpp could not quantise it to {kind}")
+        if importance is None and "imatrix" in str(error):
+            error = NativeError(f"{kind}: needs an importance matrix for this model; give one with --imatrix")
+        raise error
     yield from ()
 
 

@@ -28,6 +28,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
 
 
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `tiny`, but with rows that are whole blocks of the K and I quants, 256 wide."""
+    model = TinyModel(width=256, key_length=64, value_length=64, feed_forward=256)
+    return write_tiny_model(tmp_path_factory.mktemp("wide") / "wide.gguf", model)
+
+
 @pytest.fixture
 def make_tiny(tmp_path: Path) -> Callable[[TinyModel], Path]:
     return lambda model: write_tiny_model(tmp_path / f"{abs(hash(model))}.gguf", model)

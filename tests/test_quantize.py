@@ -1,6 +1,5 @@
 """Quantisation: single matrices give the bytes of llama.cpp's whole-file quantiser, and whole files work."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +15,6 @@ from pipeline.gguf_reader import open_gguf
 from pipeline.operate import operate
 from pipeline.plan import Plan
 from pipeline.quantization import quantize, quantized_types
-from tests.tiny_model import TinyModel
-
-WIDE = TinyModel(width=256, heads=4, kv_heads=2, key_length=64, value_length=64, feed_forward=256)
 
 
 def write_importance(path: Path, source: Path) -> dict[str, np.ndarray]:
@@ -43,10 +39,8 @@ def write_importance(path: Path, source: Path) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("with_importance", [False, True])
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"])
-def test_rows_are_quantised_as_in_a_whole_file(
-    make_tiny: Callable[[TinyModel], Path], tmp_path: Path, kind: str, with_importance: bool
-) -> None:
-    source = make_tiny(WIDE)
+def test_rows_are_quantised_as_in_a_whole_file(wide: Path, tmp_path: Path, kind: str, with_importance: bool) -> None:
+    source = wide
     importance = tmp_path / "imatrix.gguf"
     weights = write_importance(importance, source)
     quantize(open_gguf(source), tmp_path / "q.gguf", kind, importance_matrix=importance if with_importance else None)
@@ -60,11 +54,9 @@ def test_rows_are_quantised_as_in_a_whole_file(
     assert checked >= 4
 
 
-def test_operating_with_keep_equals_quantising_the_operated_file(
-    make_tiny: Callable[[TinyModel], Path], tmp_path: Path
-) -> None:
+def test_operating_with_keep_equals_quantising_the_operated_file(wide: Path, tmp_path: Path) -> None:
     plan = Plan(threshold=0.5, targets="qk", outtype="keep")
-    quantize(open_gguf(make_tiny(WIDE)), tmp_path / "source-q8.gguf", "Q8_0")
+    quantize(open_gguf(wide), tmp_path / "source-q8.gguf", "Q8_0")
     operate(open_gguf(tmp_path / "source-q8.gguf"), tmp_path / "keep.gguf", plan)
     operate(open_gguf(tmp_path / "source-q8.gguf"), tmp_path / "f32.gguf", replace(plan, outtype="f32"))
     quantize(open_gguf(tmp_path / "f32.gguf"), tmp_path / "whole.gguf", "q8_0")
@@ -96,8 +88,8 @@ def test_type_names() -> None:
         file_type("Q9")
 
 
-def test_refusals_leave_nothing_behind(tiny: Path, tmp_path: Path) -> None:
-    model, output = open_gguf(tiny), tmp_path / "q.gguf"
+def test_refusals_leave_nothing_behind(tiny: Path, wide: Path, tmp_path: Path) -> None:
+    model, output = open_gguf(wide), tmp_path / "q.gguf"
     with pytest.raises(UsageError, match="choose one of"):
         quantize(model, output, "Q9_9")
     with pytest.raises(NativeError, match="importance matrix"):

@@ -6,7 +6,7 @@ from native.model import ContextOptions
 from pipeline.cli.options import cache_type_options, json_option, model_argument, threads_option
 from pipeline.cli.output import ProgressReport, print_json
 from pipeline.evaluation import evaluate
-from pipeline.sources import resolve_model
+from pipeline.sources import open_model
 from pipeline.texts import CALIBRATION_TEXT, EVALUATION_TEXT, read_text
 
 
@@ -43,9 +43,9 @@ def command(
     )
     with ProgressReport("evaluating", unit="chunks") as report:
         result = evaluate(
-            resolve_model(model),
+            open_model(model).path,
             read_text(text),
-            base=resolve_model(base) if base else None,
+            base=open_model(base).path if base else None,
             chunks=chunks,
             options=options,
             progress=report.update,
