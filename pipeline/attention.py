@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.gguf_reader import GGUFModel
 
@@ -91,6 +93,11 @@ def _fused(model: GGUFModel, layer: int) -> dict[str, Projection] | None:
 
 def _per_layer(value: int | list[int], layer: int) -> int:
     return value[layer] if isinstance(value, list) else value
+
+
+def read_projection(model: GGUFModel, projection: Projection) -> np.ndarray:
+    """A projection's weights, float32 of shape (out_features, in_features)."""
+    return model.read(projection.tensor)[projection.start : projection.stop]
 
 
 def parse_layers(text: str, available: Iterable[int]) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType
 
-from pipeline.attention import Projection, find_attention, parse_layers
+from pipeline.attention import Projection, find_attention, parse_layers, read_projection
 from pipeline.decompose.methods import METHODS
 from pipeline.decompose.principal_components import RowDecomposition, principal_components
 from pipeline.decompose.random_subspace import random_subspace
@@ -168,11 +168,6 @@ def groups_with_targets(plan: Plan) -> list[str]:
 
 def targets_in(group: str, plan: Plan) -> list[str]:
     return [role for role in group if role in plan.targets]
-
-
-def read_projection(model: GGUFModel, projection: Projection) -> np.ndarray:
-    """A projection's weights, float32 of shape (out_features, in_features)."""
-    return model.read(projection.tensor)[projection.start : projection.stop]
 
 
 def _components(plan: Plan, stack: np.ndarray, layer_number: int) -> tuple[RowDecomposition, int]:
