@@ -145,7 +145,9 @@ def capture_moments(
     with load_model(path) as model, open_context(model, options, sums.callback) as context:
         tokens = model.tokenize(text, special=False)
         if len(tokens) < n_ctx:
-            raise NativeError(f"the text has {len(tokens)} tokens; at least {n_ctx} are needed, one chunk: use a longer text")
+            raise NativeError(
+                f"the text has {len(tokens)} tokens; at least {n_ctx} are needed, one chunk: use a longer text"
+            )
         count = min(chunks or len(tokens) // n_ctx, len(tokens) // n_ctx)
         grid = tokens[: count * n_ctx].reshape(count, n_ctx)
         covered = b"".join(model.piece(token) for token in grid.ravel().tolist())
@@ -154,8 +156,12 @@ def capture_moments(
             _decode_chunk(context, grid[done], sums)
             yield done + 1
             if sums.chunks == CHUNKS_BETWEEN_PARTS or done + 1 == count:
-                if missing := set(layers.values()) - {n for n, sums_of in sums.attention.items() if "received" in sums_of}:
-                    raise NativeError(f"{path}: llama.cpp computes no attention in layer {min(missing)} that could be observed")
+                if missing := set(layers.values()) - {
+                    n for n, sums_of in sums.attention.items() if "received" in sums_of
+                }:
+                    raise NativeError(
+                        f"{path}: llama.cpp computes no attention in layer {min(missing)} that could be observed"
+                    )
                 yield sums.take()
 
 

@@ -3,8 +3,7 @@
 import hashlib
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,20 +30,13 @@ from pipeline.gguf_reader import DEFAULT_ALIGNMENT, GGUFModel
 from pipeline.gguf_writer import TensorDeclaration, create_gguf
 from pipeline.output_file import check_output, complete_or_absent
 from pipeline.overlap import line_sketch
+from pipeline.progress import Progress, silent
 from pipeline.provenance import sha256_of_files
 from pipeline.texts import Text
 
 CHUNK_SIZE = 512  # tokens
 DEFAULT_CHUNKS = 64
 SECONDS_BETWEEN_SAVES = 15.0
-
-
-@dataclass(frozen=True)
-class CalibrationProgress:
-    """Callbacks: `start(chunks in all, chunks that an interrupted run did)` if there is work to do, `advance(chunks)`."""
-
-    start: Callable[[int, int], None] = lambda chunks, done: None
-    advance: Callable[[int], None] = lambda chunks: None
 
 
 def calibrate(
@@ -54,11 +46,11 @@ def calibrate(
     chunks: int = DEFAULT_CHUNKS,
     chunk_size: int = CHUNK_SIZE,
     threads: int = 0,
-    progress: CalibrationProgress = CalibrationProgress(),
+    progress: Progress = silent,
 ) -> Calibration:
     """The statistics of `model` over the first `chunks` chunks of `text`: from the cache, or taken now.
 
-    An interrupted run goes on where it last saved its sums. Raises UsageError for a number of chunks out of range,
+    An interrupted run goes on where it last saved its sums. `progress` counts chunks. Raises UsageError for a number of chunks out of range,
     NativeError when llama.cpp cannot load or run the model or the text is shorter than a chunk.
     """
     if chunks < 1:
@@ -98,7 +90,7 @@ def _capture(
     layers: dict[str, int],
     path: Path,
     threads: int,
-    progress: CalibrationProgress,
+    progress: Progress,
 ) -> None:
     unfinished = path.with_suffix(".unfinished.gguf")
     sums = MomentSums()
@@ -118,11 +110,11 @@ def _capture(
     start = next(events)
     assert isinstance(start, CaptureStart)
     found = replace(wanted, chunk_count=start.chunks)  # the text may be shorter than what was asked for
-    progress.start(start.chunks, sums.chunks)
+    progress(sums.chunks, start.chunks, "going on" if sums.chunks else "")
     sketch = line_sketch(start.covered_text)
     for event in events:
         if not isinstance(event, CapturedPart):
-            progress.advance(1)
+            progress(event, start.chunks, "")
             continue
         sums.add(event.chunks, event.attention, event.products)
         if sums.chunks < start.chunks and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:

@@ -186,6 +186,20 @@ def resume_sums(path: Path, source: CalibrationSource) -> MomentSums:
     return sums
 
 
+def calibration_facts(calibration: Calibration | None) -> dict[str, Any]:
+    """What an operated model says about its calibration: the text's name, hash and sketch, and how much was used."""
+    if calibration is None:
+        return {}
+    source = calibration.source
+    facts: dict[str, Any] = {
+        "text": source.text_name,
+        "text_sha256": source.text_sha256,
+        "chunks": source.chunk_count,
+        "chunk_size": source.chunk_size,
+    }
+    return facts | ({"sketch": list(calibration.sketch)} if calibration.sketch else {})
+
+
 def require_fit(calibration: Calibration, model: GGUFModel) -> None:
     """Raise UsageError unless the statistics were taken from this very model."""
     source = calibration.source

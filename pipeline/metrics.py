@@ -76,7 +76,7 @@ def head_counts(model: GGUFModel, layer: int) -> tuple[int, int]:
     """The numbers of query heads and of key/value heads of a layer."""
     heads = model.hyperparameter("attention.head_count", 1)
     kv_heads = model.hyperparameter("attention.head_count_kv", heads)
-    return tuple(value[layer] if isinstance(value, list) else value for value in (heads, kv_heads))  # type: ignore[return-value]
+    return tuple(int(value[layer] if isinstance(value, list) else value) for value in (heads, kv_heads))
 
 
 def rotary_dimensions(model: GGUFModel, head_size: int) -> int:

@@ -9,13 +9,13 @@ without centring, whose truncation is optimal (Eckart and Young, 1936), and what
 diagonal and stands for its Gram matrix: only L^T L is in the objective.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from pipeline.decompose.principal_components import RowDecomposition, centre
+from pipeline.decompose.principal_components import centre
 
 RIDGE = 1e-9  # of the largest eigenvalue's bound, added to M so that it can be inverted
 
@@ -73,16 +73,15 @@ def _square_root(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class WeightedRows:
-    """Rows made ready: `weighted` (n, d) goes to `principal_components(weighted, "none")`, `restore` turns back."""
+    """Rows made ready: `rows` (n, d) go to `principal_components(rows, "none")`, what it rebuilds to `restore`."""
 
-    weighted: np.ndarray
+    rows: np.ndarray
     mean: np.ndarray
     metric: Metric
 
-    def restore(self, components: RowDecomposition, ranks: Iterable[int]) -> Iterable[np.ndarray]:
-        """The rows (n, d), float32, from the first components of `weighted`, for ascending `ranks`."""
-        for rebuilt in components.reconstructions(ranks):
-            yield (self.mean + self.metric.unweigh(rebuilt)).astype(np.float32)
+    def restore(self, rebuilt: np.ndarray) -> np.ndarray:
+        """Rebuilt rows (n, d) without their weights, the mean added back, float32."""
+        return (self.mean + self.metric.unweigh(rebuilt)).astype(np.float32)
 
 
 def weigh_rows(matrix: np.ndarray, metric: Metric, mean: str) -> WeightedRows:
