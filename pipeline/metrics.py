@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipeline.attention import Projection, read_projection
+from pipeline.attention import Projection, of_layer, read_projection
 from pipeline.calibration import Calibration, LayerMoments
 from pipeline.decompose.attention_metric import (
     average_over_turns,
@@ -14,11 +14,6 @@ from pipeline.decompose.weighted import Metric
 from pipeline.errors import SurgeryError
 from pipeline.gguf_reader import GGUFModel
 
-METRICS = {
-    "weights": "every direction counts alike",
-    "inputs": "an input direction counts by its second moment over the calibration text",
-    "attention": "also by the attention that tokens receive, and an output direction by what attention does with it",
-}
 KEY_WEIGHT = 16.0
 
 
@@ -76,7 +71,7 @@ def head_counts(model: GGUFModel, layer: int) -> tuple[int, int]:
     """The numbers of query heads and of key/value heads of a layer."""
     heads = model.hyperparameter("attention.head_count", 1)
     kv_heads = model.hyperparameter("attention.head_count_kv", heads)
-    return tuple(int(value[layer] if isinstance(value, list) else value) for value in (heads, kv_heads))
+    return of_layer(heads, layer), of_layer(kv_heads, layer)
 
 
 def rotary_dimensions(model: GGUFModel, head_size: int) -> int:

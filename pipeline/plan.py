@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 
 from pipeline.attention import ROLES
-from pipeline.decompose.methods import METHODS
+from pipeline.decompose.methods import METHODS, METRICS
 from pipeline.decompose.principal_components import MEANS
 from pipeline.encode import OUTTYPES
 from pipeline.errors import UsageError
-from pipeline.metrics import METRICS
 
 DEFAULT_THRESHOLD = 0.9
 

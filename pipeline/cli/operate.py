@@ -9,10 +9,9 @@ import click
 from pipeline.cli.calibrate import obtain_calibration
 from pipeline.cli.options import force_option, json_option, model_argument, output_option, threads_option
 from pipeline.cli.output import ProgressReport, print_json, print_table, warn
-from pipeline.decompose.methods import METHODS
+from pipeline.decompose.methods import METHODS, METRICS
 from pipeline.decompose.principal_components import MEANS
 from pipeline.encode import OUTTYPES
-from pipeline.metrics import METRICS
 from pipeline.operate import OperationReport, operate
 from pipeline.operate_and_quantize import operate_and_quantize
 from pipeline.output_file import check_output
