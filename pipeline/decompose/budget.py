@@ -13,9 +13,11 @@ def spread_budget(damages: Sequence[np.ndarray], costs: Sequence[int], budget: f
     Minimises sum_g sum_{i >= rank_g} damages[g][i]: components are bought by damage saved per number, which is optimal
     but for the last purchase, since savings descend (Everett, Generalized Lagrange multiplier method, 1963).
     """
-    group = np.concatenate([np.full(len(d), g) for g, d in enumerate(damages)])
-    value = np.concatenate([np.append(np.inf, d[1:] / cost) for d, cost in zip(damages, costs, strict=True)])
-    order = np.argsort(-value, kind="stable")
-    spent = np.cumsum(np.asarray(costs, float)[group[order]])
-    bought = group[order[(spent <= budget) | np.isinf(value[order])]]
-    return [int(count) for count in np.bincount(bought, minlength=len(costs))]
+    ranks = [1] * len(costs)
+    left = budget - sum(costs)
+    group = np.concatenate([np.full(len(d) - 1, g) for g, d in enumerate(damages)])
+    value = np.concatenate([d[1:] / cost for d, cost in zip(damages, costs, strict=True)])
+    for g in group[np.argsort(-value, kind="stable")].tolist():
+        if costs[g] <= left:
+            ranks[g], left = ranks[g] + 1, left - costs[g]
+    return ranks
