@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.decompose.principal_components import centre
 
-RIDGE = 1e-9  # of the largest eigenvalue's bound, added to M so that it can be inverted
+RIDGE = 1e-6  # of M's trace, added to its diagonal: more than what float32 sums got wrong, so that M can be inverted
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class WeightedRows:
 
     def restore(self, rebuilt: np.ndarray) -> np.ndarray:
         """Rebuilt rows (n, d) without their weights, the mean added back, float32."""
-        return (self.mean + self.metric.unweigh(rebuilt)).astype(np.float32)
+        return np.ascontiguousarray(self.mean + self.metric.unweigh(rebuilt), np.float32)
 
 
 def weigh_rows(matrix: np.ndarray, metric: Metric, mean: str) -> WeightedRows:
