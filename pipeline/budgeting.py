@@ -15,8 +15,8 @@ def budgeted_ranks(
 ) -> dict[tuple[int, str], int]:
     """The rank of each group of each layer, by layer and group, that keeps `plan.budget` of the stored numbers.
 
-    The damage that a component saves is its energy under the metric, as a share of its group's for the metric
-    `weights`. A layer is decomposed here and again when it is rebuilt, so that only one is held at a time.
+    The damage that a component saves is its energy: under the metric `attention` in nats, under others, which know no
+    unit that layers share, as a share of its group's. A layer is decomposed here and again when it is rebuilt, so that only one is held at a time.
     """
     assert plan.budget is not None
     keys, damages, costs, dense = [], [], [], 0
@@ -26,7 +26,8 @@ def budgeted_ranks(
             rows = sum(layer[role].rows for role in targets_in(group, plan))
             columns = layer[group[0]].columns
             keys.append((layer[group[0]].layer, group))
-            damages.append(components.energies[: components.full_rank] / (components.total or 1.0))
+            whole = 1.0 if plan.metric == "attention" else components.total or 1.0
+            damages.append(components.energies[: components.full_rank] / whole)
             costs.append(rows + columns)
             dense += rows * columns
     means = sum(layer[group[0]].columns for layer in layers for group in groups_with_targets(plan))

@@ -19,6 +19,7 @@ from pipeline.calibration import (
     Calibration,
     CalibrationSource,
     MomentSums,
+    add_sensitivities,
     open_calibration,
     resume_sums,
     tokenizer_sha256,
@@ -32,6 +33,7 @@ from pipeline.output_file import check_output, complete_or_absent
 from pipeline.overlap import line_sketch
 from pipeline.progress import Progress, silent
 from pipeline.provenance import sha256_of_files
+from pipeline.sensitivity import measure_sensitivities
 from pipeline.texts import Text
 
 CHUNK_SIZE = 512  # tokens
@@ -46,11 +48,14 @@ def calibrate(
     chunks: int = DEFAULT_CHUNKS,
     chunk_size: int = CHUNK_SIZE,
     threads: int = 0,
+    sensitivities: bool = True,
     progress: Progress = silent,
+    probing: Progress = silent,
 ) -> Calibration:
     """The statistics of `model` over the first `chunks` chunks of `text`: from the cache, or taken now.
 
-    An interrupted run goes on where it last saved its sums. `progress` counts chunks. Raises UsageError for a number of chunks out of range,
+    An interrupted run goes on where it last saved its sums. `sensitivities`, which metric `attention` needs, are
+    measured as well; `progress` counts chunks, `probing` projections. Raises UsageError for a number of chunks out of range,
     NativeError when llama.cpp cannot load or run the model or the text is shorter than a chunk.
     """
     if chunks < 1:
@@ -66,14 +71,24 @@ def calibrate(
         chunk_size,
     )
     path = cached_path(wanted)
+    calibration = _cached(path)
+    if calibration is None:
+        layers = {projections["q"].tensor: layer for layer, projections in attention.layers.items()}
+        _capture(model, text, wanted, layers, path, threads, progress)
+        calibration = open_calibration(path)
+    if sensitivities and not calibration.has_sensitivities:
+        add_sensitivities(calibration, measure_sensitivities(model, calibration, text, threads, probing))
+        calibration = open_calibration(path)
+    return calibration
+
+
+def _cached(path: Path) -> Calibration | None:
     if path.exists():
         try:
             return open_calibration(path)
         except SurgeryError:
             path.unlink()  # damaged; take it again
-    layers = {projections["q"].tensor: layer for layer, projections in attention.layers.items()}
-    _capture(model, text, wanted, layers, path, threads, progress)
-    return open_calibration(path)
+    return None
 
 
 def cached_path(source: CalibrationSource) -> Path:

@@ -24,6 +24,7 @@ from pipeline.provenance import sha256_of_files
 KIND = "surgery.calibration"
 FORMAT_VERSION = 1
 CHECKSUM = "calibration.checksum"
+SENSITIVITY = "calibration.sensitivity"
 MATRICES = ("second_moment", "received")
 
 
@@ -89,6 +90,14 @@ class Calibration:
     sketch: tuple[int, ...]
     file: GGUFModel = field(repr=False)
 
+    @property
+    def has_sensitivities(self) -> bool:
+        return f"{SENSITIVITY}.q" in self.file.metadata
+
+    def sensitivity(self, role: str, layer: int) -> float:
+        """The nats a token that an error of q's, k's or v's whole energy would cost. 1 if it was not measured."""
+        return float(self.file.get(f"{SENSITIVITY}.{role}")[layer]) if self.has_sensitivities else 1.0
+
     def layer(self, number: int) -> LayerMoments:
         """The moments of a layer, read now. Raises SurgeryError for a layer that was not observed."""
         prefix = f"blk.{number}.attn_input."
@@ -130,14 +139,12 @@ def write_calibration(
     path: Path, source: CalibrationSource, sums: MomentSums, *, rope: str, sketch: list[int], force: bool
 ) -> None:
     """Write a statistics file. Sums over fewer chunks than `source` says are kept in full precision, to be resumed."""
-    complete = sums.chunks == source.chunk_count
-    kind = GGMLQuantizationType.F32 if complete else GGMLQuantizationType.F64
     arrays = {
         f"blk.{layer}.attn_input.{name}": values for layer, of in sums.attention.items() for name, values in of.items()
     }
     for name, (squares, count) in sums.products.items():
         arrays[f"{name}.in_sum2"], arrays[f"{name}.counts"] = squares, np.array([count])
-    stored = {name: np.ascontiguousarray(v, np.float32 if complete else np.float64) for name, v in arrays.items()}
+    dtype = np.float32 if sums.chunks == source.chunk_count else np.float64
     facts = {
         "general.type": KIND,
         "calibration.version": FORMAT_VERSION,
@@ -147,10 +154,23 @@ def write_calibration(
         **({"calibration.sketch": sketch} if sketch else {}),
     }
     metadata = [metadata_entry(key, value) for key, value in facts.items()]
-    checksum = metadata_entry(CHECKSUM, _checksum(metadata, stored))
-    declarations = [TensorDeclaration(name, values.shape, kind) for name, values in stored.items()]
+    _write(path, metadata, {name: np.ascontiguousarray(v, dtype) for name, v in arrays.items()}, force=force)
+
+
+def add_sensitivities(calibration: Calibration, values: Mapping[str, list[float]]) -> None:
+    """Write the statistics file anew with the nats that errors of each role cost, by layer."""
+    file = calibration.file
+    metadata = [entry for key, entry in file.metadata.items() if key != CHECKSUM]
+    metadata += [metadata_entry(f"{SENSITIVITY}.{role}", nats) for role, nats in values.items()]
+    _write(calibration.path, metadata, {name: file.read(name) for name in file.tensors}, force=True)
+
+
+def _write(path: Path, metadata: list[MetadataEntry], arrays: Mapping[str, np.ndarray], *, force: bool) -> None:
+    checksum = metadata_entry(CHECKSUM, _checksum(metadata, arrays))
+    kinds = {np.dtype(np.float32): GGMLQuantizationType.F32, np.dtype(np.float64): GGMLQuantizationType.F64}
+    declarations = [TensorDeclaration(name, values.shape, kinds[values.dtype]) for name, values in arrays.items()]
     with create_gguf(path, [*metadata, checksum], declarations, alignment=DEFAULT_ALIGNMENT, force=force) as writer:
-        for name, values in stored.items():
+        for name, values in arrays.items():
             writer.put(name, values.view(np.uint8))
 
 

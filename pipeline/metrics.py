@@ -14,29 +14,42 @@ from pipeline.decompose.weighted import Metric
 from pipeline.errors import SurgeryError
 from pipeline.gguf_reader import GGUFModel
 
-KEY_WEIGHT = 16.0
-
 
 def group_metric(
     name: str, model: GGUFModel, calibration: Calibration, layer: dict[str, Projection], group: str
 ) -> Metric:
     """The metric of a group such as `q` or `kv` of one layer; the blocks of the group's roles in order.
 
-    The roles are balanced: an error is measured as a share of what it is an error of, so each role's blocks are
-    divided by the role's own energy under the metric; k counts KEY_WEIGHT times as much as v.
+    Roles that share components are brought to one unit: an error is measured as a share of the energy of what it is an
+    error of, and for `attention` times the nats that such a share was measured to cost, see `pipeline.sensitivity`.
     """
-    moments = calibration.layer(layer[group[0]].layer)
-    if name == "inputs":
-        inputs, blocks = moments.inputs, {role: [np.eye(layer[role].rows)] for role in group}
+    if name == "attention":
+        metrics = [role_metric(model, calibration, layer, role) for role in group]
+        weights = [calibration.sensitivity(role, layer[role].layer) for role in group]
     else:
-        inputs = moments.inputs / np.trace(moments.inputs) + moments.received / np.trace(moments.received)
-        blocks = {role: role_blocks(role, model, calibration.rope, layer, moments) for role in group}
-    outputs = []
-    for role in group:
-        rows = read_projection(model, layer[role]).astype(np.float64)
-        scale = (KEY_WEIGHT if role == "k" and name == "attention" else 1) / energy(rows, inputs, blocks[role])
-        outputs += [block * scale for block in blocks[role]]
-    return Metric(inputs, outputs)
+        inputs = calibration.layer(layer[group[0]].layer).inputs
+        metrics = [_balanced(read_projection(model, layer[role]), inputs, [np.eye(layer[role].rows)]) for role in group]
+        weights = [1.0] * len(group)
+    blocks = [b * w for m, w in zip(metrics, weights, strict=True) for b in m.outputs or ()]
+    return Metric(metrics[0].inputs, blocks)
+
+
+def role_metric(model: GGUFModel, calibration: Calibration, layer: dict[str, Projection], role: str) -> Metric:
+    """The metric `attention` of q, k or v alone, such that the projection itself has energy 1.
+
+    M is the second moment of all inputs plus that of inputs weighted by the attention that they receive, each divided
+    by its trace: the first is what every direction is worth, the second sees to the tokens that attention rests on.
+    """
+    moments = calibration.layer(layer[role].layer)
+    inputs = moments.inputs / np.trace(moments.inputs) + moments.received / np.trace(moments.received)
+    return _balanced(
+        read_projection(model, layer[role]), inputs, role_blocks(role, model, calibration.rope, layer, moments)
+    )
+
+
+def _balanced(rows: np.ndarray, inputs: np.ndarray, blocks: list[np.ndarray]) -> Metric:
+    scale = energy(rows.astype(np.float64), inputs, blocks)
+    return Metric(inputs, [block / scale for block in blocks])
 
 
 def energy(rows: np.ndarray, inputs: np.ndarray, blocks: list[np.ndarray]) -> float:

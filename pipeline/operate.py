@@ -180,6 +180,8 @@ def _required_calibration(model: GGUFModel, plan: Plan, calibration: Calibration
     if calibration is None:
         raise UsageError(f"--metric {plan.metric}: needs calibration statistics")
     require_fit(calibration, model)
+    if plan.metric == "attention" and not calibration.has_sensitivities:
+        raise UsageError(f"--calibration {calibration.path}: lacks sensitivities; make it with surgery calibrate")
     return calibration
 
 

@@ -29,6 +29,12 @@ from pipeline.texts import CALIBRATION_TEXT, Text, read_text
     "--imatrix-output", type=click.Path(path_type=Path), help="Write an importance matrix in llama.cpp's GGUF form."
 )
 @click.option("--chunks", default=DEFAULT_CHUNKS, show_default=True, help="How many chunks of 512 tokens at the most.")
+@click.option(
+    "--probes/--no-probes",
+    default=True,
+    show_default=True,
+    help="Also measure what errors of each projection cost, which operate --metric attention needs.",
+)
 @threads_option
 @force_option
 @json_option
@@ -38,6 +44,7 @@ def command(
     output: Path | None,
     imatrix_output: Path | None,
     chunks: int,
+    probes: bool,
     threads: int,
     force: bool,
     as_json: bool,
@@ -51,7 +58,7 @@ def command(
     for path in (output, imatrix_output):
         if path is not None:
             check_output(path, force=force, sources=source.paths)
-    calibration = calibrate_with_progress(source, read_text(text), chunks, threads)
+    calibration = calibrate_with_progress(source, read_text(text), chunks, threads, sensitivities=probes)
     if output is not None:
         copy_calibration(calibration, output, force=force, sources=source.paths)
     if imatrix_output is not None:
@@ -83,7 +90,7 @@ def describe(calibration: Calibration, output: Path | None, imatrix: Path | None
     }
 
 
-def obtain_calibration(model: GGUFModel, name: str, threads: int) -> Calibration:
+def obtain_calibration(model: GGUFModel, name: str, metric: str, threads: int) -> Calibration:
     """The statistics in the file `name`, or those of the text `name`, which are taken now unless they are cached.
 
     Raises UsageError when `name` is neither, SurgeryError when the file is damaged.
@@ -93,7 +100,9 @@ def obtain_calibration(model: GGUFModel, name: str, threads: int) -> Calibration
         with path.open("rb") as file:
             if file.read(4) == b"GGUF":
                 return open_calibration(path)
-    return calibrate_with_progress(model, calibration_text(name), DEFAULT_CHUNKS, threads)
+    return calibrate_with_progress(
+        model, calibration_text(name), DEFAULT_CHUNKS, threads, sensitivities=metric == "attention"
+    )
 
 
 def calibration_text(name: str) -> Text:
@@ -105,16 +114,26 @@ def calibration_text(name: str) -> Text:
         ) from None
 
 
-def calibrate_with_progress(model: GGUFModel, text: Text, chunks: int, threads: int) -> Calibration:
+def calibrate_with_progress(
+    model: GGUFModel, text: Text, chunks: int, threads: int, *, sensitivities: bool
+) -> Calibration:
     """Calibrate, saying so if it is not cached."""
-    with ProgressReport(f"calibrating on {text.name}", unit="chunks") as report:
-        said = False
+    with (
+        ProgressReport(f"calibrating on {text.name}", unit="chunks") as capturing,
+        ProgressReport("probing what errors cost", unit="projections") as probing,
+    ):
 
         def update(done: float, total: float, note: str) -> None:
-            nonlocal said
-            if not said:
+            if not capturing.total:
                 click.echo(f"calibrating {model.path.name} on {text.name}: {total:.0f} chunks, once", err=True)
-                said = True
-            report.update(done, total, note)
+            capturing.update(done, total, note)
 
-        return calibrate(model, text, chunks=chunks, threads=threads, progress=update)
+        return calibrate(
+            model,
+            text,
+            chunks=chunks,
+            threads=threads,
+            sensitivities=sensitivities,
+            progress=update,
+            probing=probing.update,
+        )

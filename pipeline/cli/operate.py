@@ -101,7 +101,7 @@ def command(
     plan = Plan(threshold=threshold, rank=rank, budget=budget, **choices)
     source = open_model(model)
     check_output(output, force=force, sources=source.paths)
-    statistics = None if plan.metric == "weights" else obtain_calibration(source, calibration, threads)
+    statistics = None if plan.metric == "weights" else obtain_calibration(source, calibration, plan.metric, threads)
     if quant and (types := quantized_types(source)):
         warn(f"{source.path.name} is quantised already ({', '.join(types)}); quantising it again adds loss to loss")
     with (
