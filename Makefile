@@ -6,11 +6,12 @@ THRESHOLD ?= $(VARIANCE_THRESHOLD)
 METHOD ?= shared-kv
 TARGETS ?= qkv
 MEAN ?= keep
+METRIC ?= weights
 QUANT ?=
 TEXT ?= python-docs
 CHUNKS ?= 20
 PROMPT ?= What is machine learning?
-OUT ?= $(basename $(notdir $(MODEL)))-$(METHOD)-$(TARGETS)-$(THRESHOLD)-$(MEAN)$(if $(QUANT),-$(QUANT)).gguf
+OUT ?= $(basename $(notdir $(MODEL)))-$(METHOD)-$(TARGETS)-$(THRESHOLD)-$(MEAN)$(if $(filter-out weights,$(METRIC)),-$(METRIC))$(if $(QUANT),-$(QUANT)).gguf
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -37,8 +38,8 @@ $(VENV)/installed-dev: $(VENV)/installed
 
 install: $(VENV)/installed ## make a virtual environment and install everything into it
 
-gguf: $(VENV)/installed ## operate on MODEL: METHOD, TARGETS, THRESHOLD, MEAN, then QUANT; writes OUT
-	@$(SURGERY) operate "$(MODEL)" -o "$(OUT)" --force --method "$(METHOD)" --targets "$(TARGETS)" --threshold "$(THRESHOLD)" --mean "$(MEAN)" $(if $(QUANT),--quant "$(QUANT)")
+gguf: $(VENV)/installed ## operate on MODEL: METHOD, TARGETS, THRESHOLD, MEAN, METRIC, then QUANT; writes OUT
+	@$(SURGERY) operate "$(MODEL)" -o "$(OUT)" --force --method "$(METHOD)" --targets "$(TARGETS)" --threshold "$(THRESHOLD)" --mean "$(MEAN)" --metric "$(METRIC)" $(if $(QUANT),--quant "$(QUANT)")
 
 $(OUT): | $(VENV)/installed
 	@$(MAKE) --no-print-directory gguf
@@ -74,5 +75,5 @@ clean: ## remove OUT and caches, not the virtual environment
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "  MODEL=$(MODEL) THRESHOLD=$(THRESHOLD) METHOD=$(METHOD) TARGETS=$(TARGETS) MEAN=$(MEAN) QUANT=$(QUANT)"
+	@echo "  MODEL=$(MODEL) THRESHOLD=$(THRESHOLD) METHOD=$(METHOD) TARGETS=$(TARGETS) MEAN=$(MEAN) METRIC=$(METRIC) QUANT=$(QUANT)"
 	@echo "  TEXT=$(TEXT) CHUNKS=$(CHUNKS) PROMPT=\"$(PROMPT)\" OUT=$(OUT)"

@@ -48,7 +48,7 @@ def taken(tiny: Path, english: Path, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("statistics")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SURGERY_CACHE", str(folder))
-        return calibrate(open_gguf(tiny), read_text(str(english)), chunks=2).path
+        return calibrate(open_gguf(tiny), read_text(str(english)), chunks=2).path  # with sensitivities
 
 
 @pytest.fixture
@@ -152,18 +152,18 @@ def test_calibrating_twice_runs_the_model_once(tiny: Path, english: Path, own_ca
         def count(done: float, total: float, note: str) -> None:
             heard[-1] += 1
 
-        calibrate(open_gguf(tiny), text, chunks=2, progress=count)
+        calibrate(open_gguf(tiny), text, chunks=2, sensitivities=False, progress=count)
     assert heard[0] > 0
     assert heard[1] == 0
     (kept,) = own_cache.glob("*.gguf")
     kept.write_bytes(b"GGUF damaged")
-    assert calibrate(open_gguf(tiny), text, chunks=2).path == kept
+    assert calibrate(open_gguf(tiny), text, chunks=2, sensitivities=False).path == kept
 
 
 def test_an_interrupted_run_goes_on(tiny: Path, english: Path, own_cache: Path, tmp_path: Path) -> None:
     model, text = open_gguf(tiny), read_text(str(english))
-    whole = calibrate(model, text, chunks=3)
-    partial = calibrate(model, text, chunks=1)
+    whole = calibrate(model, text, chunks=3, sensitivities=False)
+    partial = calibrate(model, text, chunks=1, sensitivities=False)
     sums = MomentSums(1)
     for layer in (0, 1):
         prefix = f"blk.{layer}.attn_input."
@@ -174,7 +174,9 @@ def test_an_interrupted_run_goes_on(tiny: Path, english: Path, own_cache: Path, 
     before = whole.path.read_bytes()
     whole.path.unlink()
     heard: list[tuple[float, str]] = []
-    again = calibrate(model, text, chunks=3, progress=lambda done, total, note: heard.append((done, note)))
+    again = calibrate(
+        model, text, chunks=3, sensitivities=False, progress=lambda done, total, note: heard.append((done, note))
+    )
     assert heard[0] == (1, "going on")
     assert not unfinished.exists()
     assert len(before) == again.path.stat().st_size
@@ -233,7 +235,9 @@ def test_the_command_and_the_cache(surgery: SurgeryProcess, tiny: Path, english:
     first = surgery("operate", tiny, "-o", "a.gguf", "--metric", "inputs", "--calibration", english, "--threshold", 0.5)
     assert first.returncode == 0, first.stderr
     assert "calibrating tiny.gguf on" in first.stderr
-    made = surgery("calibrate", tiny, "--text", english, "-o", "s.gguf", "--imatrix-output", "i.gguf", "--json")
+    made = surgery(
+        "calibrate", tiny, "--text", english, "-o", "s.gguf", "--imatrix-output", "i.gguf", "--no-probes", "--json"
+    )
     assert "calibrating" not in made.stderr  # the same statistics are cached
     assert json.loads(made.stdout)["model"] == "tiny.gguf"
     second = surgery(
