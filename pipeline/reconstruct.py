@@ -38,7 +38,7 @@ def decompose_group(
     """
     stack = np.vstack([read_projection(model, layer[role]) for role in group])
     if plan.metric == "weights":
-        return GroupDecomposition(stack, principal_components(stack, plan.mean), None)
+        return GroupDecomposition(stack, principal_components(stack, plan.mean, share=plan.threshold or 1.0), None)
     assert calibration is not None  # `operate` checks
     weighted = weigh_rows(stack, group_metric(plan.metric, model, calibration, layer, group), plan.mean)
     return GroupDecomposition(stack, principal_components(weighted.rows, "none"), weighted)

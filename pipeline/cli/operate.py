@@ -105,7 +105,7 @@ def command(
     if quant and (types := quantized_types(source)):
         warn(f"{source.path.name} is quantised already ({', '.join(types)}); quantising it again adds loss to loss")
     with (
-        ProgressReport("operating", unit="bytes") as writing,
+        ProgressReport("operating", unit="layers") as writing,
         ProgressReport("quantising", unit="tensors") as quantising,
     ):
         if quant:
