@@ -31,7 +31,7 @@ from pipeline.operate import operate
 from pipeline.overlap import SKETCH_SIZE, line_sketch, overlap_warning, shared_lines
 from pipeline.plan import Plan
 from pipeline.texts import Text, read_text
-from tests.conftest import SurgeryProcess
+from tests.test_cli import call
 from tests.tiny_model import TinyModel
 
 
@@ -231,36 +231,45 @@ def test_the_importance_matrix_is_llama_cpps(statistics: Path, tmp_path: Path) -
     assert len(tensors["blk.1.ffn_down.weight.in_sum2"].ravel()) == 96
 
 
-def test_the_command_and_the_cache(surgery: SurgeryProcess, tiny: Path, english: Path, tmp_path: Path) -> None:
-    first = surgery("operate", tiny, "-o", "a.gguf", "--metric", "inputs", "--calibration", english, "--threshold", 0.5)
-    assert first.returncode == 0, first.stderr
+def test_the_commands_and_the_cache(tiny: Path, english: Path) -> None:
+    chosen = ("--metric", "inputs", "--threshold", 0.5, "--calibration")
+    first = call("operate", tiny, "-o", "a.gguf", *chosen, english)
+    assert first.exit_code == 0, first.output
     assert "calibrating tiny.gguf on" in first.stderr
-    made = surgery(
+    made = call(
         "calibrate", tiny, "--text", english, "-o", "s.gguf", "--imatrix-output", "i.gguf", "--no-probes", "--json"
     )
     assert "calibrating" not in made.stderr  # the same statistics are cached
-    assert json.loads(made.stdout)["model"] == "tiny.gguf"
-    second = surgery(
-        "operate", tiny, "-o", "b.gguf", "--metric", "inputs", "--calibration", "s.gguf", "--threshold", 0.5
-    )
-    assert second.returncode == 0, second.stderr
+    facts = json.loads(made.stdout)
+    assert (facts["model"], facts["statistics"], facts["imatrix"]) == ("tiny.gguf", "s.gguf", "i.gguf")
+    second = call("operate", tiny, "-o", "b.gguf", *chosen, "s.gguf")
+    assert second.exit_code == 0, second.output
     assert Path("a.gguf").read_bytes() == Path("b.gguf").read_bytes()
-    assert surgery("quantize", tiny, "q.gguf", "IQ4_NL", "--imatrix", "i.gguf").returncode == 0
+    assert call("quantize", tiny, "q.gguf", "IQ4_NL", "--imatrix", "i.gguf").exit_code == 0
+    assert "surgery.calibration.text_sha256" in call("inspect", "a.gguf").output
+    unprobed = call("operate", tiny, "-o", "c.gguf", "--metric", "attention", "--calibration", "s.gguf")
+    assert "lacks sensitivities" in unprobed.stderr
 
 
-def test_what_cannot_be_is_refused_with_one_line(surgery: SurgeryProcess, tiny: Path, english: Path) -> None:
-    for arguments, said in (
-        (("calibrate", tiny, "--text", "missing.txt"), "--text missing.txt: no such file"),
-        (("calibrate", tiny, "--text", english, "--chunks", 0), "--chunks 0"),
-        (("operate", tiny, "-o", "o.gguf", "--metric", "inputs", "--calibration", "no.txt"), "--calibration no.txt"),
-        (("operate", tiny, "-o", "o.gguf", "--metric", "inputs", "--calibration", tiny), "not calibration statistics"),
-        (("operate", tiny, "-o", "o.gguf", "--budget", 2), "--budget 2.0"),
-        (("operate", tiny, "-o", "o.gguf", "--budget", 0.5, "--rank", 3), "--threshold, --rank and --budget"),
-    ):
-        result = surgery(*arguments)
-        assert result.returncode in (1, 2)
-        assert said in result.stderr
-        assert len(result.stderr.splitlines()) == 1, result.stderr
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("calibrate", "TINY", "--text", "missing.txt"), "--text missing.txt: no such file"),
+        (("calibrate", "TINY", "--text", "TEXT", "--chunks", 0), "--chunks 0"),
+        (("calibrate", "TINY", "-o", "no/folder.gguf"), "no/folder.gguf: the folder no does not exist"),
+        (("operate", "TINY", "-o", "o.gguf", "--metric", "inputs", "--calibration", "no.txt"), "--calibration no.txt"),
+        (("operate", "TINY", "-o", "o.gguf", "--metric", "inputs", "--calibration", "TINY"), "not calibration"),
+        (("operate", "TINY", "-o", "o.gguf", "--budget", 2), "--budget 2.0"),
+        (("operate", "TINY", "-o", "o.gguf", "--budget", 0.5, "--rank", 3), "--threshold, --rank and --budget"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_one_line(
+    tiny: Path, english: Path, arguments: tuple[object, ...], said: str
+) -> None:
+    result = call(*({"TINY": tiny, "TEXT": english}.get(str(a), a) for a in arguments))
+    assert result.exit_code in (1, 2)
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1
     assert not Path("o.gguf").exists()
 
 
