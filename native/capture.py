@@ -71,6 +71,12 @@ class ActivationSums:
         self.chunks, self.attention, self.products = 0, {}, {}
         return part
 
+    def require_all(self, path: str) -> None:
+        """Raise NativeError when a layer's attention was not among the nodes of a decode."""
+        seen = {layer for layer, arrays in self.attention.items() if "received" in arrays}
+        if missing := self._observed - seen:
+            raise NativeError(f"{path}: llama.cpp computes no attention in layer {min(missing)} that can be observed")
+
     def _observe(self, address: int, ask: bool, user_data: Any) -> bool:
         """The callback. False on the first call means: not wanted; on the second: stop."""
         node = GGMLTensor.from_address(address)
@@ -117,6 +123,8 @@ class ActivationSums:
 
 def node_values(node: GGMLTensor) -> np.ndarray:
     """A view of a computed float32 node, its axes reversed as in numpy; valid only within the callback."""
+    if node.type != llama_cpp.GGML_TYPE_F32 or not node.data:
+        raise NativeError(f"{node.name.decode()}: not float32 in memory; it cannot be observed")
     shape, strides = tuple(node.ne)[::-1], tuple(node.nb)[::-1]
     span = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) + 4
     return np.ndarray(shape, np.float32, (ctypes.c_char * span).from_address(node.data), strides=strides)
@@ -155,13 +163,8 @@ def capture_moments(
         for done in range(skip, count):
             _decode_chunk(context, grid[done], sums)
             yield done + 1
+            sums.require_all(path)
             if sums.chunks == CHUNKS_BETWEEN_PARTS or done + 1 == count:
-                if missing := set(layers.values()) - {
-                    n for n, sums_of in sums.attention.items() if "received" in sums_of
-                }:
-                    raise NativeError(
-                        f"{path}: llama.cpp computes no attention in layer {min(missing)} that could be observed"
-                    )
                 yield sums.take()
 
 
