@@ -154,3 +154,15 @@ def test_a_budget_is_kept_to(tiny: Path, tmp_path: Path) -> None:
 def test_the_whole_budget_is_the_identity(tiny: Path, tmp_path: Path) -> None:
     operate(open_gguf(tiny), tmp_path / "out.gguf", Plan(threshold=None, budget=1.0))
     assert (tmp_path / "out.gguf").read_bytes() == tiny.read_bytes()
+
+
+def test_metric_weights_is_the_plain_decomposition_to_the_byte(tiny: Path, tmp_path: Path) -> None:
+    model, plan = open_gguf(tiny), Plan(targets="kv", threshold=None, rank=12, metric="weights")
+    operate(model, tmp_path / "out.gguf", plan)
+    written = open_gguf(tmp_path / "out.gguf")
+    for layer in (0, 1):
+        stack = np.vstack([model.read(f"blk.{layer}.attn_{role}.weight") for role in "kv"])
+        rebuilt = principal_components(stack, "keep").reconstruct(12)
+        bytes_written = b"".join(written.read_raw(f"blk.{layer}.attn_{role}.weight").tobytes() for role in "kv")
+        assert bytes_written == rebuilt.tobytes()
+    assert not [key for key in written.metadata if key.startswith("surgery.calibration")]
