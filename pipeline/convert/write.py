@@ -1,0 +1,45 @@
+"""A checkpoint written as a GGUF file, a tensor at a time."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.gguf_reader import GGUFModel
+from pipeline.gguf_writer import TensorDeclaration, create_gguf
+from pipeline.resources import peak_rss_bytes
+
+
+def write_model(
+    model: GGUFModel, output: Path, *, force: bool = False, on_bytes: Callable[[int], None] = lambda count: None
+) -> dict[str, Any]:
+    """Write `model` to `output`; the result has the keys that `surgery convert --json` prints.
+
+    `on_bytes` hears how many bytes were written since its last call. Raises UsageError and SurgeryError as
+    `create_gguf` does.
+    """
+    started = time.perf_counter()
+    with create_gguf(
+        output,
+        model.metadata.values(),
+        [TensorDeclaration(t.name, t.shape, t.type) for t in model.tensors.values()],
+        alignment=model.alignment,
+        force=force,
+        sources=model.paths,
+        on_bytes=on_bytes,
+    ) as writer:
+        for name in model.tensors:
+            model.copy_tensor(name, writer)
+    types = sorted({info.type.name for info in model.tensors.values() if len(info.shape) > 1})
+    return {
+        "source": model.name,
+        "output": str(output),
+        "architecture": model.architecture,
+        "types": types,
+        "tensors": len(model.tensors),
+        "parameters": sum(info.parameters for info in model.tensors.values()),
+        "pre_tokenizer": model.get("tokenizer.ggml.pre"),
+        "output_bytes": output.stat().st_size,
+        "seconds": time.perf_counter() - started,
+        "peak_rss_bytes": peak_rss_bytes(),
+    }
