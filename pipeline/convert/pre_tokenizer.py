@@ -2,7 +2,8 @@
 
 llama.cpp's converter knows a tokenizer by a hash of the ids that it gives to one text, which changes with every added
 token. Here it is known by what tokenizer.json says that it does, so fine-tuned vocabularies are recognised as well.
-The patterns are those that llama.cpp implements (src/llama-vocab.cpp, in its comments).
+The patterns are those that llama.cpp implements (src/llama-vocab.cpp, in its comments). It leaves out the Unicode
+normalisation (NFC) that Qwen's tokenizers begin with, so there text in decomposed characters gets other ids.
 """
 
 from pathlib import Path

@@ -8,7 +8,7 @@ from gguf import TokenType
 
 from pipeline.convert.byte_level import model_vocabulary
 from pipeline.convert.extras import require
-from pipeline.convert.vocabulary import Token, Vocabulary
+from pipeline.convert.vocabulary import SPACE, Token, Vocabulary
 from pipeline.errors import SurgeryError
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
@@ -16,12 +16,7 @@ BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 def from_model_file(path: Path) -> Vocabulary:
     """The pieces of a tokenizer.model. Raises SurgeryError when it is damaged, or the package is missing."""
-    package = require("sentencepiece", "hub", f"{path}: a SentencePiece tokenizer")
-    processor = package.SentencePieceProcessor()
-    try:
-        processor.LoadFromFile(str(path))
-    except (RuntimeError, OSError):
-        raise SurgeryError(f"{path}: is not a SentencePiece model; get it anew") from None
+    processor = _load(path)
     kinds = (
         (processor.IsUnknown, TokenType.UNKNOWN),
         (processor.IsControl, TokenType.CONTROL),
@@ -33,6 +28,22 @@ def from_model_file(path: Path) -> Vocabulary:
         kind = next((kind for test, kind in kinds if test(number)), TokenType.NORMAL)
         vocabulary[number] = Token(processor.IdToPiece(number), kind, processor.GetScore(number))
     return vocabulary
+
+
+def model_adds_space_prefix(path: Path) -> bool:
+    """Whether the tokenizer puts a space before the text: a setting that the package does not tell, so it is tried."""
+    pieces: list[str] = _load(path).EncodeAsPieces("a")
+    return pieces[0].startswith(SPACE)
+
+
+def _load(path: Path) -> Any:
+    package = require("sentencepiece", "hub", f"{path}: a SentencePiece tokenizer")
+    processor = package.SentencePieceProcessor()
+    try:
+        processor.LoadFromFile(str(path))
+    except (RuntimeError, OSError):
+        raise SurgeryError(f"{path}: is not a SentencePiece model; get it anew") from None
+    return processor
 
 
 def from_tokenizer_json(path: Path, tokenizer: dict[str, Any]) -> Vocabulary:

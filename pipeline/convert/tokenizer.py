@@ -10,7 +10,7 @@ from gguf import GGUFValueType, Keys, SpecialVocab
 from pipeline.convert.byte_level import byte_level_vocabulary
 from pipeline.convert.config import read_json_if_there
 from pipeline.convert.pre_tokenizer import find_pre_tokenizer, flatten
-from pipeline.convert.sentence_piece import from_model_file, from_tokenizer_json
+from pipeline.convert.sentence_piece import from_model_file, from_tokenizer_json, model_adds_space_prefix
 from pipeline.convert.vocabulary import Vocabulary, add_added_tokens, pad
 from pipeline.errors import SurgeryError
 from pipeline.gguf_metadata import MetadataEntry, typed_metadata_entry
@@ -48,13 +48,14 @@ def tokenizer_metadata(folder: Path, vocab_size: int, pre: str | None) -> Iterat
         yield typed_metadata_entry(Keys.Tokenizer.SCORES, scores, GGUFValueType.FLOAT32)
     yield typed_metadata_entry(Keys.Tokenizer.TOKEN_TYPE, types, GGUFValueType.INT32)
     special = special_vocabulary(folder, vocab_size, byte_level)
+    ids = special.special_token_ids | named_tokens(tokens, settings)
     if byte_level:
         yield typed_metadata_entry(Keys.Tokenizer.MERGES, special.merges, GGUFValueType.STRING)
     else:
-        yield _flag(Keys.Tokenizer.ADD_PREFIX, adds_space_prefix(tokenizer, settings))
+        yield _flag(Keys.Tokenizer.ADD_PREFIX, adds_space_prefix(folder, tokenizer))
     for kind, key in SPECIAL_TOKEN_KEYS.items():
-        if kind in special.special_token_ids:
-            yield typed_metadata_entry(key, special.special_token_ids[kind], GGUFValueType.UINT32)
+        if kind in ids:
+            yield typed_metadata_entry(key, ids[kind], GGUFValueType.UINT32)
     adds = special.add_special_token
     yield _flag(Keys.Tokenizer.ADD_BOS, adds.get("bos", adds_bos_by_default(tokenizer, settings)))
     if "eos" in adds:
@@ -94,7 +95,19 @@ def special_vocabulary(folder: Path, vocab_size: int, byte_level: bool) -> Speci
     return special
 
 
-def adds_space_prefix(tokenizer: dict[str, Any], settings: dict[str, Any]) -> bool:
+def named_tokens(tokens: list[str], settings: dict[str, Any]) -> dict[str, int]:
+    """The ids of the special tokens that tokenizer_config.json names; transformers believes it before config.json."""
+    numbers = {text: number for number, text in enumerate(tokens)}
+    named = {}
+    for kind in ("bos", "eos", "unk", "pad"):
+        entry = settings.get(f"{kind}_token")
+        text = entry.get("content") if isinstance(entry, dict) else entry
+        if text in numbers:
+            named[kind] = numbers[text]
+    return named
+
+
+def adds_space_prefix(folder: Path, tokenizer: dict[str, Any]) -> bool:
     """Whether a SentencePiece tokenizer puts a space before the text."""
     if tokenizer:
         normalizers = flatten(tokenizer.get("normalizer"), "normalizers")
@@ -102,7 +115,7 @@ def adds_space_prefix(tokenizer: dict[str, Any], settings: dict[str, Any]) -> bo
         return any(step.get("type") == "Prepend" for step in normalizers) or any(
             step.get("type") == "Metaspace" and step.get("prepend_scheme", "always") != "never" for step in splitters
         )
-    return bool(settings.get("add_prefix_space", True))
+    return model_adds_space_prefix(folder / "tokenizer.model")
 
 
 def adds_bos_by_default(tokenizer: dict[str, Any], settings: dict[str, Any]) -> bool:

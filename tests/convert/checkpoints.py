@@ -20,8 +20,6 @@ SIZES: dict[str, Any] = {
     "max_position_embeddings": 128,
     "initializer_range": 0.3,  # large, so that a wrong row or norm shows in the logits
     "rms_norm_eps": 1e-5,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
 }
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -32,6 +30,7 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 32,
 }
 GEMMA: dict[str, Any] = {
+    "initializer_range": 0.03,  # smaller: llama.cpp takes GELU from a table in half precision
     "head_dim": 16,
     "query_pre_attn_scalar": 16,
     "sliding_window": 32,
@@ -106,7 +105,7 @@ def reference_logits(model: Any, ids: list[int]) -> np.ndarray:
 def llama_cpp_logits(path: Path, ids: list[int]) -> np.ndarray:
     """llama.cpp's logits after each token, its KV cache in float32: float32 (n, vocabulary)."""
     n = len(ids)
-    options = ContextOptions(n_ctx=max(n, 64), type_k="f32", type_v="f32", threads=2)
+    options = ContextOptions(n_ctx=max(n, 64), type_k="f32", type_v="f32", threads=2, flash_attention=False)
     with load_model(str(path)) as model, open_context(model, options) as context:
         context.decode(ids, np.arange(n), np.zeros(n, np.int32), np.ones(n, np.int8))
         return context.logits(n).copy()
@@ -114,7 +113,7 @@ def llama_cpp_logits(path: Path, ids: list[int]) -> np.ndarray:
 
 def llama_cpp_greedy(path: Path, ids: list[int], count: int) -> list[int]:
     """The `count` likeliest tokens after `ids`, one after the other, as llama.cpp has them."""
-    options = ContextOptions(n_ctx=len(ids) + count, type_k="f32", type_v="f32", threads=2)
+    options = ContextOptions(n_ctx=len(ids) + count, type_k="f32", type_v="f32", threads=2, flash_attention=False)
     chosen: list[int] = []
     with load_model(str(path)) as model, open_context(model, options) as context:
         context.decode(ids, np.arange(len(ids)), np.zeros(len(ids), np.int32), np.eye(len(ids), dtype=np.int8)[-1])
