@@ -102,10 +102,23 @@ def reference_logits(model: Any, ids: list[int]) -> np.ndarray:
     return logits
 
 
+def reference_greedy(model: Any, ids: list[int], count: int) -> list[int]:
+    """The `count` likeliest tokens after `ids`, one after the other, as transformers has them."""
+    chosen: list[int] = []
+    fed, cache = torch.tensor([ids]), None
+    with torch.no_grad():
+        for _ in range(count):
+            result = model(fed, past_key_values=cache, use_cache=True)
+            cache = result.past_key_values
+            chosen.append(int(result.logits[0, -1].argmax()))
+            fed = torch.tensor([chosen[-1:]])
+    return chosen
+
+
 def llama_cpp_logits(path: Path, ids: list[int]) -> np.ndarray:
     """llama.cpp's logits after each token, its KV cache in float32: float32 (n, vocabulary)."""
     n = len(ids)
-    options = ContextOptions(n_ctx=max(n, 64), type_k="f32", type_v="f32", threads=2, flash_attention=False)
+    options = ContextOptions(n_ctx=max(n, 64), type_k="f32", type_v="f32", threads=1, flash_attention=False)
     with load_model(str(path)) as model, open_context(model, options) as context:
         context.decode(ids, np.arange(n), np.zeros(n, np.int32), np.ones(n, np.int8))
         return context.logits(n).copy()
@@ -113,7 +126,7 @@ def llama_cpp_logits(path: Path, ids: list[int]) -> np.ndarray:
 
 def llama_cpp_greedy(path: Path, ids: list[int], count: int) -> list[int]:
     """The `count` likeliest tokens after `ids`, one after the other, as llama.cpp has them."""
-    options = ContextOptions(n_ctx=len(ids) + count, type_k="f32", type_v="f32", threads=2, flash_attention=False)
+    options = ContextOptions(n_ctx=len(ids) + count, type_k="f32", type_v="f32", threads=1, flash_attention=False)
     chosen: list[int] = []
     with load_model(str(path)) as model, open_context(model, options) as context:
         context.decode(ids, np.arange(len(ids)), np.zeros(len(ids), np.int32), np.eye(len(ids), dtype=np.int8)[-1])

@@ -33,7 +33,8 @@ def save_real_tokenizer(folder: Path) -> None:
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in control])
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
-        "tokenizer_class": "GPT2Tokenizer",
+        # The hub's copy says GPT2Tokenizer, for which transformers 5 puts GPT-2's pre-tokenizer in tokenizer.json's place.
+        "tokenizer_class": "PreTrainedTokenizerFast",
         "add_prefix_space": False,
         "bos_token": "<|im_start|>",
         "eos_token": "<|im_end|>",
