@@ -1,6 +1,7 @@
 """A checkpoint folder, seen as the GGUF model that it becomes: everything that works on a GGUFModel works on it."""
 
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -69,8 +70,9 @@ def open_checkpoint(
         tensors.insert(0, _rope_freqs(config, llama3_factors(config, rope)))
     label = label or folder.resolve().name
     name = (repository or label).rpartition("/")[2]
+    parameters = sum(prod(tensor.stored.shape) for tensor in tensors)
     metadata = [
-        *general_metadata(family, name, repository, kind),
+        *general_metadata(family, name, repository, kind, parameters),
         *hyperparameters(config, family, rope),
         *tokenizer_metadata(folder, config.integer("vocab_size"), pre),
     ]

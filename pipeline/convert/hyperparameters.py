@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFValueType, Keys, LlamaFileType
+from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFValueType, Keys, LlamaFileType, size_label
 
 from pipeline.convert.config import Config
 from pipeline.convert.families import Family
@@ -17,12 +17,13 @@ FILE_TYPES = {
 
 
 def general_metadata(
-    family: Family, name: str, repository: str | None, kind: GGMLQuantizationType
+    family: Family, name: str, repository: str | None, kind: GGMLQuantizationType, parameters: int
 ) -> Iterator[MetadataEntry]:
-    """`general.*`: what it is called, where it is from (a hub id, if any) and the type of its matrices."""
+    """`general.*`: what it is called, its size, where it is from (a hub id, if any) and the type of its matrices."""
     yield _string(Keys.General.ARCHITECTURE, family.architecture)
     yield _string(Keys.General.TYPE, "model")
     yield _string(Keys.General.NAME, name)
+    yield _string(Keys.General.SIZE_LABEL, size_label(parameters, parameters, 0, 0))
     if repository:
         yield _string(Keys.General.SOURCE_REPO_URL, f"https://huggingface.co/{repository}")
     yield _integer(Keys.General.FILE_TYPE, FILE_TYPES[kind])

@@ -94,14 +94,13 @@ def is_required(name: str, family: Family, tied: bool) -> bool:
 
 
 def convert_tensors(
-    config: Config, family: Family, weights: dict[str, StoredTensor], kind: GGMLQuantizationType | None
+    config: Config, family: Family, weights: dict[str, StoredTensor], kind: GGMLQuantizationType
 ) -> list[ConvertedTensor]:
-    """Every tensor of the GGUF file, in order; matrices in type `kind`, None for that of the checkpoint.
+    """Every tensor of the GGUF file, in order; matrices in type `kind`.
 
     Raises SurgeryError for a tensor that is missing, unknown, or of another shape than config.json says.
     """
     tied = bool(config.get("tie_word_embeddings", family.tied_by_default))
-    kind = kind or own_type(weights)
     names = name_map(config, family)
     named = {
         names.get_name(name, try_suffixes=(".weight", ".bias")) or name: stored
