@@ -2,6 +2,6 @@
 
 
 class NativeError(Exception):
-    """llama.cpp refused or failed; the message says what was tried, and ends with its last log lines."""
+    """llama.cpp refused or failed; the message says what was tried, and ends with its own words."""
 
     exit_code = 1

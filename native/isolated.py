@@ -20,19 +20,23 @@ def isolated(
     """Run the generator `function(*args, **kwargs)` in a fresh process: what it yields, returns and is sent goes across.
 
     `function` and all values must be picklable. `on_log` hears each line of llama.cpp's log. Closing this generator
-    ends the process. Raises what the generator raises, and NativeError with the last log lines if the process dies.
+    ends the process. Raises what the generator raises, and NativeError with the last log line if the process dies.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, function, args, kwargs), daemon=True)
     process.start()
     theirs.close()
-    log: list[str] = []
+    last_line = ""
     try:
         sent = None
         while True:
             ours.send(sent)
-            kind, value = _answer(ours, log, on_log)
+            while (answer := ours.recv())[0] == LOGGED:
+                last_line = answer[1]
+                if on_log:
+                    on_log(last_line)
+            kind, value = answer
             if kind == RETURNED:
                 return value
             if kind == RAISED:
@@ -40,32 +44,21 @@ def isolated(
             sent = yield value
     except (EOFError, ConnectionError):
         process.join()
-        raise _death(process.exitcode, log) from None
+        raise NativeError(
+            f"llama.cpp {_how_it_ended(process.exitcode)}; its last words: {last_line or 'none'}"
+        ) from None
     finally:
         process.kill()
         process.join()
         ours.close()
 
 
-def _answer(connection: Connection, log: list[str], on_log: Callable[[str], None] | None) -> tuple[int, Any]:
-    while True:
-        kind, value = connection.recv()
-        if kind != LOGGED:
-            return kind, value
-        log[:-11] = []
-        log.append(value)
-        if on_log:
-            on_log(value)
-
-
-def _death(exitcode: int | None, log: list[str]) -> NativeError:
-    how = (
+def _how_it_ended(exitcode: int | None) -> str:
+    return (
         f"was stopped by {signal.Signals(-exitcode).name}"
         if exitcode and exitcode < 0
         else f"ended with code {exitcode}"
     )
-    lines = [f"    llama.cpp: {line}" for line in log]
-    return NativeError("\n".join([f"llama.cpp {how}; the file or the options are something it cannot take", *lines]))
 
 
 def _serve(
@@ -77,8 +70,11 @@ def _serve(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends this process
     from native.library import native_log, report_abort
 
-    native_log().listeners.append(lambda line: connection.send((LOGGED, line)))
-    keep_alive = report_abort(lambda message: connection.send((LOGGED, message)))
+    def log(line: str) -> None:
+        connection.send((LOGGED, line))
+
+    native_log().listeners.append(log)
+    keep_alive = report_abort(log)
     try:
         generator = function(*args, **kwargs)
         try:

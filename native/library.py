@@ -13,37 +13,39 @@ import llama_cpp
 
 from native.errors import NativeError
 
-LOG_LINES_KEPT = 12
-LOG_LEVEL_CONTINUED = 5  # GGML_LOG_LEVEL_CONT: goes on where the line before stopped
+LOG_LEVEL_WARNING, LOG_LEVEL_ERROR, LOG_LEVEL_CONTINUED = 3, 4, 5  # enum ggml_log_level
 
 LogListener = Callable[[str], None]
 
 
 class NativeLog:
-    """llama.cpp's log: kept away from the terminal, its last lines at hand for an error message."""
+    """llama.cpp's log: kept away from the terminal, its complaints at hand for an error message."""
 
     def __init__(self) -> None:
         self.listeners: list[LogListener] = []
-        self._lines: deque[str] = deque(maxlen=LOG_LINES_KEPT)
+        self._complaints: deque[str] = deque(maxlen=2)
         self._partial = b""
+        self._level = 0
         self._callback = llama_cpp.llama_log_callback(self._receive)
         llama_cpp.llama_log_set(self._callback, ctypes.c_void_p(0))
 
     def _receive(self, level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
-        self._partial = self._partial + text if level == LOG_LEVEL_CONTINUED or self._partial else text
+        if level != LOG_LEVEL_CONTINUED:
+            self._level = level
+        self._partial += text
         while b"\n" in self._partial:
-            line, self._partial = self._partial.split(b"\n", 1)
-            self.add(line.decode("utf-8", errors="replace"))
-
-    def add(self, line: str) -> None:
-        if line.strip(" ."):
-            self._lines.append(line)
-            for listener in self.listeners:
-                listener(line)
+            raw, self._partial = self._partial.split(b"\n", 1)
+            if line := raw.decode("utf-8", errors="replace").strip(" .="):
+                if self._level in (LOG_LEVEL_WARNING, LOG_LEVEL_ERROR):
+                    self._complaints.append(line)
+                for listener in self.listeners:
+                    listener(line)
 
     def error(self, message: str) -> NativeError:
-        """An error that ends with the last lines of the log."""
-        return NativeError("\n".join([message, *(f"    llama.cpp: {line}" for line in self._lines)]))
+        """An error that ends with what llama.cpp complained of since the last one."""
+        reason = "; ".join(self._complaints)
+        self._complaints.clear()
+        return NativeError(f"{message} ({reason})" if reason else message)
 
 
 @cache

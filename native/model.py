@@ -117,10 +117,13 @@ def load_model(path: str, gpu_layers: int = 0) -> Iterator[Model]:
 class Context:
     """A context of a model: its KV cache, and logits after each decode. Make one with `open_context`."""
 
-    def __init__(self, model: Model, pointer: int, batch: llama_cpp.llama_batch, kv_cache_bytes: int) -> None:
+    def __init__(
+        self, model: Model, pointer: int, batch: llama_cpp.llama_batch, n_batch: int, kv_cache_bytes: int
+    ) -> None:
         self.model = model
         self.pointer = pointer
         self.kv_cache_bytes = kv_cache_bytes
+        self.n_batch = n_batch
         self._batch = batch
 
     def clear(self) -> None:
@@ -135,6 +138,8 @@ class Context:
     ) -> None:
         """Decode up to n_batch tokens; all arguments have one entry a token, `outputs` says where logits are wanted."""
         batch, n = self._batch, len(tokens)
+        if n > self.n_batch:  # llama.cpp's arrays end there
+            raise ValueError(f"{n} tokens in a batch of {self.n_batch}")
         np.ctypeslib.as_array(batch.token, (n,))[:] = tokens
         np.ctypeslib.as_array(batch.pos, (n,))[:] = positions
         np.ctypeslib.as_array(batch.n_seq_id, (n,))[:] = 1
@@ -179,7 +184,7 @@ def open_context(model: Model, options: ContextOptions) -> Iterator[Context]:
         )
     batch = llama_cpp.llama_batch_init(params.n_batch, 0, 1)
     try:
-        yield Context(model, pointer, batch, kv_cache_bytes=round(sum(sizes) * 2**20))
+        yield Context(model, pointer, batch, params.n_batch, kv_cache_bytes=round(sum(sizes) * 2**20))
     finally:
         llama_cpp.llama_batch_free(batch)
         llama_cpp.llama_free(pointer)

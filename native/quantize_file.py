@@ -1,6 +1,7 @@
 """Whole files through llama.cpp's quantiser. It may abort, so it is meant to be run with `native.isolated`."""
 
 import ctypes
+import errno
 import re
 from collections.abc import Generator
 from contextlib import suppress
@@ -39,7 +40,8 @@ def quantize_file(
     """Quantise `source` to `output` as type `kind`; yields nothing, its progress is in the log.
 
     A quantised source is quantised again. `importance` maps tensor names to float32 arrays (columns,), see
-    `read_importance_matrix`. Raises NativeError with llama.cpp's reason.
+    `read_importance_matrix`. Raises NativeError with llama.cpp's reason,
+    OSError when `output` cannot be written.
     """
     initialise()
     params = llama_cpp.llama_model_quantize_default_params()
@@ -53,7 +55,12 @@ def quantize_file(
             entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
         params.imatrix = ctypes.cast(entries, ctypes.POINTER(llama_cpp.llama_model_imatrix_data))
     if llama_cpp.llama_model_quantize(source.encode(), output.encode(), ctypes.byref(params)):
-        raise native_log().error(f"{source}: llama.cpp could not quantise it to {kind}")
+        error = native_log().error(f"{source}: llama.cpp could not quantise it to {kind}")
+        if importance is None and "imatrix" in str(error):
+            error = NativeError(f"{kind}: needs an importance matrix for this model; give one with --imatrix")
+        if "iostream error" in str(error):
+            raise OSError(errno.EIO, "llama.cpp's quantiser ran into a write error; is the disk full?")
+        raise error
     yield from ()
 
 

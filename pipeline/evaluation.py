@@ -1,8 +1,6 @@
 """Perplexity of a model on a text and, given a base, KL divergence to it."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +10,11 @@ from native.evaluate import EvaluationStart, evaluate_chunks
 from native.isolated import isolated
 from native.model import ContextOptions
 from pipeline.errors import UsageError
+from pipeline.progress import Progress, silent
 from pipeline.statistics import divergence_summary, perplexity, require_finite
 from pipeline.texts import Text
 
 SMALLEST_CONTEXT = 8
-
-
-@dataclass(frozen=True)
-class EvaluationProgress:
-    """Callbacks: `start(chunks, n_ctx)`, then `advance(chunks, perplexity so far, mean KL divergence so far or None)`."""
-
-    start: Callable[[int, int], None] = lambda chunks, n_ctx: None
-    advance: Callable[[int, float, float | None], None] = lambda chunks, ppl, kld: None
 
 
 def evaluate(
@@ -33,12 +24,12 @@ def evaluate(
     base: Path | None = None,
     chunks: int | None = None,
     options: ContextOptions = ContextOptions(),
-    progress: EvaluationProgress = EvaluationProgress(),
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Evaluate `model` on `text`; the result has the keys that `surgery eval --json` prints, with None where no base is.
 
     `seconds` and `tokens_per_second` cover decoding and scoring; tokens of model and base are counted together.
-    Raises UsageError for options out of range, NativeError when llama.cpp refuses, SurgeryError on NaN or infinity.
+    `progress` counts chunks. Raises UsageError for options out of range, NativeError when llama.cpp refuses, SurgeryError on NaN or infinity.
     """
     if options.n_ctx < SMALLEST_CONTEXT:
         raise UsageError(f"--ctx {options.n_ctx}: expected at least {SMALLEST_CONTEXT} tokens")
@@ -47,7 +38,7 @@ def evaluate(
     events = isolated(evaluate_chunks, str(model), base and str(base), text.content, chunks=chunks, options=options)
     start = next(events)
     assert isinstance(start, EvaluationStart)
-    progress.start(start.chunks, start.n_ctx)
+    progress(0, start.chunks, "")
     columns: list[list[np.ndarray]] = [[], [], [], []]
     started = time.perf_counter()
     for finished in events:
@@ -57,7 +48,8 @@ def evaluate(
         nll, kld = np.concatenate(columns[0]), np.concatenate(columns[2])
         require_finite("the negative log-likelihood", nll)
         require_finite("the KL divergence", kld)
-        progress.advance(len(finished), float(np.exp(nll.mean())), float(kld.mean()) if base else None)
+        note = f"ppl {np.exp(nll.mean()):.2f}" + (f", KL {kld.mean():.4f}" if base else "")
+        progress(len(columns[0]), start.chunks, note)
     seconds = time.perf_counter() - started
     nll, base_nll, kld, same_top = (np.concatenate(column) for column in columns)
     ppl, ppl_se = perplexity(nll)

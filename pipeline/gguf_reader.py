@@ -111,7 +111,7 @@ def open_gguf(path: Path) -> GGUFModel:
     Raises SurgeryError when the file is missing, not GGUF, truncated, or when its header contradicts itself.
     """
     paths = _part_paths(path)
-    parts = [_read_part(part) for part in paths]
+    parts = [read_part(part) for part in paths]
     tensors: dict[str, TensorInfo] = {}
     for part in parts:
         if twice := tensors.keys() & part.tensors.keys():
@@ -138,7 +138,8 @@ def _part_paths(path: Path) -> list[Path]:
     return paths
 
 
-def _read_part(path: Path) -> GGUFModel:
+def read_part(path: Path) -> GGUFModel:
+    """Read one file's header as `open_gguf` does, whatever other parts there may be."""
     if not path.exists():
         raise SurgeryError(f"{path}: no such file")
     if not path.is_file():

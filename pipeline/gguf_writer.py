@@ -14,12 +14,11 @@ from gguf import GGMLQuantizationType
 
 from pipeline.errors import SurgeryError
 from pipeline.gguf_metadata import MetadataEntry
-from pipeline.gguf_reader import TensorInfo, align, open_gguf
+from pipeline.gguf_reader import TensorInfo, align, read_part
 from pipeline.output_file import complete_or_absent
+from pipeline.progress import Progress, silent
 
 COPY_CHUNK = 32 * 2**20  # bytes copied between two reports of progress
-
-BytesWritten = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,9 @@ class GGUFWriter:
     header: bytes
     tensors: dict[str, TensorInfo]
     alignment: int
-    on_bytes: BytesWritten
+    progress: Progress
     missing: set[str] = field(init=False)
+    done: int = 0
 
     def __post_init__(self) -> None:
         self.missing = set(self.tensors)
@@ -52,7 +52,7 @@ class GGUFWriter:
             raise AssertionError(f"tensor {name}: {data.nbytes} bytes given, {info.nbytes} declared")
         self.file.seek(info.offset)
         self.file.write(np.ascontiguousarray(data).data)
-        self.on_bytes(info.nbytes)
+        self._advance(info.nbytes)
 
     def copy(self, source: TensorInfo) -> None:
         """Copy a tensor byte for byte from the file that it is in, within the kernel where that is possible."""
@@ -61,7 +61,7 @@ class GGUFWriter:
             raise AssertionError(f"tensor {source.name}: declared as {info.type.name} {info.shape}")
         self.file.flush()
         with source.path.open("rb") as file:
-            _copy_range(file.fileno(), source.offset, self.file.fileno(), info.offset, info.nbytes, self.on_bytes)
+            _copy_range(file.fileno(), source.offset, self.file.fileno(), info.offset, info.nbytes, self._advance)
 
     def replace_metadata(self, metadata: Iterable[MetadataEntry]) -> None:
         """Write metadata anew that became known on the way; it must take as many bytes as what was declared."""
@@ -70,6 +70,10 @@ class GGUFWriter:
             raise AssertionError(f"the header takes {len(header)} bytes, {len(self.header)} were declared")
         self.file.seek(0)
         self.file.write(header)
+
+    def _advance(self, count: int) -> None:
+        self.done += count
+        self.progress(self.done, sum(info.nbytes for info in self.tensors.values()), "")
 
     def _claim(self, name: str) -> TensorInfo:
         self.missing.remove(name)
@@ -85,12 +89,12 @@ def create_gguf(
     alignment: int,
     force: bool,
     sources: Iterable[Path] = (),
-    on_bytes: BytesWritten = lambda count: None,
+    progress: Progress = silent,
 ) -> Iterator[GGUFWriter]:
     """Create `path` with this metadata and these tensors, in this order; yield a writer for the tensors' bytes.
 
     The file appears under its name only when every declared tensor was written and its header reads back.
-    `on_bytes` is called with the number of bytes written since the last call. Raises UsageError and SurgeryError as
+    `progress` counts the bytes of tensors. Raises UsageError and SurgeryError as
     `complete_or_absent` does.
     """
     header, tensors, size = _layout(list(metadata), list(declarations), alignment)
@@ -98,11 +102,11 @@ def create_gguf(
         with temporary.open("r+b") as file:
             file.write(header)
             file.truncate(size)
-            writer = GGUFWriter(file, header, tensors, alignment, on_bytes)
+            writer = GGUFWriter(file, header, tensors, alignment, progress)
             yield writer
         if writer.missing:
             raise AssertionError(f"tensors never written: {sorted(writer.missing)}")
-        written = open_gguf(temporary).tensors
+        written = read_part(temporary).tensors
         if [(t.shape, t.offset) for t in written.values()] != [(t.shape, t.offset) for t in tensors.values()]:
             raise SurgeryError(f"{path}: the written header does not read back as it should; is the disk failing?")
 
@@ -130,7 +134,9 @@ def _layout(
     return header, tensors, data_start + offset
 
 
-def _copy_range(source: int, source_at: int, target: int, target_at: int, count: int, on_bytes: BytesWritten) -> None:
+def _copy_range(
+    source: int, source_at: int, target: int, target_at: int, count: int, advance: Callable[[int], None]
+) -> None:
     in_kernel = hasattr(os, "copy_file_range")
     while count:
         done = 0
@@ -146,4 +152,4 @@ def _copy_range(source: int, source_at: int, target: int, target_at: int, count:
         if not done:
             raise SurgeryError("the source file ended early; was it changed meanwhile?")
         source_at, target_at, count = source_at + done, target_at + done, count - done
-        on_bytes(done)
+        advance(done)

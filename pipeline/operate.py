@@ -1,7 +1,7 @@
 """The operation itself: a plan applied to a model, layer by layer, in the memory of one layer."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from pipeline.gguf_metadata import MetadataEntry
 from pipeline.gguf_reader import GGUFModel
 from pipeline.gguf_writer import TensorDeclaration, create_gguf
 from pipeline.plan import Plan
+from pipeline.progress import Progress, silent
 from pipeline.provenance import UNKNOWN_HASH, operated_metadata, sha256_of_files
 from pipeline.resources import peak_rss_bytes
 
@@ -84,12 +85,12 @@ def operate(
     plan: Plan,
     *,
     force: bool = False,
-    on_bytes: Callable[[int], None] = lambda count: None,
+    progress: Progress = silent,
 ) -> OperationReport:
     """Write `output`: `model` with its q, k and v replaced as `plan` says, everything else byte-identical.
 
     A group that keeps all its components keeps its bytes; when all groups do, the output is the input, byte for byte.
-    `on_bytes` hears how many bytes were written since its last call. Raises UsageError for a plan that this model
+    `progress` counts bytes. Raises UsageError for a plan that this model
     cannot follow, SurgeryError when a tensor or the disk is at fault.
     """
     started = time.perf_counter()
@@ -108,7 +109,7 @@ def operate(
         return operated_metadata(model, plan, numbers, ranks, source_hash)
 
     with ThreadPoolExecutor(1) as background:
-        source_hash = background.submit(sha256_of_files, model.paths)
+        source_hash = background.submit(sha256_of_files, model.paths if replaced else [])
         with create_gguf(
             output,
             metadata(UNKNOWN_HASH),
@@ -116,7 +117,7 @@ def operate(
             alignment=model.alignment,
             force=force,
             sources=model.paths,
-            on_bytes=on_bytes,
+            progress=progress,
         ) as writer:
             for info in model.tensors.values():
                 if info.name not in replaced:

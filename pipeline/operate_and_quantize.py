@@ -1,7 +1,5 @@
 """Operate on a model, then put the whole file through llama.cpp's quantiser."""
 
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +7,8 @@ from pipeline.gguf_reader import GGUFModel, open_gguf
 from pipeline.operate import OperationReport, operate
 from pipeline.output_file import check_output
 from pipeline.plan import Plan
-from pipeline.quantization import QuantizationProgress, quantize
+from pipeline.progress import Progress, silent
+from pipeline.quantization import quantize
 
 
 def operate_and_quantize(
@@ -20,15 +19,17 @@ def operate_and_quantize(
     *,
     threads: int = 0,
     force: bool = False,
-    on_bytes: Callable[[int], None] = lambda count: None,
-    progress: QuantizationProgress = QuantizationProgress(),
+    operating: Progress = silent,
+    quantizing: Progress = silent,
 ) -> tuple[OperationReport, dict[str, Any]]:
-    """Write `output` as `operate` and then `quantize` would; what comes in between lives in a folder that is removed."""
+    """Write `output` as `operate` and then `quantize` would; the file in between is removed."""
     check_output(output, force=force, sources=model.paths)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".partial", dir=output.parent) as folder:
-        between = Path(folder) / "operated.gguf"
-        report = operate(model, between, plan, on_bytes=on_bytes)
-        quantization = quantize(open_gguf(between), output, kind, threads=threads, force=force, progress=progress)
+    between = output.with_name(f".{output.name}.operated")
+    try:
+        report = operate(model, between, plan, force=True, progress=operating)
+        quantization = quantize(open_gguf(between), output, kind, threads=threads, force=force, progress=quantizing)
+    finally:
+        between.unlink(missing_ok=True)
     report.output, report.output_bytes = str(output), quantization["output_bytes"]
     report.seconds += quantization["seconds"]
     return report, quantization

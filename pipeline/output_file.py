@@ -22,23 +22,29 @@ def complete_or_absent(path: Path, *, force: bool, sources: Iterable[Path] = (),
     removed by the next run. Raises UsageError before anything is written when `path` cannot be the output.
     """
     check_output(path, force=force, sources=sources)
-    _remove_abandoned(path)
-    free = shutil.disk_usage(path.parent).free
-    if size > free:
-        raise SurgeryError(f"{path}: no space left: {size / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free")
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    temporary = Path(name)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        os.chmod(name, 0o666 & ~_umask())
-        yield temporary
-        check_output(path, force=force, sources=sources)
-        os.replace(temporary, path)
+        _remove_abandoned(path)
+        free = shutil.disk_usage(path.parent).free
+        if size > free:
+            raise SurgeryError(f"{path}: no space left: {size / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free")
+        with _locked_temporary(path) as temporary:
+            yield temporary
+            check_output(path, force=force, sources=sources)
+            os.replace(temporary, path)
     except OSError as error:
         reason = "no space left" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else error.strerror
         raise SurgeryError(f"{path}: cannot be written: {reason}") from error
+
+
+@contextmanager
+def _locked_temporary(path: Path) -> Iterator[Path]:
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        os.chmod(name, 0o666 & ~_umask())
+        yield Path(name)
     finally:
-        temporary.unlink(missing_ok=True)
+        Path(name).unlink(missing_ok=True)
         os.close(handle)
 
 

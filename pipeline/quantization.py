@@ -1,8 +1,6 @@
 """Quantise a whole model file with llama.cpp's quantiser, in a process of its own."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +10,7 @@ from native.quantize_file import FALLBACK_LINE, PROGRESS_LINE, file_type, quanti
 from pipeline.errors import UsageError
 from pipeline.gguf_reader import FLOAT_TYPES, GGUFModel, open_gguf
 from pipeline.output_file import complete_or_absent
-
-
-@dataclass(frozen=True)
-class QuantizationProgress:
-    """Callback: `advance(tensors done, tensors in all)`."""
-
-    advance: Callable[[int, int], None] = lambda done, total: None
+from pipeline.progress import Progress, silent
 
 
 def quantize(
@@ -29,11 +21,11 @@ def quantize(
     importance_matrix: Path | None = None,
     threads: int = 0,
     force: bool = False,
-    progress: QuantizationProgress = QuantizationProgress(),
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Write `output`: `model` quantised to `kind`, any type of llama.cpp's quantiser, in any case.
 
-    The result names the tensors that fell back to another type because their width does not fit. Raises UsageError
+    `progress` counts tensors. The result names the tensors that fell back to another type because their width does not fit. Raises UsageError
     for an unknown type or an output that cannot be, NativeError with llama.cpp's reason, SurgeryError on a full disk.
     """
     try:
@@ -48,7 +40,7 @@ def quantize(
         for name, fallback in FALLBACK_LINE.findall(line):
             fallbacks[name] = fallback.upper()
         if match := PROGRESS_LINE.search(line):
-            progress.advance(int(match[1]), int(match[2]))
+            progress(int(match[1]), int(match[2]), "")
 
     with complete_or_absent(output, force=force, sources=model.paths) as temporary:
         for _ in isolated(

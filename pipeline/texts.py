@@ -47,8 +47,15 @@ def read_text(name: str) -> Text:
 def python_docs(*, calibration: bool) -> str:
     """One half of the topics in `pydoc_data.topics`: those whose name has an odd CRC-32 calibrate, the rest evaluate.
 
-    The rule looks at a topic's name alone, so a topic never changes sides between versions of Python.
+    The rule looks at a topic's name alone, so a topic never changes sides between versions of Python. Topics quote
+    each other: a paragraph that the evaluation half has, too, is left out of the calibration half.
     """
     from pydoc_data.topics import topics
 
-    return "\n\n".join(topics[name] for name in sorted(topics) if zlib.crc32(name.encode()) % 2 == calibration)
+    halves: list[list[str]] = [[], []]
+    for name in sorted(topics):
+        halves[zlib.crc32(name.encode()) % 2] += topics[name].split("\n\n")
+    if not calibration:
+        return "\n\n".join(halves[0])
+    evaluation = {" ".join(paragraph.split()) for paragraph in halves[0]}
+    return "\n\n".join(paragraph for paragraph in halves[1] if " ".join(paragraph.split()) not in evaluation)

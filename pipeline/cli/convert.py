@@ -34,9 +34,8 @@ def command(model: str, output: Path, outtype: str, pre: str | None, force: bool
         raise UsageError(f"{model}: expected a Hugging Face checkpoint: a folder, or org/name of the hub")
     check_output(output, force=force)  # before anything is fetched
     source = open_source(model, outtype=outtype, pre=pre)
-    total = sum(info.nbytes for info in source.tensors.values())
-    with ProgressReport("converting", unit="bytes", total=total) as report:
-        result = write_model(source, output, force=force, on_bytes=report.advance)
+    with ProgressReport("converting", unit="bytes") as report:
+        result = write_model(source, output, force=force, progress=report.update)
     if as_json:
         print_json(result)
         return

@@ -5,8 +5,8 @@ import click
 from native.model import ContextOptions
 from pipeline.cli.options import cache_type_options, json_option, model_argument, threads_option
 from pipeline.cli.output import ProgressReport, print_json
-from pipeline.evaluation import EvaluationProgress, evaluate
-from pipeline.sources import resolve_model
+from pipeline.evaluation import evaluate
+from pipeline.sources import open_model
 from pipeline.texts import CALIBRATION_TEXT, EVALUATION_TEXT, read_text
 
 
@@ -42,18 +42,13 @@ def command(
         n_ctx=ctx, threads=threads, type_k=cache_type_k, type_v=cache_type_v, gpu_layers=gpu_layers
     )
     with ProgressReport("evaluating", unit="chunks") as report:
-
-        def advance(done: int, ppl: float, kld: float | None) -> None:
-            report.advance(done, f"ppl {ppl:.2f}" + ("" if kld is None else f", KL {kld:.4f}"))
-
-        progress = EvaluationProgress(lambda total, n_ctx: report.set_total(total), advance)
         result = evaluate(
-            resolve_model(model),
+            open_model(model).path,
             read_text(text),
-            base=resolve_model(base) if base else None,
+            base=open_model(base).path if base else None,
             chunks=chunks,
             options=options,
-            progress=progress,
+            progress=report.update,
         )
     if as_json:
         print_json(result)

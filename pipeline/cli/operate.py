@@ -15,7 +15,7 @@ from pipeline.operate import OperationReport, operate
 from pipeline.operate_and_quantize import operate_and_quantize
 from pipeline.output_file import check_output
 from pipeline.plan import DEFAULT_THRESHOLD, Plan
-from pipeline.quantization import QuantizationProgress, quantized_types
+from pipeline.quantization import quantized_types
 from pipeline.sources import gguf_name, is_checkpoint, open_source
 
 
@@ -80,25 +80,19 @@ def command(
     plan = Plan(threshold=threshold, rank=rank, **choices)
     check_output(output, force=force)  # before anything is fetched
     source = open_source(model, pre=pre)
-    total = sum(info.nbytes for info in source.tensors.values())
     if quant and (types := quantized_types(source)):
         warn(f"{source.name} is quantised already ({', '.join(types)}); quantising it again adds loss to loss")
-    with ProgressReport("operating", unit="bytes", total=total) as writing:
+    with (
+        ProgressReport("operating", unit="bytes") as writing,
+        ProgressReport("quantising", unit="tensors") as quantising,
+    ):
         if quant:
-            with ProgressReport(f"quantising to {quant}", unit="tensors") as quantising:
-                tensors = QuantizationProgress(quantising.advance_to)
-                report, quantization = operate_and_quantize(
-                    source,
-                    output,
-                    plan,
-                    quant,
-                    threads=threads,
-                    force=force,
-                    on_bytes=writing.advance,
-                    progress=tensors,
-                )
+            report, quantization = operate_and_quantize(
+                source, output, plan, quant,
+                threads=threads, force=force, operating=writing.update, quantizing=quantising.update,
+            )  # fmt: skip
         else:
-            report, quantization = operate(source, output, plan, force=force, on_bytes=writing.advance), {}
+            report, quantization = operate(source, output, plan, force=force, progress=writing.update), {}
     if as_json:
         print_json(report.to_dict() | ({"quantization": quantization} if quant else {}))
     else:

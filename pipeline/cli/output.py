@@ -13,7 +13,6 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
-    TaskID,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -44,62 +43,54 @@ def warn(message: str) -> None:
 class ProgressReport:
     """Progress of one task, as a context manager: a live bar on a terminal, otherwise a plain line every ten seconds.
 
-    `unit` is `bytes` or a plural noun; `total` may become known later, by `set_total`.
+    Shown from the first update on until the total is reached. `unit` is `bytes` or a plural noun; `update` is a
+    `pipeline.progress.Progress`.
     """
 
-    def __init__(self, label: str, *, unit: str, total: float | None = None) -> None:
-        self.label, self.unit, self.total = label, unit, total
-        self.done = 0.0
-        self.note = ""
+    def __init__(self, label: str, *, unit: str, total: float = 0) -> None:
+        self.label, self.unit, self.done, self.total = label, unit, 0.0, total
         self.started = self._last_line = time.monotonic()
         self._bar: Progress | None = None
-        self._task: TaskID | None = None
 
     def __enter__(self) -> "ProgressReport":
-        if sys.stderr.isatty():
-            columns = (
-                (DownloadColumn(), TransferSpeedColumn())
-                if self.unit == "bytes"
-                else (MofNCompleteColumn(), TextColumn(self.unit))
-            )
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                *columns,
-                TextColumn("{task.fields[note]}"),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-                transient=True,
-            )
-            self._task = self._bar.add_task(self.label, total=self.total, note="")
-            self._bar.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self._bar:
             self._bar.stop()
 
-    def set_total(self, total: float) -> None:
-        self.total = total
-        self.advance(0)
-
-    def advance_to(self, done: float, total: float) -> None:
-        self.total = total
-        self.advance(done - self.done)
-
     def advance(self, amount: float, note: str = "") -> None:
-        self.done += amount
-        self.note = note or self.note
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=self.done, total=self.total, note=self.note)
+        self.update(self.done + amount, self.total, note)
+
+    def update(self, done: float, total: float, note: str = "") -> None:
+        self.done, self.total = done, total
+        if sys.stderr.isatty():
+            self._bar = self._bar or self._start_bar()
+            self._bar.update(self._bar.task_ids[0], completed=done, total=total, note=note)
+            if done >= total:
+                self._bar.stop()
         elif time.monotonic() - self._last_line > SECONDS_BETWEEN_PLAIN_LINES:
             self._last_line = time.monotonic()
-            click.echo(self._plain_line(), err=True)
+            click.echo(self._plain_line(note), err=True)
 
-    def _plain_line(self) -> str:
+    def _start_bar(self) -> Progress:
+        in_bytes = (DownloadColumn(), TransferSpeedColumn())
+        counted = (MofNCompleteColumn(), TextColumn(self.unit))
+        bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            *(in_bytes if self.unit == "bytes" else counted),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        bar.add_task(self.label, note="")
+        bar.start()
+        return bar
+
+    def _plain_line(self, note: str) -> str:
         scale, unit = (1e6, "MB") if self.unit == "bytes" else (1, self.unit)
         seconds = time.monotonic() - self.started
-        left = f", {seconds * (self.total - self.done) / self.done:,.0f} s left" if self.total and self.done else ""
-        of = f" of {self.total / scale:,.0f}" if self.total else ""
-        note = f", {self.note}" if self.note else ""
-        return f"{self.label}: {self.done / scale:,.0f}{of} {unit}{note}{left}"
+        left = f", {seconds * (self.total - self.done) / self.done:,.0f} s left" if self.done else ""
+        return f"{self.label}: {self.done / scale:,.0f} of {self.total / scale:,.0f} {unit}{note and f', {note}'}{left}"

@@ -6,7 +6,7 @@ import click
 
 from pipeline.cli.options import force_option, json_option, threads_option
 from pipeline.cli.output import ProgressReport, print_json, warn
-from pipeline.quantization import QuantizationProgress, quantize, quantized_types
+from pipeline.quantization import quantize, quantized_types
 from pipeline.sources import open_model
 
 
@@ -33,7 +33,7 @@ def command(
             importance_matrix=imatrix,
             threads=threads,
             force=force,
-            progress=QuantizationProgress(report.advance_to),
+            progress=report.update,
         )
     if as_json:
         print_json(result)

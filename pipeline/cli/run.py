@@ -13,7 +13,7 @@ from pipeline.cli.options import cache_type_options, json_option, model_argument
 from pipeline.cli.output import print_json
 from pipeline.conversation import Conversation, ask, start_conversation
 from pipeline.errors import UsageError
-from pipeline.sources import resolve_model
+from pipeline.sources import open_model
 
 
 @click.command("run")
@@ -47,7 +47,7 @@ def command(
     )
     sampling = SamplingOptions(temperature, top_p, seed, max_tokens)
     names = [name for name in (model, beside) if name is not None]
-    paths = {name: resolve_model(name) for name in names}
+    paths = {name: open_model(name).path for name in names}
     if prompt is None and sys.stdin.isatty():
         if as_json:
             raise UsageError("--json: needs a --prompt, or text on standard input")

@@ -1,22 +1,19 @@
 """A checkpoint written as a GGUF file, a tensor at a time."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pipeline.gguf_reader import GGUFModel
 from pipeline.gguf_writer import TensorDeclaration, create_gguf
+from pipeline.progress import Progress, silent
 from pipeline.resources import peak_rss_bytes
 
 
-def write_model(
-    model: GGUFModel, output: Path, *, force: bool = False, on_bytes: Callable[[int], None] = lambda count: None
-) -> dict[str, Any]:
+def write_model(model: GGUFModel, output: Path, *, force: bool = False, progress: Progress = silent) -> dict[str, Any]:
     """Write `model` to `output`; the result has the keys that `surgery convert --json` prints.
 
-    `on_bytes` hears how many bytes were written since its last call. Raises UsageError and SurgeryError as
-    `create_gguf` does.
+    `progress` counts the bytes of tensors. Raises UsageError and SurgeryError as `create_gguf` does.
     """
     started = time.perf_counter()
     with create_gguf(
@@ -26,7 +23,7 @@ def write_model(
         alignment=model.alignment,
         force=force,
         sources=model.paths,
-        on_bytes=on_bytes,
+        progress=progress,
     ) as writer:
         for name in model.tensors:
             model.copy_tensor(name, writer)

@@ -1,0 +1,93 @@
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.sources import embedded_model
+from tests.tiny_model import TinyModel, write_tiny_model
+
+
+@pytest.fixture(autouse=True)
+def own_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Path:
+    """The embedded real model, SmolLM2-135M-Instruct as Q4_1."""
+    return embedded_model()
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama in F32 that llama.cpp loads: treat it as read-only."""
+    return write_tiny_model(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `tiny`, but with rows that are whole blocks of the K and I quants, 256 wide."""
+    model = TinyModel(width=256, key_length=64, value_length=64, feed_forward=256)
+    return write_tiny_model(tmp_path_factory.mktemp("wide") / "wide.gguf", model)
+
+
+@pytest.fixture
+def make_tiny(tmp_path: Path) -> Callable[[TinyModel], Path]:
+    return lambda model: write_tiny_model(tmp_path / f"{abs(hash(model))}.gguf", model)
+
+
+@pytest.fixture(scope="session")
+def english(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some thousand tokens of text in a file."""
+    path = tmp_path_factory.mktemp("text") / "english.txt"
+    words = [
+        "the",
+        "of",
+        "and",
+        "to",
+        "in",
+        "is",
+        "that",
+        "for",
+        "it",
+        "as",
+        "was",
+        "with",
+        "be",
+        "by",
+        "on",
+        "not",
+        "he",
+        "his",
+        "but",
+        "at",
+        "are",
+        "this",
+        "have",
+        "from",
+        "or",
+        "had",
+    ]
+    rng = np.random.default_rng(0)
+    path.write_text(" ".join(rng.choice(words, 4000)) + "\n")
+    return path
+
+
+SurgeryProcess = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def surgery() -> SurgeryProcess:
+    """Run the installed console script as a real process."""
+    script = shutil.which("surgery", path=str(Path(sys.executable).parent))
+    assert script, "the console script is not installed"
+
+    def run(*arguments: object, **options: object) -> "subprocess.CompletedProcess[str]":
+        command = [script, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL, **options)  # type: ignore[call-overload]
+
+    return run

@@ -1,0 +1,82 @@
+"""Finding q, k and v: separate and fused, any head counts, layers without them."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.attention import find_attention, parse_layers
+from pipeline.errors import SurgeryError, UsageError
+from pipeline.gguf_reader import open_gguf
+from pipeline.operate import read_projection
+from tests.tiny_model import TinyModel, tensors_of
+
+MODELS = {
+    "multi-head": TinyModel(kv_heads=4),
+    "grouped": TinyModel(),
+    "multi-query": TinyModel(kv_heads=1),
+    "own head sizes": TinyModel(key_length=32, value_length=8),
+    "biases": TinyModel(architecture="qwen2", bias=True),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_finds_separate_projections(make_tiny: Callable[[TinyModel], Path], name: str) -> None:
+    model = MODELS[name]
+    opened = open_gguf(make_tiny(model))
+    attention = find_attention(opened)
+    assert list(attention.layers) == [0, 1]
+    for layer, projections in attention.layers.items():
+        for role in "qkv":
+            assert np.array_equal(
+                read_projection(opened, projections[role]), tensors_of(model)[f"blk.{layer}.attn_{role}.weight"]
+            )
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)])
+def test_splits_a_fused_tensor(make_tiny: Callable[[TinyModel], Path], heads: tuple[int, int]) -> None:
+    model = TinyModel(heads=heads[0], kv_heads=heads[1], key_length=16, value_length=8)
+    fused = open_gguf(make_tiny(replace(model, architecture="phi3", fused=True)))
+    separate = tensors_of(model)
+    for role, projection in find_attention(fused).layers[0].items():
+        assert np.array_equal(read_projection(fused, projection), separate[f"blk.0.attn_{role}.weight"])
+
+
+def test_lists_layers_without_attention(make_tiny: Callable[[TinyModel], Path]) -> None:
+    attention = find_attention(open_gguf(make_tiny(TinyModel(layers=4, without_attention=(1, 2)))))
+    assert list(attention.layers) == [0, 3]
+    assert attention.skipped == (1, 2)
+
+
+def test_refuses_a_model_without_attention(make_tiny: Callable[[TinyModel], Path]) -> None:
+    with pytest.raises(SurgeryError, match="no layer of this mamba model has attn_q"):
+        find_attention(open_gguf(make_tiny(TinyModel(architecture="mamba", without_attention=(0, 1)))))
+
+
+def test_refuses_a_fused_tensor_that_contradicts_the_head_counts(tmp_path: Path) -> None:
+    import gguf
+
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "phi3")
+    writer.add_block_count(1)
+    writer.add_embedding_length(32)
+    writer.add_head_count(4)
+    writer.add_tensor("blk.0.attn_qkv.weight", np.zeros((95, 32), np.float32))
+    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
+        step()
+    with pytest.raises(SurgeryError, match=r"32 \+ 32 \+ 32 rows"):
+        find_attention(open_gguf(tmp_path / "m.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"), [("all", [0, 1, 2, 5]), ("1", [1]), ("0-2", [0, 1, 2]), ("5,0-1", [0, 1, 5]), ("2-5", [2, 5])]
+)
+def test_parses_layers(text: str, layers: list[int]) -> None:
+    assert parse_layers(text, [0, 1, 2, 5]) == layers
+
+
+@pytest.mark.parametrize("text", ["", "x", "1,", "-1", "2-1", "0-9", "3", "1.5"])
+def test_refuses_layers_that_are_not_there(text: str) -> None:
+    with pytest.raises(UsageError, match="--layers"):
+        parse_layers(text, [0, 1, 2, 5])

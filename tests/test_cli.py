@@ -1,0 +1,147 @@
+"""The commands through click's runner: what they print, and what bad input gets."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from pipeline.cli.main import COMMANDS, cli
+from pipeline.gguf_reader import open_gguf
+
+
+def call(*arguments: object, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(cli, [str(a) for a in arguments], input=stdin)
+
+
+def call_json(*arguments: object) -> dict[str, object]:
+    result = call(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    value: dict[str, object] = json.loads(result.stdout)
+    return value
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str) -> None:
+    result = call(command, "--help")
+    assert result.exit_code == 0
+    assert "--json" in result.output
+    assert command in call("--help").output
+
+
+def test_operate_prints_a_table_and_what_to_do_next(tiny: Path) -> None:
+    result = call("operate", tiny, "-o", "out.gguf", "--threshold", "0.5")
+    assert result.exit_code == 0, result.output
+    assert "k+v" in result.output
+    assert "numbers stored if the factors were kept" in result.output
+    assert f"surgery eval out.gguf --base {tiny}" in result.output
+    assert list(open_gguf(Path("out.gguf")).tensors) == list(open_gguf(tiny).tensors)
+
+
+def test_operate_json(tiny: Path) -> None:
+    report = call_json("operate", tiny, "-o", "out.gguf", "--rank", "5", "--layers", "1", "--mean", "none")
+    assert {"output", "method", "targets", "threshold", "mean", "layers", "seconds", "peak_rss_bytes"} <= report.keys()
+    assert (report["threshold"], report["rank"], report["mean"]) == (None, 5, "none")
+    layers = report["layers"]
+    assert isinstance(layers, list)
+    assert {"layer", "group", "rows", "columns", "rank", "explained", "relative_error"} <= layers[0].keys()
+    assert [(g["layer"], g["group"], g["rows"], g["columns"], g["rank"]) for g in layers] == [
+        (1, "q", 64, 64, 5),
+        (1, "kv", 64, 64, 5),
+    ]
+
+
+def test_operate_then_quantise(tiny: Path) -> None:
+    report = call_json("operate", tiny, "-o", "out.gguf", "--threshold", "0.5", "--quant", "q8_0")
+    assert report["quantization"]["type"] == "Q8_0"  # type: ignore[index]
+    model = open_gguf(Path("out.gguf"))
+    assert model.tensors["blk.0.ffn_up.weight"].type.name == "Q8_0"
+    assert model.get("surgery.threshold") == 0.5
+    assert [path.name for path in Path().iterdir()] == ["out.gguf"]
+
+
+def test_quantize(tiny: Path, embedded: Path) -> None:
+    result = call("quantize", tiny, "q.gguf", "q4_k_m")
+    assert result.exit_code == 0, result.output
+    assert "fell back to another type" in result.output
+    assert "blk.0.attn_k.weight" in result.output
+    again = call("quantize", embedded, "q2.gguf", "q8_0")
+    assert again.exit_code == 0
+    assert "quantising it again adds loss to loss" in again.stderr
+
+
+def test_eval(tiny: Path, english: Path) -> None:
+    result = call_json("eval", tiny, "--text", english, "--base", tiny, "--ctx", "64", "--chunks", "3")
+    keys = "ppl ppl_se n_ctx chunks tokens_scored kld_mean kld_se kld_median kld_p99 same_top base_ppl seconds"
+    assert {*keys.split(), "tokens_per_second", "kv_cache_bytes"} <= result.keys()
+    assert (result["n_ctx"], result["chunks"], result["tokens_scored"]) == (64, 3, 93)
+    assert (result["kld_mean"], result["same_top"]) == (0, 1)
+    text = call("eval", tiny, "--text", english, "--ctx", "64", "--chunks", "3").output
+    assert f"perplexity      {result['ppl']:.4f} +/- {result['ppl_se']:.4f}" in text
+    assert "KL" not in text
+
+
+def test_inspect(embedded: Path, tiny: Path) -> None:
+    summary = call_json("inspect", "smollm2-135m")
+    assert (summary["architecture"], summary["layers"], summary["heads"], summary["kv_heads"]) == ("llama", 30, 9, 3)
+    assert summary["parameters"] == 134515008
+    spectrum = call_json("inspect", tiny, "--spectrum")["spectrum"]
+    assert isinstance(spectrum, list)
+    assert [layer["layer"] for layer in spectrum] == [0, 1]
+    assert spectrum[0]["ranks"].keys() == {"q", "k", "v", "kv"}
+    text = call("inspect", tiny, "--spectrum").output
+    assert "k+v 0.99" in text
+    assert "rank that keeps this share of the variance" in text
+
+
+def test_run(tiny: Path) -> None:
+    result = call("run", tiny, "--prompt", "abc", "--max-tokens", "5", "--temperature", "0", "--beside", tiny)
+    assert result.exit_code == 0, result.output
+    first, second = result.stdout.split(f"--- {tiny}\n")[1:]
+    assert first.strip() == second.strip()
+    assert result.stderr.count("[prompt 3 tokens") == 2
+    piped = call("run", tiny, "--max-tokens", "5", "--temperature", "0", "--json", stdin="abc\n")
+    assert json.loads(piped.stdout)["answers"][0]["generated_tokens"] <= 5
+
+
+BAD_INPUT = {
+    "threshold 0": ("operate {tiny} -o o.gguf --threshold 0", 2, "--threshold 0.0: expected a share"),
+    "threshold 1.5": ("operate {tiny} -o o.gguf --threshold 1.5", 2, "--threshold 1.5: expected a share"),
+    "threshold nan": ("operate {tiny} -o o.gguf --threshold nan", 2, "--threshold nan: expected a share"),
+    "threshold abc": ("operate {tiny} -o o.gguf --threshold abc", 2, "'abc' is not a valid float"),
+    "both": ("operate {tiny} -o o.gguf --threshold 0.5 --rank 3", 2, "either --threshold or --rank"),
+    "rank too large": ("operate {tiny} -o o.gguf --rank 999", 2, "--rank 999: q of layer 0 has 64 components"),
+    "method": ("operate {tiny} -o o.gguf --method svd", 2, "'svd' is not one of"),
+    "targets": ("operate {tiny} -o o.gguf --targets xyz", 2, "--targets 'xyz'"),
+    "layers": ("operate {tiny} -o o.gguf --layers 7", 2, "layer 7 has no q, k and v"),
+    "no model": ("operate nowhere.gguf -o o.gguf", 2, "nowhere.gguf: no such file"),
+    "folder": ("operate . -o o.gguf", 2, "is a folder"),
+    "no output folder": ("operate {tiny} -o no/o.gguf", 2, "the folder no does not exist"),
+    "output is input": ("operate {tiny} -o {tiny} --force", 2, "is the input itself"),
+    "output exists": ("operate {tiny} -o {english}", 2, "exists already; add --force"),
+    "quant type": ("operate {tiny} -o o.gguf --quant Q9", 2, "Q9: not a type"),
+    "type": ("quantize {tiny} o.gguf Q9", 2, "Q9: not a type"),
+    "imatrix": ("quantize {tiny} o.gguf Q4_0 --imatrix nowhere", 1, "nowhere: not an importance matrix"),
+    "needs imatrix": ("quantize {wide} o.gguf IQ1_S", 1, "importance matrix"),
+    "not a model": ("eval {english}", 1, "not a GGUF file"),
+    "short text": ("eval {tiny} --text {short}", 1, "at least 1024 are needed"),
+    "no text": ("eval {tiny} --text nowhere", 2, "--text nowhere: no such file"),
+    "other vocabulary": ("eval {tiny} --base smollm2-135m --text {english}", 1, "has another vocabulary"),
+    "chunks": ("eval {tiny} --chunks 0", 2, "--chunks 0: expected at least 1"),
+    "cache type": ("eval {tiny} --cache-type-k q9", 2, "'q9' is not one of"),
+    "empty prompt": ("run {tiny} --prompt ''", 2, "--prompt: is empty"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_gets_one_clear_line(tiny: Path, wide: Path, english: Path, case: str) -> None:
+    import shlex
+
+    template, code, message = BAD_INPUT[case]
+    Path("short.txt").write_text("too short")
+    result = call(*shlex.split(template.format(tiny=tiny, wide=wide, english=english, short="short.txt")))
+    assert result.exit_code == code, result.output
+    assert message in result.stderr
+    assert not isinstance(result.exception, Exception) or isinstance(result.exception, SystemExit)
+    assert len(result.stderr.strip().splitlines()) <= 4  # click adds its usage lines
+    assert [path.name for path in Path().iterdir()] == ["short.txt"]

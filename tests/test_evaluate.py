@@ -1,0 +1,136 @@
+"""Evaluation: llama.cpp's rules, recomputed from single sequences; the real model against itself and operated."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.special import log_softmax, rel_entr
+
+from native.errors import NativeError
+from native.model import ContextOptions, load_model, open_context
+from pipeline.errors import SurgeryError, UsageError
+from pipeline.evaluation import evaluate
+from pipeline.gguf_reader import open_gguf
+from pipeline.operate import operate
+from pipeline.plan import Plan
+from pipeline.texts import EVALUATION_TEXT, Text, read_text
+from tests.tiny_model import TinyModel
+
+
+def reference_log_probabilities(model: Path, text: str, n_ctx: int, chunks: int) -> np.ndarray:
+    """Log-probabilities of the scored positions, one sequence decoded at a time with all its logits: (n, n_vocab)."""
+    rows = []
+    with load_model(str(model)) as loaded, open_context(loaded, ContextOptions(n_ctx=n_ctx, n_batch=n_ctx)) as context:
+        tokens = loaded.tokenize(text, special=False)
+        for chunk in tokens[: chunks * n_ctx].reshape(chunks, n_ctx):
+            context.clear()
+            context.decode(chunk, np.arange(n_ctx), np.zeros(n_ctx, int), np.ones(n_ctx, bool))
+            log_p = log_softmax(context.logits(n_ctx).astype(np.float64), axis=1)
+            rows.append(np.column_stack([log_p[n_ctx // 2 : -1], chunk[n_ctx // 2 + 1 :]]))
+    return np.vstack(rows)
+
+
+@pytest.mark.parametrize("chunks", [1, 3, 5])
+def test_follows_the_rules_of_the_perplexity_tool(
+    tiny: Path, english: Path, make_tiny: Callable[[TinyModel], Path], chunks: int
+) -> None:
+    other, text, n_ctx = make_tiny(TinyModel(seed=1)), read_text(str(english)), 64
+    result = evaluate(other, text, base=tiny, chunks=chunks, options=ContextOptions(n_ctx=n_ctx))
+    rows, base_rows = (reference_log_probabilities(path, text.content, n_ctx, chunks) for path in (other, tiny))
+    log_q, log_p, targets = rows[:, :-1], base_rows[:, :-1], rows[:, -1].astype(int)
+    nll = -log_q[np.arange(len(rows)), targets]
+    assert result["tokens_scored"] == len(rows) == chunks * (n_ctx - 1 - n_ctx // 2)
+    assert result["ppl"] == pytest.approx(np.exp(nll.mean()), rel=1e-4)
+    assert result["ppl_se"] == pytest.approx(np.exp(nll.mean()) * nll.std() / np.sqrt(len(nll) - 1), rel=1e-3)
+    kld = rel_entr(np.exp(log_p), np.exp(log_q)).sum(axis=1)
+    assert result["kld_mean"] == pytest.approx(kld.mean(), rel=1e-3)
+    assert result["kld_median"] == pytest.approx(np.median(kld), rel=1e-3)
+    assert result["kld_p99"] == pytest.approx(np.quantile(kld, 0.99), rel=1e-3)
+    assert result["same_top"] == pytest.approx((log_p.argmax(axis=1) == log_q.argmax(axis=1)).mean())
+
+
+def test_a_context_longer_than_a_batch_is_decoded_in_parts(tiny: Path, english: Path) -> None:
+    text = read_text(str(english))
+    text = Text("repeated", (text.content + " ") * 2)
+    result = evaluate(tiny, text, chunks=1, options=ContextOptions(n_ctx=3000))
+    rows = reference_log_probabilities(tiny, text.content, 3000, 1)
+    nll = -rows[np.arange(len(rows)), rows[:, -1].astype(int)]
+    assert result["tokens_scored"] == 1499
+    assert result["ppl"] == pytest.approx(np.exp(nll.mean()), rel=1e-3)
+
+
+def test_the_real_model_against_itself_loses_nothing(embedded: Path) -> None:
+    result = evaluate(embedded, read_text(EVALUATION_TEXT), base=embedded, chunks=2)
+    assert result["kld_mean"] == result["kld_p99"] == 0
+    assert result["same_top"] == 1
+    assert result["ppl"] == result["base_ppl"]
+    assert 5 < result["ppl"] < 30
+    per_token = 30 * 3 * (64 + 64) * 2  # layers x KV heads x (key + value length) x bytes of F16
+    assert result["kv_cache_bytes"] == pytest.approx(512 * per_token, rel=1e-3)
+
+
+def test_divergence_grows_as_the_threshold_falls_and_random_is_worse(embedded: Path, tmp_path: Path) -> None:
+    text, model = read_text(EVALUATION_TEXT), open_gguf(embedded)
+
+    def divergence(name: str, plan: Plan) -> float:
+        operate(model, tmp_path / name, plan)
+        return float(
+            evaluate(tmp_path / name, text, base=embedded, chunks=2, options=ContextOptions(n_ctx=256))["kld_mean"]
+        )
+
+    layers = "4-8"
+    falling = [divergence(f"{t}.gguf", Plan(threshold=t, layers=layers)) for t in (0.99, 0.9, 0.5)]
+    assert 0 < falling[0] < falling[1] < falling[2]
+    assert divergence("random.gguf", Plan(method="random", threshold=0.9, layers=layers)) > falling[1]
+
+
+@pytest.mark.parametrize("cache", ["q8_0", "q4_0", "f32"])
+def test_the_kv_cache_may_have_another_type(embedded: Path, cache: str) -> None:
+    options = ContextOptions(n_ctx=256, type_k=cache, type_v=cache)
+    result = evaluate(embedded, read_text(EVALUATION_TEXT), chunks=2, options=options)
+    share = {"q8_0": 34 / 64, "q4_0": 18 / 64, "f32": 2}[cache]  # of F16's bytes
+    assert result["kv_cache_bytes"] == pytest.approx(256 * 30 * 3 * 128 * 2 * share, rel=0.02)
+
+
+def test_refusals(tiny: Path, embedded: Path, english: Path, make_tiny: Callable[[TinyModel], Path]) -> None:
+    text = read_text(str(english))
+    with pytest.raises(NativeError, match=r"the text has \d+ tokens; at least 1024 are needed"):
+        evaluate(tiny, Text("short", "too short"))
+    with pytest.raises(NativeError, match="has another vocabulary"):
+        evaluate(tiny, text, base=embedded)
+    with pytest.raises(UsageError, match="--ctx 4"):
+        evaluate(tiny, text, options=ContextOptions(n_ctx=4))
+    with pytest.raises(UsageError, match="--chunks 0"):
+        evaluate(tiny, text, chunks=0)
+    with pytest.raises(NativeError, match="cannot make a context"):  # 24 is no multiple of Q8_0's block of 32
+        evaluate(
+            make_tiny(TinyModel(key_length=24, value_length=24)), text, options=ContextOptions(n_ctx=64, type_k="q8_0")
+        )
+
+
+def test_a_broken_model_is_an_error_not_a_number(tiny: Path, english: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(tiny.read_bytes())
+    info = open_gguf(broken).tensors["output_norm.weight"]
+    with broken.open("r+b") as file:
+        file.seek(info.offset)
+        file.write(np.full(64, np.nan, np.float32).tobytes())
+    with pytest.raises(SurgeryError, match="numerically broken"):
+        evaluate(broken, read_text(str(english)), chunks=2, options=ContextOptions(n_ctx=64))
+
+
+def test_texts(tmp_path: Path) -> None:
+    evaluation, calibration = read_text("python-docs"), read_text("python-docs-calibration")
+    assert len(evaluation.content) > 100_000
+    assert len(calibration.content) > 100_000
+    lines = [{line for line in text.content.splitlines() if len(line) > 60} for text in (evaluation, calibration)]
+    assert len(lines[0] & lines[1]) <= 0.005 * len(lines[1])
+    path = tmp_path / "text.txt"
+    path.write_text("one newline is dropped\n\n")
+    assert read_text(str(path)).content == "one newline is dropped\n"
+    path.write_bytes(b"caf\xe9")
+    with pytest.raises(SurgeryError, match=r"not UTF-8 text \(byte 3\)"):
+        read_text(str(path))
+    with pytest.raises(UsageError, match="--text nowhere: no such file"):
+        read_text("nowhere")

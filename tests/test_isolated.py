@@ -1,0 +1,96 @@
+"""Generators in processes of their own: values go across, errors come back, a crash is explained."""
+
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Generator
+
+import psutil
+import pytest
+
+from native.errors import NativeError
+from native.isolated import isolated
+from native.library import ggml_base, native_log
+
+
+def adder(start: int) -> Generator[int, int, str]:
+    total = start
+    for _ in range(3):
+        total += yield total
+    return f"total {total}"
+
+
+def failing() -> Generator[int, None, None]:
+    yield 1
+    raise NativeError("this went wrong")
+
+
+def aborting() -> Generator[int, None, None]:
+    yield 1
+    ggml_base().ggml_abort(b"file.c", 7, b"GGML_ASSERT(%s) failed", b"the rows fit")
+
+
+def crashing() -> Generator[int, None, None]:
+    yield 1
+    ctypes.string_at(0)
+
+
+def logging() -> Generator[int, None, None]:
+    native_log()._receive(2, b"[   3/  9] half", None)  # type: ignore[arg-type]
+    native_log()._receive(5, b" a line\n", None)  # type: ignore[arg-type]
+    yield 1
+
+
+def endless() -> Generator[int, None, None]:
+    yield os.getpid()
+    time.sleep(600)
+
+
+def test_values_go_across() -> None:
+    remote = isolated(adder, 10)
+    assert next(remote) == 10
+    assert remote.send(5) == 15
+    assert remote.send(1) == 16
+    with pytest.raises(StopIteration) as stop:
+        remote.send(1)
+    assert stop.value.value == "total 17"
+
+
+def test_errors_come_back() -> None:
+    remote = isolated(failing)
+    assert next(remote) == 1
+    with pytest.raises(NativeError, match="this went wrong"):
+        next(remote)
+
+
+def test_an_abort_is_explained() -> None:
+    with pytest.raises(NativeError, match=r"stopped by SIGABRT; its last words: .*GGML_ASSERT\(the rows fit\) failed"):
+        list(isolated(aborting))
+
+
+def test_a_crash_is_explained() -> None:
+    with pytest.raises(NativeError, match="stopped by SIGSEGV"):
+        list(isolated(crashing))
+
+
+def test_the_log_is_heard_line_by_line() -> None:
+    lines: list[str] = []
+    assert list(isolated(logging, on_log=lines.append)) == [1]
+    assert lines == ["[   3/  9] half a line"]
+
+
+@pytest.mark.parametrize("ending", ["close", "interrupt"])
+def test_closing_ends_the_process(ending: str) -> None:
+    remote = isolated(endless)
+    pid = next(remote)
+    assert psutil.pid_exists(pid)
+    os.kill(pid, signal.SIGINT)  # Ctrl-C reaches the whole group; it is the parent's to answer
+    time.sleep(0.2)
+    assert psutil.pid_exists(pid)
+    if ending == "close":
+        remote.close()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            remote.throw(KeyboardInterrupt)
+    assert not psutil.pid_exists(pid)

@@ -1,0 +1,73 @@
+"""An output file is complete under its name, or absent."""
+
+import fcntl
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import SurgeryError, UsageError
+from pipeline.output_file import complete_or_absent
+
+
+def write(path: Path, content: str, **options: object) -> None:
+    with complete_or_absent(path, **{"force": False, **options}) as temporary:  # type: ignore[arg-type]
+        temporary.write_text(content)
+
+
+def test_appears_only_when_complete(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    with complete_or_absent(path, force=False) as temporary:
+        temporary.write_text("half")
+        assert not path.exists()
+    assert path.read_text() == "half"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_a_failure_leaves_nothing_behind(tmp_path: Path, error: type[BaseException]) -> None:
+    old = tmp_path / "out"
+    old.write_text("old")
+
+    def fail_half_way() -> None:
+        with complete_or_absent(old, force=True) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        fail_half_way()
+    assert old.read_text() == "old"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_refuses_outputs_that_cannot_be(tmp_path: Path) -> None:
+    existing = tmp_path / "existing"
+    existing.write_text("precious")
+    link = tmp_path / "link"
+    link.symlink_to(existing)
+    for path, options, message in (
+        (existing, {}, "add --force"),
+        (existing, {"force": True, "sources": [existing]}, "is the input itself"),
+        (link, {"force": True, "sources": [existing]}, "is the input itself"),
+        (tmp_path, {"force": True}, "is a folder"),
+        (tmp_path / "no" / "out", {}, "does not exist"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            write(path, "new", **options)
+    assert existing.read_text() == "precious"
+
+
+def test_refuses_more_than_the_disk_holds(tmp_path: Path) -> None:
+    with pytest.raises(SurgeryError, match="no space left"):
+        write(tmp_path / "out", "", size=2**60)
+    assert not os.listdir(tmp_path)
+
+
+def test_removes_what_a_killed_run_left_but_not_what_is_being_written(tmp_path: Path) -> None:
+    abandoned, written, other = (tmp_path / name for name in (".out.a.partial", ".out.b.partial", ".else.c.partial"))
+    for path in (abandoned, written, other):
+        path.touch()
+    with written.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        write(tmp_path / "out", "new")
+    assert sorted(os.listdir(tmp_path)) == [".else.c.partial", ".out.b.partial", "out"]

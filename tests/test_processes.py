@@ -1,0 +1,115 @@
+"""The commands as real processes: exit codes, pipes, interruptions, full disks."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.gguf_reader import open_gguf
+from tests.conftest import SurgeryProcess
+
+
+def start(*arguments: object) -> "subprocess.Popen[str]":
+    """Start the command in a process group of its own, as a shell does."""
+    script = shutil.which("surgery", path=str(Path(sys.executable).parent))
+    command = [str(script), *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def wait_for_partial_file(process: "subprocess.Popen[str]", folder: Path) -> None:
+    """Return once the output is being written. Fails when the process ends before that is seen."""
+    while not any(path.stat().st_size > 2**20 for path in folder.glob(".*.partial")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.002)
+
+
+WRITING = {
+    "operate": ("operate", "smollm2-135m", "-o", "o.gguf", "--threshold", "0.9"),
+    "quantize": ("quantize", "smollm2-135m", "o.gguf", "Q2_K"),
+    "operate and quantize": ("operate", "smollm2-135m", "-o", "o.gguf", "--quant", "Q8_0"),
+}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("command", WRITING)
+def test_an_interruption_leaves_nothing_behind(tmp_path: Path, command: str, number: signal.Signals) -> None:
+    process = start(*WRITING[command])
+    wait_for_partial_file(process, tmp_path)
+    os.killpg(process.pid, number)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert "Traceback" not in stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["operate", "quantize"])
+def test_after_kill_9_the_next_run_cleans_up(
+    tmp_path: Path, embedded: Path, surgery: SurgeryProcess, command: str
+) -> None:
+    before = embedded.stat()
+    process = start(*WRITING[command])
+    wait_for_partial_file(process, tmp_path)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=30)
+    assert not (tmp_path / "o.gguf").exists()
+    assert list(tmp_path.glob(".o.gguf.*.partial"))
+    assert surgery(*WRITING[command]).returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["o.gguf"]
+    open_gguf(tmp_path / "o.gguf")
+    after = embedded.stat()
+    assert (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
+
+
+@pytest.mark.parametrize("command", ["operate", "quantize"])
+def test_a_disk_that_fills_up_meanwhile(tmp_path: Path, surgery: SurgeryProcess, command: str) -> None:
+    limit = 20 * 2**20  # a file may not grow larger, as on a full disk
+
+    result = surgery(*WRITING[command], preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) <= 2
+    assert "o.gguf" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written(surgery: SurgeryProcess) -> None:
+    result = surgery("operate", "smollm2-135m", "-o", "/proc/o.gguf")
+    assert result.returncode in (1, 2)
+    assert result.stderr.startswith("surgery: /proc/o.gguf: ")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_piped_output_is_plain_and_whole(tiny: Path, surgery: SurgeryProcess) -> None:
+    result = surgery("operate", tiny, "-o", "o.gguf")
+    assert result.returncode == 0
+    assert result.stderr == ""
+    assert "\x1b" not in result.stdout
+    report = json.loads(surgery("operate", tiny, "-o", "o.gguf", "--force", "--json").stdout)
+    assert report["output"] == "o.gguf"
+    assert report["peak_rss_bytes"] < 600e6
+
+
+def test_prompt_from_standard_input(tiny: Path) -> None:
+    process = subprocess.run(
+        [sys.executable, "-m", "pipeline", "run", str(tiny), "--max-tokens", "3", "--json"],
+        input="abc\n", capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    assert json.loads(process.stdout)["prompt"] == "abc"
+
+
+def test_exit_codes(tmp_path: Path, surgery: SurgeryProcess) -> None:
+    (tmp_path / "text").write_text("no model")
+    assert surgery("--version").returncode == 0
+    assert surgery("unknown").returncode == 2
+    assert surgery("inspect", "nowhere").returncode == 2
+    result = surgery("inspect", "text")
+    assert result.returncode == 1
+    assert result.stderr == "surgery: text: not a GGUF file, it has only 8 bytes\n"
