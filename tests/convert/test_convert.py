@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file
 
 from pipeline.cli.main import cli
 from pipeline.convert.checkpoint import open_checkpoint
@@ -60,8 +61,6 @@ def test_sharded_single_and_bin_checkpoints_convert_to_the_same_file(tmp_path: P
     sharded = make_checkpoint(tmp_path / "sharded", "llama", torch.bfloat16, max_shard_size="80KB")
     assert len(list(sharded.glob("*.safetensors"))) > 2
     in_bin = make_checkpoint(tmp_path / "bin", "llama", torch.bfloat16)
-    from safetensors.torch import load_file
-
     torch.save(load_file(in_bin / "model.safetensors"), in_bin / "pytorch_model.bin")
     (in_bin / "model.safetensors").unlink()
     outputs = []
@@ -84,8 +83,6 @@ def test_types(stored: torch.dtype, outtype: str, tmp_path: Path) -> None:
     assert json.loads(result.stdout)["types"] == [expected_type.upper()]
     model = open_gguf(tmp_path / "out.gguf")
     assert model.get("general.file_type") == {"f32": 0, "f16": 1, "bf16": 32}[expected_type]
-    from safetensors.torch import load_file
-
     weights = load_file(folder / "model.safetensors")
     rounded = weights["model.layers.1.mlp.up_proj.weight"].to(
         next(dtype for dtype, name in own.items() if name == expected_type)

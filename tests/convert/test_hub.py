@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from pipeline.gguf_reader import open_gguf
 from tests.conftest import SurgeryProcess
 from tests.convert.checkpoints import make_checkpoint
 from tests.convert.conftest import MakeFolder
 from tests.convert.small_hub import COMMIT, OLD_COMMIT, SmallHub, serve
+from tests.convert.test_bad_input import change_config, change_weights
 from tests.convert.test_convert import tensors_of
 
 REPOSITORY = "some-org/tiny-model"
@@ -85,9 +88,6 @@ def test_a_revision_with_a_single_file_and_tokenizer_model(
 def test_bin_weights_are_fetched_when_there_are_no_others(
     hub: SmallHub, surgery: SurgeryProcess, checkpoint: MakeFolder, converted: MakeFolder, tmp_path: Path
 ) -> None:
-    import torch
-    from safetensors.torch import load_file
-
     folder = tmp_path / "bin"
     shutil.copytree(checkpoint("qwen2"), folder)
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
@@ -99,14 +99,26 @@ def test_bin_weights_are_fetched_when_there_are_no_others(
 
 
 def test_a_broken_connection_is_resumed(hub: SmallHub, surgery: SurgeryProcess, tmp_path: Path) -> None:
-    shard = next(hub.folders[COMMIT].glob("model-00001-*.safetensors"))
-    hub.breaks = {shard.name: 2}
+    """The weights take 25 MB: huggingface_hub writes, and resumes from, pieces of 10 MB."""
+    folder = make_checkpoint(tmp_path / "large", "qwen2", torch.float16)
+    change_config(folder, intermediate_size=32_768)
+    grown = {"gate_proj": (32_768, 64), "up_proj": (32_768, 64), "down_proj": (64, 32_768)}
+    change_weights(
+        folder,
+        lambda weights: weights.update(
+            {
+                f"model.layers.{layer}.mlp.{name}.weight": torch.randn(shape, dtype=torch.float16)
+                for layer in range(2)
+                for name, shape in grown.items()
+            }
+        ),
+    )
+    hub.folders[COMMIT] = folder
+    hub.breaks = {"model.safetensors": 1}
     result = surgery("convert", REPOSITORY, "out.gguf", env=environment(hub, tmp_path))
     assert result.returncode == 0, result.stderr
-    half = shard.stat().st_size // 2
-    assert hub.ranges[0] == f"bytes={half}-"
-    assert len(hub.ranges) == 2
-    local = surgery("convert", hub.folders[COMMIT], "local.gguf")
+    assert hub.ranges == [f"bytes={10 * 2**20}-"]
+    local = surgery("convert", folder, "local.gguf")
     assert local.returncode == 0
     assert tensors_of(tmp_path / "out.gguf") == tensors_of(tmp_path / "local.gguf")
 
