@@ -176,7 +176,7 @@ def read_projection(model: GGUFModel, projection: Projection) -> np.ndarray:
 
 
 def _components(plan: Plan, stack: np.ndarray, layer_number: int) -> tuple[RowDecomposition, int]:
-    components = principal_components(stack, plan.mean)
+    components = principal_components(stack, plan.mean, share=plan.threshold or 1.0)
     rank = plan.rank if plan.threshold is None else components.rank_for(plan.threshold)
     assert rank is not None  # Plan holds one of the two
     if METHODS[plan.method].random:

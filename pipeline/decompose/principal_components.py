@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.decompose.eigenpairs import leading_eigenpairs
+
 MEANS = ("keep", "none", "drop")
 
 
@@ -81,15 +83,15 @@ def gram(rows: np.ndarray) -> np.ndarray:
     return rows @ rows.T if len(rows) <= rows.shape[1] else rows.T @ rows
 
 
-def principal_components(matrix: np.ndarray, mean: str = "keep") -> RowDecomposition:
-    """Decompose the rows of `matrix` (n, d), float32 or float64, into principal components, strongest first."""
+def principal_components(matrix: np.ndarray, mean: str = "keep", share: float = 1.0) -> RowDecomposition:
+    """Decompose the rows of `matrix` (n, d), float32 or float64, into principal components, strongest first.
+
+    Components beyond those that `share` of the variance needs may be missing.
+    """
     centred, added_back = centre(matrix, mean)
     product = gram(centred)
-    energies, basis = np.linalg.eigh(product)
-    energies = np.clip(energies[::-1].astype(np.float64), 0, None)
-    return RowDecomposition(
-        centred, added_back, np.ascontiguousarray(basis[:, ::-1]), energies, float(np.trace(product, dtype=np.float64))
-    )
+    energies, basis = leading_eigenpairs(product, share)
+    return RowDecomposition(centred, added_back, basis, energies, float(np.trace(product, dtype=np.float64)))
 
 
 def explained_variance_ranks(matrix: np.ndarray, thresholds: Iterable[float], mean: str = "keep") -> list[int]:
