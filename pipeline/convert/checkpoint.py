@@ -16,6 +16,7 @@ from pipeline.convert.tensors import ConvertedTensor, convert_tensors, own_type
 from pipeline.convert.tokenizer import tokenizer_metadata
 from pipeline.convert.weights import INDEX_FILES, SINGLE_FILES, find_weights, read_weights
 from pipeline.errors import SurgeryError, UsageError
+from pipeline.gguf_metadata import MetadataEntry
 from pipeline.gguf_reader import DEFAULT_ALIGNMENT, GGUFModel, TensorInfo
 from pipeline.gguf_writer import GGUFWriter
 
@@ -74,7 +75,7 @@ def open_checkpoint(
     metadata = [
         *general_metadata(family, name, repository, kind, parameters),
         *hyperparameters(config, family, rope),
-        *tokenizer_metadata(folder, config.integer("vocab_size"), pre),
+        *_tokenizer(folder, config.integer("vocab_size"), pre),
     ]
     return Checkpoint(
         tuple(paths),
@@ -84,6 +85,16 @@ def open_checkpoint(
         label=label,
         converted={tensor.name: tensor for tensor in tensors},
     )
+
+
+def _tokenizer(folder: Path, vocab_size: int, pre: str | None) -> list[MetadataEntry]:
+    try:
+        return list(tokenizer_metadata(folder, vocab_size, pre))
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        # Four files of many versions by several programs: which of them is wrong is not known here.
+        raise SurgeryError(
+            f"{folder}: the tokenizer's files are not as expected ({type(error).__name__}: {error}); get them anew"
+        ) from None
 
 
 def _check_folder(folder: Path) -> list[Path]:

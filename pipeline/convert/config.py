@@ -51,6 +51,13 @@ class Config:
             raise SurgeryError(f"{self.path}: {key} is {value!r}; expected a positive number")
         return float(value)
 
+    def table(self, key: str) -> dict[str, Any]:
+        """A JSON object, an empty one when it is missing. Raises SurgeryError for anything else."""
+        value = self.get(key, {})
+        if not isinstance(value, dict):
+            raise SurgeryError(f"{self.path}: {key} is {value!r}; expected a JSON object")
+        return value
+
     @property
     def heads(self) -> int:
         return self.integer("num_attention_heads")

@@ -54,16 +54,20 @@ def download(name: str) -> Download:
     repository, revision = match["repository"], match["revision"]
     try:
         folder = Path(package.snapshot_download(repository, revision=revision, allow_patterns=SMALL_FILES))
+        if not (folder / "config.json").exists():
+            raise SurgeryError(
+                f"{name}: has no config.json, so it is not a checkpoint; if it has GGUF files, download one and name that"
+            )
         for weights in _weight_patterns(folder):
             # By the commit, not the revision, which may move in between.
             package.snapshot_download(repository, revision=folder.name, allow_patterns=weights)
             if any((folder / file).exists() for file in weights):
-                break
+                return Download(folder, repository, folder.name)
     except SurgeryError:
         raise
     except Exception as error:  # of several packages, and named in none of their documentation
         raise _explained(package, name, error) from error
-    return Download(folder, repository, folder.name)
+    raise SurgeryError(f"{name}: has neither {' nor '.join(SINGLE_FILES)}, in one file or in shards")
 
 
 def _weight_patterns(folder: Path) -> Iterator[list[str]]:

@@ -29,8 +29,8 @@ def read_rope(config: Config, family: Family) -> Rope:
 
     Raises SurgeryError for a scaling that llama.cpp does not compute for this family.
     """
-    both = config.get("rope_parameters", {})
-    scaling = both.get("full_attention", both) or config.get("rope_scaling", {})
+    both = config.table("rope_parameters")
+    scaling = both.get("full_attention", both) or config.table("rope_scaling")
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in SCALINGS or (kind == "llama3" and family.architecture != "llama"):
         raise SurgeryError(

@@ -23,6 +23,8 @@ def read_torch_file(path: Path) -> dict[str, StoredTensor]:
     except Exception as error:  # torch raises many kinds for a damaged file
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SurgeryError(f"{path}: torch cannot read it as plain weights: {reason}") from None
+    if not isinstance(loaded, dict):
+        raise SurgeryError(f"{path}: holds a {type(loaded).__name__}; expected tensors by name")
     tensors = {}
     for name, tensor in loaded.items():
         if not isinstance(tensor, torch.Tensor) or tensor.dtype not in names:

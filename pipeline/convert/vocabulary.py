@@ -28,16 +28,15 @@ Vocabulary = dict[int, Token]
 def add_added_tokens(
     vocabulary: Vocabulary, folder: Path, tokenizer: dict[str, Any], settings: dict[str, Any], vocab_size: int
 ) -> None:
-    """Put the added tokens in, special ones as control tokens; they replace what stands under their id."""
+    """Put the added tokens in, special ones as control tokens; they replace what stands under their id.
+
+    Those beyond `vocab_size` are left out: some fine-tuned models' tokenizers have a padding token without embedding.
+    """
     for number, text, special in _added_tokens(folder, tokenizer, settings):
         if number < vocab_size:
             control = special or looks_special(text)
             kind = TokenType.CONTROL if control else TokenType.USER_DEFINED
             vocabulary[number] = Token(text if control else text.replace(SPACE, " "), kind, ADDED_SCORE)
-        elif special or tokenizer:
-            raise SurgeryError(
-                f"{folder}: the tokenizer has the token {text!r} as number {number}, but vocab_size in config.json is {vocab_size}"
-            )
 
 
 def _added_tokens(folder: Path, tokenizer: dict[str, Any], settings: dict[str, Any]) -> Iterator[tuple[int, str, bool]]:

@@ -75,6 +75,16 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: change_config(folder, rope_parameters={"rope_type": "llama3", "factor": 8}),
         "rope_scaling of type llama3 needs the numbers factor, low_freq_factor",
     ),
+    "RoPE is no object": (
+        lambda folder: change_config(folder, rope_parameters=[1]),
+        "rope_parameters is [1]; expected a JSON object",
+    ),
+    "a tokenizer of another make": (
+        write(
+            "tokenizer.json", b'{"model": {"type": "BPE", "vocab": {"a": "b"}}, "pre_tokenizer": {"type": "ByteLevel"}}'
+        ),
+        "the tokenizer's files are not as expected",
+    ),
     "a size is missing": (lambda folder: change_config(folder, hidden_size=None), "hidden_size is None; expected"),
     "a size is a string": (lambda folder: change_config(folder, num_hidden_layers="2"), "num_hidden_layers is '2'"),
     "heads do not divide": (

@@ -131,6 +131,21 @@ def test_no_such_repository_or_revision(hub: SmallHub, surgery: SurgeryProcess, 
     assert f"the hub has {REPOSITORY}, but no such revision" in revision
 
 
+def test_repositories_without_a_checkpoint(hub: SmallHub, surgery: SurgeryProcess, tmp_path: Path) -> None:
+    env = environment(hub, tmp_path)
+    for path in hub.folders[COMMIT].glob("*.safetensors"):
+        path.unlink()
+    (hub.folders[COMMIT] / "model.safetensors.index.json").unlink()
+    (hub.folders[COMMIT] / "pytorch_model.bin").unlink()
+    weightless = refused(surgery("convert", REPOSITORY, "out.gguf", env=env), tmp_path)
+    assert f"{REPOSITORY}: has neither model.safetensors nor pytorch_model.bin" in weightless
+    (tmp_path / "ggufs").mkdir()
+    (tmp_path / "ggufs" / "model.Q4_0.gguf").write_bytes(b"GGUF")
+    hub.folders[OLD_COMMIT] = tmp_path / "ggufs"
+    ggufs = refused(surgery("convert", f"{REPOSITORY}@v1.0", "out.gguf", env=env), tmp_path)
+    assert "has no config.json, so it is not a checkpoint; if it has GGUF files, download one" in ggufs
+
+
 def test_gated_repositories_need_the_token(hub: SmallHub, surgery: SurgeryProcess, tmp_path: Path) -> None:
     hub.gated, hub.token = {REPOSITORY}, "hf_right"
     env = environment(hub, tmp_path)

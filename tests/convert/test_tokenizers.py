@@ -109,6 +109,19 @@ def test_an_added_token_does_not_hide_the_pre_tokenizer() -> None:
     assert find_pre_tokenizer(Path("tokenizer.json"), json.loads(tokenizer.to_str())) == "qwen2"
 
 
+def test_added_tokens_without_an_embedding_are_left_out(checkpoint: MakeFolder, tmp_path: Path) -> None:
+    folder = tmp_path / "padded"
+    shutil.copytree(checkpoint("qwen2"), folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens(["<|pad|>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    assert tokenizer.token_to_id("<|pad|>") == 480
+    for vocab_size, there in ((481, True), (480, False)):
+        metadata = {entry.key: entry.value for entry in tokenizer_metadata(folder, vocab_size, None)}
+        assert len(metadata["tokenizer.ggml.tokens"]) == vocab_size
+        assert ("<|pad|>" in metadata["tokenizer.ggml.tokens"]) is there
+
+
 def test_an_unknown_pre_tokenizer_needs_its_name(checkpoint: MakeFolder, tmp_path: Path) -> None:
     folder = tmp_path / "odd"
     shutil.copytree(checkpoint("qwen2"), folder)
