@@ -26,9 +26,13 @@ class SamplingOptions:
 
 @dataclass(frozen=True)
 class AnswerStatistics:
-    """Sent after an answer: tokens and seconds of prompt and generation, and why the answer ended."""
+    """Sent after an answer: tokens and seconds of prompt and generation, and why the answer ended.
+
+    `cached_tokens` of the prompt were in the KV cache already, so `prompt_seconds` is for the others.
+    """
 
     prompt_tokens: int
+    cached_tokens: int
     prompt_seconds: float
     generated_tokens: int
     generation_seconds: float
@@ -81,7 +85,7 @@ def _answer(
             f"the conversation has {len(prompt)} tokens, the context {n_ctx}; use a larger --ctx or start anew"
         )
     started = time.perf_counter()
-    _decode_prompt(context, prompt, cached)
+    reused = _decode_prompt(context, prompt, cached)
     prompt_seconds = time.perf_counter() - started
     generated: list[int] = []
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -97,12 +101,12 @@ def _answer(
     if reason == "length" and len(generated) < sampling.max_tokens:
         reason = "context"
     seconds = time.perf_counter() - started - prompt_seconds
-    statistics = AnswerStatistics(len(prompt), prompt_seconds, len(generated), seconds, reason)
+    statistics = AnswerStatistics(len(prompt), reused, prompt_seconds, len(generated), seconds, reason)
     return np.concatenate([prompt, np.array(generated[:-1], np.int32)]), statistics
 
 
-def _decode_prompt(context: Context, prompt: np.ndarray, cached: np.ndarray, n_batch: int = 512) -> None:
-    """Decode what of `prompt` is not in the KV cache yet; logits are wanted for its last token only."""
+def _decode_prompt(context: Context, prompt: np.ndarray, cached: np.ndarray, n_batch: int = 512) -> int:
+    """Decode what of `prompt` is not in the KV cache yet, with logits for its last token; how many tokens were."""
     shared = min(len(cached), len(prompt) - 1)
     shared = int(np.argmin(np.append(cached[:shared] == prompt[:shared], False)))
     context.keep_first(shared)
@@ -110,6 +114,7 @@ def _decode_prompt(context: Context, prompt: np.ndarray, cached: np.ndarray, n_b
         part = prompt[start : start + n_batch]
         positions = np.arange(start, start + len(part))
         context.decode(part, positions, np.zeros(len(part), np.int32), positions == len(prompt) - 1)
+    return shared
 
 
 def _sample(context: Context, position: int, limit: int, sampling: SamplingOptions) -> Iterator[int]:

@@ -90,7 +90,7 @@ def operate(
     """Write `output`: `model` with its q, k and v replaced as `plan` says, everything else byte-identical.
 
     A group that keeps all its components keeps its bytes; when all groups do, the output is the input, byte for byte.
-    `progress` counts bytes. Raises UsageError for a plan that this model
+    `progress` counts layers. Raises UsageError for a plan that this model
     cannot follow, SurgeryError when a tensor or the disk is at fault.
     """
     started = time.perf_counter()
@@ -117,18 +117,19 @@ def operate(
             alignment=model.alignment,
             force=force,
             sources=model.paths,
-            progress=progress,
         ) as writer:
             for info in model.tensors.values():
                 if info.name not in replaced:
                     model.copy_tensor(info.name, writer)
-            for layer in layers:
+            for done, layer in enumerate(layers):
+                progress(done, len(layers), "")
                 begun = time.perf_counter()
                 groups, matrices = operate_layer(model, layer, plan)
                 report.decomposition_seconds += time.perf_counter() - begun
                 report.layers += groups
                 for name in dict.fromkeys(projection.tensor for projection in matrices):
                     writer.put(name, encode_tensor(model, name, matrices, replaced[name]))
+            progress(len(layers), len(layers), "")
             writer.replace_metadata(metadata(source_hash.result()))
     report.output_bytes = output.stat().st_size
     report.seconds = time.perf_counter() - started

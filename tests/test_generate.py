@@ -69,6 +69,8 @@ def test_a_conversation_is_remembered_and_its_cache_reused(embedded: Path) -> No
             {"role": "user", "content": "Say it again."},
         ]
         prompt = render_chat(loaded, messages)
+    assert answers[0][1].cached_tokens == 0
+    assert answers[1][1].cached_tokens >= answers[0][1].prompt_tokens
     assert answers[1][0] == greedy_reference(embedded, prompt, 12)
 
 

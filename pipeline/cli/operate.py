@@ -78,12 +78,13 @@ def command(
     if threshold is None and rank is None:
         threshold = DEFAULT_THRESHOLD
     plan = Plan(threshold=threshold, rank=rank, **choices)
-    check_output(output, force=force)  # before anything is fetched
+    if is_checkpoint(model):
+        check_output(output, force=force)  # before anything is fetched
     source = open_source(model, pre=pre)
     if quant and (types := quantized_types(source)):
         warn(f"{source.name} is quantised already ({', '.join(types)}); quantising it again adds loss to loss")
     with (
-        ProgressReport("operating", unit="bytes") as writing,
+        ProgressReport("operating", unit="layers") as writing,
         ProgressReport("quantising", unit="tensors") as quantising,
     ):
         if quant:

@@ -66,7 +66,7 @@ class ProgressReport:
         self.done, self.total = done, total
         if sys.stderr.isatty():
             self._bar = self._bar or self._start_bar()
-            self._bar.update(self._bar.task_ids[0], completed=done, total=total, note=note)
+            self._bar.update(self._bar.task_ids[0], completed=done, total=total, note=note, rate=self._rate())
             if done >= total:
                 self._bar.stop()
         elif time.monotonic() - self._last_line > SECONDS_BETWEEN_PLAIN_LINES:
@@ -80,14 +80,19 @@ class ProgressReport:
             TextColumn("{task.description}"),
             BarColumn(),
             *(in_bytes if self.unit == "bytes" else counted),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[rate]}  {task.fields[note]}"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
             transient=True,
         )
-        bar.add_task(self.label, note="")
+        bar.add_task(self.label, total=self.total, note="", rate="")
+        self.started = time.monotonic()
         bar.start()
         return bar
+
+    def _rate(self) -> str:
+        seconds = time.monotonic() - self.started
+        return f"{self.done / seconds:,.1f}/s" if self.done and seconds and self.unit != "bytes" else ""
 
     def _plain_line(self, note: str) -> str:
         scale, unit = (1e6, "MB") if self.unit == "bytes" else (1, self.unit)

@@ -87,11 +87,13 @@ def answer(name: str, conversation: Conversation, message: str, *, label: bool, 
 
 
 def print_statistics(statistics: AnswerStatistics) -> None:
-    prompt_speed = statistics.prompt_tokens / statistics.prompt_seconds
+    prompt_speed = (statistics.prompt_tokens - statistics.cached_tokens) / statistics.prompt_seconds
     speed = statistics.generated_tokens / statistics.generation_seconds
-    why = {"stop": "", "length": "; cut off by --max-tokens", "context": "; cut off, the context is full"}[
-        statistics.finish_reason
-    ]
+    why = {
+        "stop": "; ended by itself",
+        "length": "; cut off by --max-tokens",
+        "context": "; cut off, the context is full",
+    }[statistics.finish_reason]
     click.echo()
     click.echo(
         f"[prompt {statistics.prompt_tokens} tokens, {prompt_speed:,.0f}/s; answer {statistics.generated_tokens} tokens, {speed:,.0f}/s{why}]\n",

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from pipeline.cli.main import cli
 from pipeline.convert.checkpoint import open_checkpoint
+from pipeline.convert.write import write_model
 from pipeline.gguf_reader import open_gguf
 from pipeline.operate import operate
 from pipeline.plan import Plan
@@ -40,20 +41,27 @@ def tensors_of(path: Path) -> dict[str, bytes]:
 def test_surgery_on_the_checkpoint_is_surgery_on_its_gguf(
     name: str, plan: Plan, checkpoint: MakeFolder, converted: MakeFolder, tmp_path: Path
 ) -> None:
-    seen: list[tuple[float, float]] = []
     source = open_checkpoint(checkpoint(name))
-    operate(source, tmp_path / "direct.gguf", plan, progress=lambda done, total, note: seen.append((done, total)))
+    operate(source, tmp_path / "direct.gguf", plan)
     operate(open_gguf(converted(name)), tmp_path / "twice.gguf", plan)
     assert tensors_of(tmp_path / "direct.gguf") == tensors_of(tmp_path / "twice.gguf")
     direct = open_gguf(tmp_path / "direct.gguf")
-    size = sum(info.nbytes for info in direct.tensors.values())
-    assert seen[-1] == (size, size)
     if plan.threshold != 1.0:
         assert direct.get("surgery.source.name") == name
         assert direct.get("surgery.method") == plan.method
         changed = tensors_of(converted(name))["blk.0.attn_q.weight"]
         assert tensors_of(tmp_path / "direct.gguf")["blk.0.attn_q.weight"] != changed
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_progress_counts_bytes_of_tensors(checkpoint: MakeFolder, tmp_path: Path) -> None:
+    seen: list[tuple[float, float]] = []
+    model = open_checkpoint(checkpoint("llama3"))
+    write_model(model, tmp_path / "out.gguf", progress=lambda done, total, note: seen.append((done, total)))
+    size = sum(info.nbytes for info in model.tensors.values())
+    assert len(seen) >= len(model.tensors)
+    assert seen == sorted(seen)
+    assert seen[-1] == (size, size)
 
 
 def test_sharded_single_and_bin_checkpoints_convert_to_the_same_file(tmp_path: Path) -> None:
