@@ -94,6 +94,7 @@ class ContextOptions:
     type_k: str = "f16"
     type_v: str = "f16"
     gpu_layers: int = 0
+    flash_attention: bool = True  # where llama.cpp has it; it rounds V to half precision, whatever the cache's type
 
 
 @contextmanager
@@ -162,6 +163,8 @@ def open_context(model: Model, options: ContextOptions) -> Iterator[Context]:
     params.n_seq_max = options.n_sequences
     params.n_threads = params.n_threads_batch = options.threads or default_threads()
     params.type_k, params.type_v = ggml_type(options.type_k), ggml_type(options.type_v)
+    if not options.flash_attention:
+        params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
     sizes: list[float] = []
 
     def note_size(line: str) -> None:
