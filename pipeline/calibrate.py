@@ -62,7 +62,7 @@ def calibrate(
         raise UsageError(f"--chunks {chunks}: expected at least 1")
     attention = find_attention(model)
     wanted = CalibrationSource(
-        model.path.name,
+        model.name,
         sha256_of_files(model.paths),
         tokenizer_sha256(model),
         text.name,

@@ -132,6 +132,22 @@ def metadata_entry(key: str, value: Any) -> MetadataEntry:
     return MetadataEntry(key, kind, raw)
 
 
+def typed_metadata_entry(key: str, value: Any, kind: GGUFValueType) -> MetadataEntry:
+    """Encode `value` as `kind`; a list becomes an array of `kind`, which its length may leave empty."""
+    if isinstance(value, list):
+        head = struct.pack("<IQ", kind, len(value))
+        if kind == GGUFValueType.STRING:
+            payload = head + b"".join(map(_encode_string, value))
+        else:
+            payload = head + struct.pack(f"<{len(value)}{SCALAR_FORMATS[kind]}", *value)
+        kind = GGUFValueType.ARRAY
+    elif kind == GGUFValueType.STRING:
+        payload = _encode_string(value)
+    else:
+        payload = struct.pack("<" + SCALAR_FORMATS[kind], value)
+    return MetadataEntry(key, kind, _encode_string(key) + struct.pack("<I", kind) + payload)
+
+
 def _encode(value: Any) -> tuple[GGUFValueType, bytes]:
     match value:
         case bool():

@@ -11,13 +11,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
 from pipeline.errors import SurgeryError
 from pipeline.gguf_metadata import Cursor, MetadataEntry
+
+if TYPE_CHECKING:
+    from pipeline.gguf_writer import GGUFWriter
 
 DEFAULT_ALIGNMENT = 32
 FLOAT_TYPES = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
@@ -61,6 +64,11 @@ class GGUFModel:
     def path(self) -> Path:
         return self.paths[0]
 
+    @property
+    def name(self) -> str:
+        """What the model is called in messages and in what is recorded of it."""
+        return self.path.name
+
     def get(self, key: str, default: Any = None) -> Any:
         """The value of a metadata key, or `default`."""
         return self.metadata[key].value if key in self.metadata else default
@@ -80,6 +88,10 @@ class GGUFModel:
         if data.size != info.nbytes:
             raise SurgeryError(f"{info.path}: tensor {name} could not be read whole; was the file changed meanwhile?")
         return data.reshape(*info.shape[:-1], -1)
+
+    def copy_tensor(self, name: str, writer: "GGUFWriter") -> None:
+        """Write a tensor, as it is, with `writer`."""
+        writer.copy(self.tensors[name])
 
     def read(self, name: str) -> np.ndarray:
         """A tensor as float32 of its full shape, dequantised if need be. Raises SurgeryError on NaN or infinity."""

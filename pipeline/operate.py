@@ -125,7 +125,7 @@ def operate(
         ) as writer:
             for info in model.tensors.values():
                 if info.name not in replaced:
-                    writer.copy(info)
+                    model.copy_tensor(info.name, writer)
             for done, layer in enumerate(layers):
                 progress(done, len(layers), "")
                 begun = time.perf_counter()

@@ -53,7 +53,7 @@ def operated_metadata(
         "seed": plan.seed,
         "layers": layers,
         **{f"ranks.{group}": group_ranks for group, group_ranks in ranks.items()},
-        "source.name": model.path.name,
+        "source.name": model.name,
         "source.sha256": source_hash,
         **({"previous": json.dumps(earlier)} if earlier else {}),
     }

@@ -1,8 +1,10 @@
-"""What MODEL may be on the command line: the embedded default, or a path to a GGUF file."""
+"""What MODEL may be on the command line: the embedded default, a GGUF file, and for some commands a checkpoint."""
 
+import shlex
 from importlib.util import find_spec
 from pathlib import Path
 
+from pipeline.convert.hub import download, is_hub_id
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.gguf_reader import GGUFModel, open_gguf
 
@@ -16,8 +18,12 @@ def resolve_model(name: str) -> Path:
     if name == EMBEDDED_NAME:
         return embedded_model()
     path = Path(name).expanduser()
-    if path.is_dir():
-        raise UsageError(f"{name}: is a folder; MODEL must be a GGUF file or {EMBEDDED_NAME}")
+    if is_checkpoint(name):
+        kind = "a folder" if path.is_dir() else "no file here"
+        raise UsageError(
+            f"{name}: is {kind}, and this needs a GGUF file; if it is a Hugging Face checkpoint, convert it first:"
+            f" surgery convert {shlex.quote(name)} {shlex.quote(gguf_name(name))}"
+        )
     if not path.exists():
         raise UsageError(f"{name}: no such file; MODEL must be a GGUF file or {EMBEDDED_NAME}")
     return path
@@ -26,6 +32,34 @@ def resolve_model(name: str) -> Path:
 def open_model(name: str) -> GGUFModel:
     """Open what `name` stands for. Raises UsageError and SurgeryError as `resolve_model` and `open_gguf` do."""
     return open_gguf(resolve_model(name))
+
+
+def is_checkpoint(name: str) -> bool:
+    """Whether `name` can only be a checkpoint: a folder, or no path here but of the form of a hub id."""
+    path = Path(name).expanduser()
+    return name != EMBEDDED_NAME and (path.is_dir() or (not path.exists() and is_hub_id(name)))
+
+
+def gguf_name(name: str) -> str:
+    """A name for the GGUF file of the checkpoint `name`, in the working folder."""
+    return f"{Path(name.partition('@')[0]).expanduser().resolve().name}.gguf"
+
+
+def open_source(name: str, *, outtype: str = "auto", pre: str | None = None) -> GGUFModel:
+    """Open what `name` stands for, a checkpoint folder or hub id included, as `open_checkpoint` does with these options.
+
+    Raises UsageError and SurgeryError as `open_model`, `open_checkpoint` and `download` do.
+    """
+    if not is_checkpoint(name):
+        return open_model(name)
+    from pipeline.convert.checkpoint import open_checkpoint
+
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return open_checkpoint(path, outtype=outtype, pre=pre)
+    fetched = download(name)
+    label = f"{fetched.repository}@{fetched.commit}"
+    return open_checkpoint(fetched.folder, label=label, repository=fetched.repository, outtype=outtype, pre=pre)
 
 
 def embedded_model() -> Path:

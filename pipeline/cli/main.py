@@ -14,6 +14,7 @@ from pipeline.errors import SurgeryError
 COMMANDS = {
     "calibrate": "Measure what a model's attention sees, over a text.",
     "operate": "Replace attention projections by low-rank reconstructions.",
+    "convert": "Turn a Hugging Face checkpoint into a GGUF file.",
     "quantize": "Quantise a model with llama.cpp's quantiser.",
     "run": "Answer a prompt, or chat; --beside compares two models.",
     "eval": "Perplexity, and KL divergence to a base.",
@@ -51,7 +52,8 @@ def cli() -> None:
     """How much of a transformer's attention is redundant?
 
     Replaces the query, key and value projections of a GGUF model by low-rank reconstructions, quantises the result,
-    runs it with llama.cpp, and measures what was lost. MODEL is a GGUF file, or smollm2-135m, which comes along.
+    runs it with llama.cpp, and measures what was lost. MODEL is a GGUF file, or smollm2-135m, which comes along;
+    for operate and convert also a Hugging Face checkpoint, as a folder or as org/name of the hub.
     """
 
 

@@ -12,12 +12,13 @@ from pipeline.cli.output import ProgressReport, print_json, print_table, warn
 from pipeline.decompose.methods import METHODS, METRICS
 from pipeline.decompose.principal_components import MEANS
 from pipeline.encode import OUTTYPES
+from pipeline.errors import UsageError
 from pipeline.operate import OperationReport, operate
 from pipeline.operate_and_quantize import operate_and_quantize
 from pipeline.output_file import check_output
 from pipeline.plan import DEFAULT_THRESHOLD, Plan
 from pipeline.quantization import quantized_types
-from pipeline.sources import open_model
+from pipeline.sources import gguf_name, is_checkpoint, open_source
 from pipeline.texts import CALIBRATION_TEXT
 
 
@@ -75,6 +76,7 @@ from pipeline.texts import CALIBRATION_TEXT
     help="Type of the replaced tensors. auto: a float type stays, a quantised one becomes F16; keep: the tensor's own.",
 )
 @click.option("--quant", metavar="TYPE", help="Then quantise the whole file to TYPE, such as Q4_K_M.")
+@click.option("--pre", metavar="NAME", help="A checkpoint's pre-tokenizer, as llama.cpp calls it.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the random control.")
 @threads_option
 @force_option
@@ -87,6 +89,7 @@ def command(
     budget: float | None,
     calibration: str,
     quant: str | None,
+    pre: str | None,
     threads: int,
     force: bool,
     as_json: bool,
@@ -99,11 +102,18 @@ def command(
     if threshold is None and rank is None and budget is None:
         threshold = DEFAULT_THRESHOLD
     plan = Plan(threshold=threshold, rank=rank, budget=budget, **choices)
-    source = open_model(model)
+    if is_checkpoint(model):
+        check_output(output, force=force)  # before anything is fetched
+        if plan.metric != "weights":
+            raise UsageError(
+                f"--metric {plan.metric}: needs a model that llama.cpp can run; convert it first:"
+                f" surgery convert {shlex.quote(model)} {shlex.quote(gguf_name(model))}"
+            )
+    source = open_source(model, pre=pre)
     check_output(output, force=force, sources=source.paths)
     statistics = None if plan.metric == "weights" else obtain_calibration(source, calibration, plan.metric, threads)
     if quant and (types := quantized_types(source)):
-        warn(f"{source.path.name} is quantised already ({', '.join(types)}); quantising it again adds loss to loss")
+        warn(f"{source.name} is quantised already ({', '.join(types)}); quantising it again adds loss to loss")
     with (
         ProgressReport("operating", unit="layers") as writing,
         ProgressReport("quantising", unit="tensors") as quantising,
@@ -147,5 +157,10 @@ def print_report(model: str, report: OperationReport) -> None:
         f"wrote {report.output} ({report.output_bytes / 1e6:,.1f} MB) in {report.seconds:.1f} s, {report.decomposition_seconds:.1f} s of it decomposing"
     )
     name = shlex.quote(report.output)
-    click.echo(f"\nwhat it lost:   surgery eval {name} --base {shlex.quote(model)} --chunks 8")
+    click.echo()
+    if is_checkpoint(model):
+        base = gguf_name(model)
+        click.echo(f"to compare:     surgery convert {shlex.quote(model)} {shlex.quote(base)}")
+        model = base
+    click.echo(f"what it lost:   surgery eval {name} --base {shlex.quote(model)} --chunks 8")
     click.echo(f"what it says:   surgery run {name} --beside {shlex.quote(model)} --prompt 'What is machine learning?'")

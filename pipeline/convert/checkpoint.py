@@ -1,0 +1,120 @@
+"""A checkpoint folder, seen as the GGUF model that it becomes: everything that works on a GGUFModel works on it."""
+
+from dataclasses import dataclass, field, replace
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from gguf import GGMLQuantizationType
+
+from pipeline.convert.config import Config, read_config
+from pipeline.convert.families import find_family
+from pipeline.convert.hyperparameters import general_metadata, hyperparameters
+from pipeline.convert.rope import llama3_factors, read_rope
+from pipeline.convert.stored_tensor import StoredTensor
+from pipeline.convert.tensors import ConvertedTensor, convert_tensors, own_type
+from pipeline.convert.tokenizer import tokenizer_metadata
+from pipeline.convert.weights import INDEX_FILES, SINGLE_FILES, find_weights, read_weights
+from pipeline.errors import SurgeryError, UsageError
+from pipeline.gguf_metadata import MetadataEntry
+from pipeline.gguf_reader import DEFAULT_ALIGNMENT, GGUFModel, TensorInfo
+from pipeline.gguf_writer import GGUFWriter
+
+OUTTYPES = ("auto", "f32", "f16", "bf16")
+ROPE_FREQS = "rope_freqs.weight"
+
+
+@dataclass(frozen=True)
+class Checkpoint(GGUFModel):
+    """A checkpoint as a GGUF model. `paths` are the files of its weights, `label` is what it is called by.
+
+    `tensors` describes what the GGUF file will hold; a tensor is read, and converted, when it is asked for.
+    """
+
+    label: str
+    converted: dict[str, ConvertedTensor] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.label
+
+    def read_raw(self, name: str) -> np.ndarray:
+        """The bytes of the GGUF tensor: uint8, of shape (rows, bytes per row)."""
+        return self.converted[name].encode()
+
+    def copy_tensor(self, name: str, writer: GGUFWriter) -> None:
+        """Write a tensor; where the checkpoint has the very bytes, they are copied without being read."""
+        tensor, info = self.converted[name], self.tensors[name]
+        if tensor.same_bytes and tensor.stored.offset is not None:
+            writer.copy(replace(info, offset=tensor.stored.offset))
+        else:
+            writer.put(name, tensor.encode())
+
+
+def open_checkpoint(
+    folder: Path, *, label: str = "", repository: str | None = None, outtype: str = "auto", pre: str | None = None
+) -> Checkpoint:
+    """Open a checkpoint folder: config.json, weights and tokenizer, all checked against each other.
+
+    `outtype`: the type of the matrices, `auto` for the checkpoint's own; norms and biases become F32. `pre` overrides
+    the name of the pre-tokenizer. Raises UsageError when the folder is no checkpoint, SurgeryError when the checkpoint
+    is incomplete, contradicts itself or is of a family that cannot be converted.
+    """
+    paths = _check_folder(folder)
+    config = read_config(folder)
+    family = find_family(config)
+    weights = read_weights(folder, paths)
+    kind = own_type(weights) if outtype == "auto" else GGMLQuantizationType[outtype.upper()]
+    rope = read_rope(config, family)
+    tensors = convert_tensors(config, family, weights, kind)
+    if rope.kind == "llama3":
+        tensors.insert(0, _rope_freqs(config, llama3_factors(config, rope)))
+    label = label or folder.resolve().name
+    name = (repository or label).rpartition("/")[2]
+    parameters = sum(prod(tensor.stored.shape) for tensor in tensors)
+    metadata = [
+        *general_metadata(family, name, repository, kind, parameters),
+        *hyperparameters(config, family, rope),
+        *_tokenizer(folder, config.integer("vocab_size"), pre),
+    ]
+    return Checkpoint(
+        tuple(paths),
+        DEFAULT_ALIGNMENT,
+        {entry.key: entry for entry in metadata},
+        {t.name: TensorInfo(t.name, t.stored.shape, t.type, t.stored.path, 0) for t in tensors},
+        label=label,
+        converted={tensor.name: tensor for tensor in tensors},
+    )
+
+
+def _tokenizer(folder: Path, vocab_size: int, pre: str | None) -> list[MetadataEntry]:
+    try:
+        return list(tokenizer_metadata(folder, vocab_size, pre))
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        # Four files of many versions by several programs: which of them is wrong is not known here.
+        raise SurgeryError(
+            f"{folder}: the tokenizer's files are not as expected ({type(error).__name__}: {error}); get them anew"
+        ) from None
+
+
+def _check_folder(folder: Path) -> list[Path]:
+    """The weights' files. Raises UsageError or SurgeryError unless the folder holds config.json and weights."""
+    has_config, paths = (folder / "config.json").is_file(), find_weights(folder)
+    if has_config and paths:
+        return paths
+    ggufs = sorted(folder.glob("*.gguf"))
+    if ggufs and not paths:
+        raise UsageError(f"{folder}: is a folder of GGUF files; name one of them, such as {ggufs[0]}")
+    if has_config:
+        expected = ", ".join((*SINGLE_FILES, *INDEX_FILES))
+        raise SurgeryError(f"{folder}: has config.json but no weights; expected one of {expected}")
+    if paths:
+        raise SurgeryError(f"{folder}: has weights ({paths[0].name}) but no config.json; get that file, too")
+    raise UsageError(
+        f"{folder}: is a folder without a checkpoint in it; expected config.json, {SINGLE_FILES[0]} and a tokenizer"
+    )
+
+
+def _rope_freqs(config: Config, factors: np.ndarray) -> ConvertedTensor:
+    stored = StoredTensor(ROPE_FREQS, factors.shape, "F32", config.path, None, lambda: factors.view(np.uint8))
+    return ConvertedTensor(ROPE_FREQS, stored, GGMLQuantizationType.F32)

@@ -1,0 +1,143 @@
+"""Tiny random checkpoints of every family, made with transformers, and what llama.cpp and transformers make of them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from native.model import ContextOptions, load_model, open_context
+from tests.convert.tokenizers import save_byte_level, save_sentence_piece, sentence_piece_as_json
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.3,  # large, so that a wrong row or norm shows in the logits
+    "rms_norm_eps": 1e-5,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+GEMMA: dict[str, Any] = {
+    "initializer_range": 0.03,  # smaller: llama.cpp takes GELU from a table in half precision
+    "head_dim": 16,
+    "query_pre_attn_scalar": 16,
+    "sliding_window": 32,
+    "tie_word_embeddings": True,
+}
+# name -> (model class, what differs from SIZES, tokenizer)
+CHECKPOINTS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "llama": ("Llama", {}, "sentencepiece"),
+    "llama-mha-tied": ("Llama", {"num_key_value_heads": 4, "tie_word_embeddings": True}, "sentencepiece-json"),
+    "llama-biases": ("Llama", {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 1}, "gpt-2"),
+    "llama-head-dim": ("Llama", {"head_dim": 32}, "smollm"),
+    "llama3": ("Llama", {"rope_parameters": LLAMA3_ROPE}, "llama-bpe"),
+    "llama-linear": (
+        "Llama",
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}},
+        "llama-bpe",
+    ),
+    "llama-yarn": (
+        "Llama",
+        {"rope_parameters": {
+            "rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 32,
+        }},
+        "llama-bpe",
+    ),
+    "mistral": ("Mistral", {"head_dim": 16, "sliding_window": None}, "sentencepiece"),
+    "qwen2": ("Qwen2", {}, "qwen2"),
+    "qwen3": ("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}, "qwen2"),
+    "gemma2": ("Gemma2", GEMMA | {"num_hidden_layers": 4}, "sentencepiece"),
+    "gemma3": ("Gemma3", GEMMA | {"num_hidden_layers": 7}, "sentencepiece"),
+}  # fmt: skip
+
+
+def save_tokenizer(folder: Path, kind: str) -> None:
+    if kind.startswith("sentencepiece"):
+        save_sentence_piece(folder)
+        if kind == "sentencepiece-json":
+            sentence_piece_as_json(folder).save(str(folder / "tokenizer.json"))
+            (folder / "tokenizer.model").unlink()
+    else:
+        save_byte_level(folder, kind)
+
+
+def make_checkpoint(folder: Path, name: str, dtype: torch.dtype = torch.float32, **saving: Any) -> Path:
+    """Save the checkpoint `name` of CHECKPOINTS to `folder`; norms are random, too, as those of a trained model are."""
+    family, changes, tokenizer = CHECKPOINTS[name]
+    config_class = getattr(transformers, f"{family}TextConfig" if family == "Gemma3" else f"{family}Config")
+    config = config_class(**SIZES | changes)
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{family}ForCausalLM")(config)
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter) * (0.3 if "norm" in parameter_name else 0.1))
+    model.to(dtype).save_pretrained(folder, **saving)
+    save_tokenizer(folder, tokenizer)
+    return folder
+
+
+def reference_model(folder: Path) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True
+    ).eval()
+
+
+def reference_logits(model: Any, ids: list[int]) -> np.ndarray:
+    """transformers' logits after each token: float32 (n, vocabulary)."""
+    with torch.no_grad():
+        logits: np.ndarray = model(torch.tensor([ids])).logits[0].numpy()
+    return logits
+
+
+def reference_greedy(model: Any, ids: list[int], count: int) -> list[int]:
+    """The `count` likeliest tokens after `ids`, one after the other, as transformers has them."""
+    chosen: list[int] = []
+    fed, cache = torch.tensor([ids]), None
+    with torch.no_grad():
+        for _ in range(count):
+            result = model(fed, past_key_values=cache, use_cache=True)
+            cache = result.past_key_values
+            chosen.append(int(result.logits[0, -1].argmax()))
+            fed = torch.tensor([chosen[-1:]])
+    return chosen
+
+
+def llama_cpp_logits(path: Path, ids: list[int]) -> np.ndarray:
+    """llama.cpp's logits after each token, its KV cache in float32: float32 (n, vocabulary)."""
+    n = len(ids)
+    options = ContextOptions(n_ctx=max(n, 64), type_k="f32", type_v="f32", threads=1, flash_attention=False)
+    with load_model(str(path)) as model, open_context(model, options) as context:
+        context.decode(ids, np.arange(n), np.zeros(n, np.int32), np.ones(n, np.int8))
+        return context.logits(n).copy()
+
+
+def llama_cpp_greedy(path: Path, ids: list[int], count: int) -> list[int]:
+    """The `count` likeliest tokens after `ids`, one after the other, as llama.cpp has them."""
+    options = ContextOptions(n_ctx=len(ids) + count, type_k="f32", type_v="f32", threads=1, flash_attention=False)
+    chosen: list[int] = []
+    with load_model(str(path)) as model, open_context(model, options) as context:
+        context.decode(ids, np.arange(len(ids)), np.zeros(len(ids), np.int32), np.eye(len(ids), dtype=np.int8)[-1])
+        for position in range(len(ids), len(ids) + count):
+            chosen.append(int(context.logits(1)[0].argmax()))
+            context.decode([chosen[-1]], np.array([position]), np.zeros(1, np.int32), np.ones(1, np.int8))
+    return chosen
+
+
+def llama_cpp_ids(path: Path, text: str) -> list[int]:
+    """The ids of a text in which special tokens may occur."""
+    with load_model(str(path)) as model:
+        ids: list[int] = model.tokenize(text, special=True).tolist()
+    return ids
