@@ -23,7 +23,6 @@ class EvaluationStart:
 
     chunks: int
     n_ctx: int
-    scored_per_chunk: int
     kv_cache_bytes: int
 
 
@@ -54,7 +53,7 @@ def evaluate_chunks(
         together = max(1, min(BATCH_TOKENS // n_ctx, count))
         wanted = replace(options, n_sequences=together, n_batch=BATCH_TOKENS)
         contexts = [stack.enter_context(open_context(model, wanted)) for model in models]
-        yield EvaluationStart(count, n_ctx, n_ctx - 1 - n_ctx // 2, contexts[0].kv_cache_bytes // together)
+        yield EvaluationStart(count, n_ctx, contexts[0].kv_cache_bytes // together)
         grid = tokens[: count * n_ctx].reshape(count, n_ctx)
         for start in range(0, count, together):
             yield score_chunks(contexts, grid[start : start + together])

@@ -13,8 +13,6 @@ import numpy as np
 from native.errors import NativeError
 from native.library import ggml_base, initialise, native_log
 
-CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl")
-
 
 def default_threads() -> int:
     """The number of processors that this process may use."""

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -90,8 +91,9 @@ def test_inspect(embedded: Path, tiny: Path) -> None:
     assert [layer["layer"] for layer in spectrum] == [0, 1]
     assert spectrum[0]["ranks"].keys() == {"q", "k", "v", "kv"}
     text = call("inspect", tiny, "--spectrum").output
-    assert "k+v 0.99" in text
-    assert "rank that keeps this share of the variance" in text
+    assert "ranks that keep 0.99 0.95 0.9 0.5 0.3 of the variance" in text
+    ranks = spectrum[1]["ranks"]["kv"]
+    assert text.splitlines()[-1].split()[-5:] == [str(rank) for rank in ranks]
 
 
 def test_run(tiny: Path) -> None:
@@ -102,6 +104,15 @@ def test_run(tiny: Path) -> None:
     assert result.stderr.count("[prompt 3 tokens") == 2
     piped = call("run", tiny, "--max-tokens", "5", "--temperature", "0", "--json", stdin="abc\n")
     assert json.loads(piped.stdout)["answers"][0]["generated_tokens"] <= 5
+
+
+def test_every_kv_cache_type_on_offer_is_llama_cpps() -> None:
+    from native.model import ggml_type
+    from pipeline.cli.eval import command
+
+    offered = next(option for option in command.params if option.name == "cache_type_k").type
+    assert isinstance(offered, click.Choice)
+    assert all(ggml_type(name) >= 0 for name in offered.choices)
 
 
 BAD_INPUT = {

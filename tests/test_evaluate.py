@@ -25,17 +25,20 @@ def reference_log_probabilities(model: Path, text: str, n_ctx: int, chunks: int)
         tokens = loaded.tokenize(text, special=False)
         for chunk in tokens[: chunks * n_ctx].reshape(chunks, n_ctx):
             context.clear()
-            context.decode(chunk, np.arange(n_ctx), np.zeros(n_ctx, int), np.ones(n_ctx, bool))
+            decoded = np.r_[loaded.bos, chunk[1:]] if loaded.adds_bos else chunk
+            context.decode(decoded, np.arange(n_ctx), np.zeros(n_ctx, int), np.ones(n_ctx, bool))
             log_p = log_softmax(context.logits(n_ctx).astype(np.float64), axis=1)
             rows.append(np.column_stack([log_p[n_ctx // 2 : -1], chunk[n_ctx // 2 + 1 :]]))
     return np.vstack(rows)
 
 
+@pytest.mark.parametrize("adds_bos", [False, True])
 @pytest.mark.parametrize("chunks", [1, 3, 5])
 def test_follows_the_rules_of_the_perplexity_tool(
-    tiny: Path, english: Path, make_tiny: Callable[[TinyModel], Path], chunks: int
+    english: Path, make_tiny: Callable[[TinyModel], Path], chunks: int, adds_bos: bool
 ) -> None:
-    other, text, n_ctx = make_tiny(TinyModel(seed=1)), read_text(str(english)), 64
+    tiny, other = (make_tiny(TinyModel(seed=seed, adds_bos=adds_bos)) for seed in (0, 1))
+    text, n_ctx = read_text(str(english)), 64
     result = evaluate(other, text, base=tiny, chunks=chunks, options=ContextOptions(n_ctx=n_ctx))
     rows, base_rows = (reference_log_probabilities(path, text.content, n_ctx, chunks) for path in (other, tiny))
     log_q, log_p, targets = rows[:, :-1], base_rows[:, :-1], rows[:, -1].astype(int)

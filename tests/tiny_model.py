@@ -21,6 +21,7 @@ class TinyModel:
     feed_forward: int = 96
     fused: bool = False
     bias: bool = False
+    adds_bos: bool = False
     seed: int = 0
     type: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32
     without_attention: tuple[int, ...] = ()
@@ -100,6 +101,8 @@ def write_tiny_model(path: Path, model: TinyModel = TinyModel()) -> Path:
     writer.add_token_types([1] * (len(tokens) - 1) + [3])
     writer.add_token_merges([f"{tokens[104]} {tokens[101]}"])
     writer.add_eos_token_id(len(tokens) - 1)
+    writer.add_bos_token_id(len(tokens) - 1)
+    writer.add_add_bos_token(model.adds_bos)
     for name, values in tensors_of(model).items():
         kind = model.type if values.ndim == 2 else gguf.GGMLQuantizationType.F32
         writer.add_tensor(

@@ -59,12 +59,10 @@ def print_summary(summary: dict[str, Any]) -> None:
 
 
 def print_spectrum(layers: list[dict[str, Any]]) -> None:
-    click.echo("\nrank that keeps this share of the variance")
-    headings = [
-        "layer",
-        *(f"{'+'.join(group)} {threshold:g}" for group in SPECTRUM_GROUPS for threshold in SPECTRUM_THRESHOLDS),
+    shares = " ".join(f"{threshold:g}" for threshold in SPECTRUM_THRESHOLDS)
+    click.echo(f"\nranks that keep {shares} of the variance")
+    rows = [
+        (layer["layer"], *(" ".join(f"{rank:>4}" for rank in layer["ranks"][group]) for group in SPECTRUM_GROUPS))
+        for layer in layers
     ]
-    print_table(
-        headings,
-        [(layer["layer"], *(rank for group in SPECTRUM_GROUPS for rank in layer["ranks"][group])) for layer in layers],
-    )
+    print_table(["layer", *map("+".join, SPECTRUM_GROUPS)], rows)

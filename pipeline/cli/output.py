@@ -27,13 +27,13 @@ def print_json(value: dict[str, Any]) -> None:
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A table on stdout; its first column is text, the others are right-aligned. Never cut off when piped."""
+    """A table on stdout, whole however narrow the terminal; the first column is left-aligned, the others right."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="right" if number else "left", no_wrap=True)
     for row in rows:
         table.add_row(*map(str, row))
-    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
+    Console(width=max(200, Console().width), highlight=False).print(table)
 
 
 def warn(message: str) -> None:
