@@ -6,11 +6,12 @@ THRESHOLD ?= $(VARIANCE_THRESHOLD)
 METHOD ?= shared-kv
 TARGETS ?= qkv
 MEAN ?= keep
+METRIC ?= weights
 QUANT ?=
 TEXT ?= python-docs
 CHUNKS ?= 20
 PROMPT ?= What is machine learning?
-OUT ?= $(patsubst %.gguf,%,$(notdir $(MODEL)))-$(METHOD)-$(TARGETS)-$(THRESHOLD)-$(MEAN)$(if $(QUANT),-$(QUANT)).gguf
+OUT ?= $(patsubst %.gguf,%,$(notdir $(MODEL)))-$(METHOD)-$(TARGETS)-$(THRESHOLD)-$(MEAN)$(if $(filter-out weights,$(METRIC)),-$(METRIC))$(if $(QUANT),-$(QUANT)).gguf
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -50,8 +51,8 @@ install-hub: $(VENV)/installed-hub ## also what Hugging Face checkpoints need; m
 
 install-hf: $(VENV)/installed-hf ## also torch, for checkpoints in its own format (.bin)
 
-gguf: $(VENV)/installed $(HUB) ## operate on MODEL: METHOD, TARGETS, THRESHOLD, MEAN, then QUANT; writes OUT
-	@$(SURGERY) operate "$(MODEL)" -o "$(OUT)" --force --method "$(METHOD)" --targets "$(TARGETS)" --threshold "$(THRESHOLD)" --mean "$(MEAN)" $(if $(QUANT),--quant "$(QUANT)")
+gguf: $(VENV)/installed $(HUB) ## operate on MODEL: METHOD, TARGETS, THRESHOLD, MEAN, METRIC, then QUANT; writes OUT
+	@$(SURGERY) operate "$(MODEL)" -o "$(OUT)" --force --method "$(METHOD)" --targets "$(TARGETS)" --threshold "$(THRESHOLD)" --mean "$(MEAN)" --metric "$(METRIC)" $(if $(QUANT),--quant "$(QUANT)")
 
 $(OUT): | $(VENV)/installed
 	@$(MAKE) --no-print-directory gguf
@@ -92,5 +93,5 @@ clean: ## remove OUT and caches, not the virtual environment
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "  MODEL=$(MODEL) THRESHOLD=$(THRESHOLD) METHOD=$(METHOD) TARGETS=$(TARGETS) MEAN=$(MEAN) QUANT=$(QUANT)"
+	@echo "  MODEL=$(MODEL) THRESHOLD=$(THRESHOLD) METHOD=$(METHOD) TARGETS=$(TARGETS) MEAN=$(MEAN) METRIC=$(METRIC) QUANT=$(QUANT)"
 	@echo "  TEXT=$(TEXT) CHUNKS=$(CHUNKS) PROMPT=\"$(PROMPT)\" OUT=$(OUT)"

@@ -15,6 +15,8 @@ from native.errors import NativeError
 
 LOG_LEVEL_WARNING, LOG_LEVEL_ERROR, LOG_LEVEL_CONTINUED = 3, 4, 5  # enum ggml_log_level
 
+MOST_OPERATIONS = 64  # fewer than ggml has, and MUL_MAT is among the first
+
 LogListener = Callable[[str], None]
 
 
@@ -80,7 +82,51 @@ def ggml_base() -> ctypes.CDLL:
     library.ggml_type_name.restype = ctypes.c_char_p
     library.ggml_row_size.argtypes = [ctypes.c_int, ctypes.c_int64]
     library.ggml_row_size.restype = ctypes.c_size_t
+    library.ggml_op_name.argtypes = [ctypes.c_int]
+    library.ggml_op_name.restype = ctypes.c_char_p
+    library.ggml_init.argtypes = [InitParams]
+    library.ggml_free.argtypes = [ctypes.c_void_p]
+    library.ggml_new_tensor_2d.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    library.ggml_set_name.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+    library.ggml_mul_mat.argtypes = [ctypes.c_void_p] * 3
+    library.ggml_get_data.argtypes = [ctypes.c_void_p]
+    for function in ("ggml_init", "ggml_new_tensor_2d", "ggml_set_name", "ggml_mul_mat", "ggml_get_data"):
+        getattr(library, function).restype = ctypes.c_void_p
     return library
+
+
+class InitParams(ctypes.Structure):
+    """ggml_init_params."""
+
+    _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
+
+
+class GGMLTensor(ctypes.Structure):
+    """The part of ggml_tensor that is read when a model is observed: sizes are in elements, strides in bytes."""
+
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("buffer", ctypes.c_void_p),
+        ("ne", ctypes.c_int64 * 4),
+        ("nb", ctypes.c_size_t * 4),
+        ("op", ctypes.c_int),
+        ("op_params", ctypes.c_int32 * 16),
+        ("flags", ctypes.c_int32),
+        ("src", ctypes.c_void_p * 10),
+        ("view_src", ctypes.c_void_p),
+        ("view_offs", ctypes.c_size_t),
+        ("data", ctypes.c_void_p),
+        ("name", ctypes.c_char * 64),
+    )
+
+
+@cache
+def op_number(name: str) -> int:
+    """The number of a graph operation, such as `MUL_MAT`. Raises NativeError for an unknown one."""
+    for number in range(MOST_OPERATIONS):
+        if ggml_base().ggml_op_name(number) == name.encode():
+            return number
+    raise NativeError(f"{name}: llama.cpp has no such operation")
 
 
 ABORT_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
@@ -112,9 +158,30 @@ def check_library() -> None:
         "llama_model_quantize_params": quantize.quantize_output_tensor
         and not quantize.dry_run
         and not quantize.imatrix,
+        "ggml_tensor": _tensor_structure_fits(),
     }
     if wrong := [name for name, right in facts.items() if not right]:
         raise NativeError(
             f"llama-cpp-python {llama_cpp.__version__} is laid out differently ({', '.join(wrong)});"
             " install the version that pyproject.toml names"
         )
+
+
+def _tensor_structure_fits() -> bool:
+    """Whether tensors that ggml makes itself read through GGMLTensor as what they were made to be."""
+    library = ggml_base()
+    context = library.ggml_init(InitParams(2**20, None, False))
+    try:
+        left = library.ggml_new_tensor_2d(context, llama_cpp.GGML_TYPE_F32, 8, 3)
+        right = library.ggml_new_tensor_2d(context, llama_cpp.GGML_TYPE_F32, 8, 5)
+        library.ggml_set_name(left, b"left")
+        product = GGMLTensor.from_address(library.ggml_mul_mat(context, left, right))
+        first = GGMLTensor.from_address(left)
+        return (
+            (first.type, list(first.ne), list(first.nb)) == (llama_cpp.GGML_TYPE_F32, [8, 3, 1, 1], [4, 32, 96, 96])
+            and (first.name, first.data) == (b"left", library.ggml_get_data(left))
+            and library.ggml_op_name(product.op) == b"MUL_MAT"
+            and (product.src[0], product.src[1], product.src[2]) == (left, right, None)
+        )
+    finally:
+        library.ggml_free(context)

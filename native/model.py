@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import llama_cpp
 import numpy as np
@@ -50,6 +51,11 @@ class Model:
     @property
     def bos(self) -> int:
         return int(llama_cpp.llama_vocab_bos(self.vocab))
+
+    @property
+    def rope(self) -> str:
+        """How rotary positions pair a head's dimensions: `norm` (2i, 2i + 1), `neox` (i, i + half) or `none`."""
+        return {-1: "none", 0: "norm"}.get(int(llama_cpp.llama_model_rope_type(self.pointer)), "neox")
 
     def tokenize(self, text: str, *, special: bool) -> np.ndarray:
         """Token ids, int32 of shape (n,), with BOS where the vocabulary asks for it.
@@ -154,8 +160,12 @@ class Context:
 
 
 @contextmanager
-def open_context(model: Model, options: ContextOptions) -> Iterator[Context]:
-    """Make a context. Raises NativeError with llama.cpp's reason, such as a KV cache type that does not fit."""
+def open_context(model: Model, options: ContextOptions, observer: Any = None) -> Iterator[Context]:
+    """Make a context. Raises NativeError with llama.cpp's reason, such as a KV cache type that does not fit.
+
+    `observer`, a `ggml_backend_sched_eval_callback`, sees every node of the graph as it is computed; flash attention
+    is off then, so that the attention probabilities are among them.
+    """
     params = llama_cpp.llama_context_default_params()
     params.n_ctx = options.n_ctx * options.n_sequences
     params.n_batch = params.n_ubatch = min(options.n_batch, params.n_ctx)
@@ -163,7 +173,9 @@ def open_context(model: Model, options: ContextOptions) -> Iterator[Context]:
     params.n_seq_max = options.n_sequences
     params.n_threads = params.n_threads_batch = options.threads or default_threads()
     params.type_k, params.type_v = ggml_type(options.type_k), ggml_type(options.type_v)
-    if not options.flash_attention:
+    if observer is not None:
+        params.cb_eval = observer
+    if observer is not None or not options.flash_attention:
         params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
     sizes: list[float] = []
 

@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.gguf_reader import GGUFModel
 
@@ -71,8 +73,8 @@ def _fused(model: GGUFModel, layer: int) -> dict[str, Projection] | None:
     if name not in model.tensors:
         return None
     shape = model.tensors[name].shape
-    heads = _per_layer(model.hyperparameter("attention.head_count", 0), layer)
-    heads_kv = _per_layer(model.hyperparameter("attention.head_count_kv", heads), layer)
+    heads = of_layer(model.hyperparameter("attention.head_count", 0), layer)
+    heads_kv = of_layer(model.hyperparameter("attention.head_count_kv", heads), layer)
     width = model.hyperparameter("embedding_length", 0)
     key_length = model.hyperparameter("attention.key_length", width // heads if heads else 0)
     value_length = model.hyperparameter("attention.value_length", width // heads if heads else 0)
@@ -89,8 +91,14 @@ def _fused(model: GGUFModel, layer: int) -> dict[str, Projection] | None:
     return projections
 
 
-def _per_layer(value: int | list[int], layer: int) -> int:
+def of_layer(value: int | list[int], layer: int) -> int:
+    """A hyperparameter that is one number for all layers or a list with one for each."""
     return value[layer] if isinstance(value, list) else value
+
+
+def read_projection(model: GGUFModel, projection: Projection) -> np.ndarray:
+    """A projection's weights, float32 of shape (out_features, in_features)."""
+    return model.read(projection.tensor)[projection.start : projection.stop]
 
 
 def parse_layers(text: str, available: Iterable[int]) -> list[int]:

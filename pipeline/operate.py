@@ -1,7 +1,7 @@
 """The operation itself: a plan applied to a model, layer by layer, in the memory of one layer."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,17 +11,17 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 from pipeline.attention import Projection, find_attention, parse_layers
-from pipeline.decompose.methods import METHODS
-from pipeline.decompose.principal_components import RowDecomposition, principal_components
-from pipeline.decompose.random_subspace import random_subspace
+from pipeline.budgeting import budgeted_ranks
+from pipeline.calibration import Calibration, calibration_facts, require_fit
 from pipeline.encode import encode_tensor, output_type
 from pipeline.errors import UsageError
 from pipeline.gguf_metadata import MetadataEntry
 from pipeline.gguf_reader import GGUFModel
 from pipeline.gguf_writer import TensorDeclaration, create_gguf
-from pipeline.plan import Plan
+from pipeline.plan import Plan, groups_with_targets, targets_in
 from pipeline.progress import Progress, silent
 from pipeline.provenance import UNKNOWN_HASH, operated_metadata, sha256_of_files
+from pipeline.reconstruct import choose_rank, decompose_group
 from pipeline.resources import peak_rss_bytes
 
 
@@ -84,20 +84,22 @@ def operate(
     output: Path,
     plan: Plan,
     *,
+    calibration: Calibration | None = None,
     force: bool = False,
     progress: Progress = silent,
 ) -> OperationReport:
     """Write `output`: `model` with its q, k and v replaced as `plan` says, everything else byte-identical.
 
     A group that keeps all its components keeps its bytes; when all groups do, the output is the input, byte for byte.
-    `progress` counts layers. Raises UsageError for a plan that this model
-    cannot follow, SurgeryError when a tensor or the disk is at fault.
+    `calibration` is needed for, and recorded with, any metric but `weights`. `progress` counts layers. Raises UsageError
+    for a plan that this model cannot follow, SurgeryError when a tensor or the disk is at fault.
     """
     started = time.perf_counter()
     attention = find_attention(model)
     numbers = parse_layers(plan.layers, attention.layers)
     layers = [attention.layers[number] for number in numbers]
     replaced = _replaced_types(model, layers, plan)
+    calibration = _required_calibration(model, plan, calibration)
     report = OperationReport(str(output), plan, skipped_layers=attention.skipped)
 
     def metadata(source_hash: str) -> Iterable[MetadataEntry]:
@@ -106,8 +108,11 @@ def operate(
         ranks = {group: [0] * len(numbers) for group in groups_with_targets(plan)}
         for result in report.layers:
             ranks[result.group][numbers.index(result.layer)] = result.rank
-        return operated_metadata(model, plan, numbers, ranks, source_hash)
+        return operated_metadata(model, plan, numbers, ranks, source_hash, calibration_facts(calibration))
 
+    begun = time.perf_counter()
+    budgeted = budgeted_ranks(model, layers, plan, calibration) if plan.budget and replaced else {}
+    report.decomposition_seconds = time.perf_counter() - begun
     with ThreadPoolExecutor(1) as background:
         source_hash = background.submit(sha256_of_files, model.paths if replaced else [])
         with create_gguf(
@@ -124,7 +129,7 @@ def operate(
             for done, layer in enumerate(layers):
                 progress(done, len(layers), "")
                 begun = time.perf_counter()
-                groups, matrices = operate_layer(model, layer, plan)
+                groups, matrices = operate_layer(model, layer, plan, calibration, budgeted)
                 report.decomposition_seconds += time.perf_counter() - begun
                 report.layers += groups
                 for name in dict.fromkeys(projection.tensor for projection in matrices):
@@ -137,9 +142,16 @@ def operate(
 
 
 def operate_layer(
-    model: GGUFModel, layer: dict[str, Projection], plan: Plan
+    model: GGUFModel,
+    layer: dict[str, Projection],
+    plan: Plan,
+    calibration: Calibration | None = None,
+    ranks: Mapping[tuple[int, str], int] = {},
 ) -> tuple[list[GroupResult], dict[Projection, np.ndarray]]:
-    """Reconstruct one layer's projections: what happened to each group, and the matrices that are to be replaced."""
+    """Reconstruct one layer's projections: what happened to each group, and the matrices that are to be replaced.
+
+    `ranks` are those that a budget gave, by layer and group.
+    """
     results, matrices = [], {}
     for group in groups_with_targets(plan):
         members = [layer[role] for role in group]
@@ -147,9 +159,10 @@ def operate_layer(
         if plan.keeps_everything(full_rank):
             results.append(_group_result(plan, members, full_rank, 1.0, dict.fromkeys(targets_in(group, plan), 0.0)))
             continue
-        stack = np.vstack([read_projection(model, projection) for projection in members])
-        components, rank = _components(plan, stack, layer_number=members[0].layer)
-        rebuilt = components.reconstruct(rank)
+        number = members[0].layer
+        decomposition = decompose_group(model, layer, group, plan, calibration)
+        decomposition, rank = choose_rank(decomposition, plan, ranks.get((number, group)), number)
+        stack, rebuilt = decomposition.stack, decomposition.reconstruct(rank)
         errors, row = {}, 0
         for projection in members:
             rows = slice(row, row + projection.rows)
@@ -158,32 +171,19 @@ def operate_layer(
                 norm = np.linalg.norm(stack[rows])
                 errors[projection.role] = float(np.linalg.norm(rebuilt[rows] - stack[rows]) / norm) if norm else 0.0
             row += projection.rows
-        results.append(_group_result(plan, members, rank, components.explained(rank), errors))
+        results.append(_group_result(plan, members, rank, decomposition.components.explained(rank), errors))
     return results, matrices
 
 
-def groups_with_targets(plan: Plan) -> list[str]:
-    """The method's groups that have a matrix to replace; components are fitted on all members of such a group."""
-    return [group for group in METHODS[plan.method].groups if targets_in(group, plan)]
-
-
-def targets_in(group: str, plan: Plan) -> list[str]:
-    return [role for role in group if role in plan.targets]
-
-
-def read_projection(model: GGUFModel, projection: Projection) -> np.ndarray:
-    """A projection's weights, float32 of shape (out_features, in_features)."""
-    return model.read(projection.tensor)[projection.start : projection.stop]
-
-
-def _components(plan: Plan, stack: np.ndarray, layer_number: int) -> tuple[RowDecomposition, int]:
-    components = principal_components(stack, plan.mean, share=plan.threshold or 1.0)
-    rank = plan.rank if plan.threshold is None else components.rank_for(plan.threshold)
-    assert rank is not None  # Plan holds one of the two
-    if METHODS[plan.method].random:
-        seed = np.random.SeedSequence([plan.seed, layer_number, len(stack)])
-        components = random_subspace(components, rank, seed)
-    return components, rank
+def _required_calibration(model: GGUFModel, plan: Plan, calibration: Calibration | None) -> Calibration | None:
+    if plan.metric == "weights":
+        return None
+    if calibration is None:
+        raise UsageError(f"--metric {plan.metric}: needs calibration statistics")
+    require_fit(calibration, model)
+    if plan.metric == "attention" and not calibration.has_sensitivities:
+        raise UsageError(f"--calibration {calibration.path}: lacks sensitivities; make it with surgery calibrate")
+    return calibration
 
 
 def _full_rank(members: list[Projection], plan: Plan) -> int:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from pipeline.calibration import Calibration
 from pipeline.gguf_reader import GGUFModel, open_gguf
 from pipeline.operate import OperationReport, operate
 from pipeline.output_file import check_output
@@ -17,6 +18,7 @@ def operate_and_quantize(
     plan: Plan,
     kind: str,
     *,
+    calibration: Calibration | None = None,
     threads: int = 0,
     force: bool = False,
     operating: Progress = silent,
@@ -26,7 +28,7 @@ def operate_and_quantize(
     check_output(output, force=force, sources=model.paths)
     between = output.with_name(f".{output.name}.operated")
     try:
-        report = operate(model, between, plan, force=True, progress=operating)
+        report = operate(model, between, plan, calibration=calibration, force=True, progress=operating)
         quantization = quantize(open_gguf(between), output, kind, threads=threads, force=force, progress=quantizing)
     finally:
         between.unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pipeline.attention import ROLES
-from pipeline.decompose.methods import METHODS
+from pipeline.decompose.methods import METHODS, METRICS
 from pipeline.decompose.principal_components import MEANS
 from pipeline.encode import OUTTYPES
 from pipeline.errors import UsageError
@@ -13,12 +13,18 @@ DEFAULT_THRESHOLD = 0.9
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do to a model. Exactly one of `threshold` (0 < T <= 1) and `rank` (>= 1) is set."""
+    """What to do to a model. Exactly one of `threshold` (0 < T <= 1), `rank` (>= 1) and `budget` (0 < B <= 1) is set.
+
+    `budget` is the share of stored numbers that remains, spread over layers and groups. A metric other than `weights`
+    needs calibration statistics, which are not part of the plan.
+    """
 
     method: str = "shared-kv"
     targets: str = "qkv"
     threshold: float | None = DEFAULT_THRESHOLD
     rank: int | None = None
+    budget: float | None = None
+    metric: str = "weights"
     mean: str = "keep"
     layers: str = "all"
     outtype: str = "auto"
@@ -27,6 +33,7 @@ class Plan:
     def __post_init__(self) -> None:
         for option, value, allowed in (
             ("method", self.method, METHODS),
+            ("metric", self.metric, METRICS),
             ("mean", self.mean, MEANS),
             ("outtype", self.outtype, OUTTYPES),
         ):
@@ -36,11 +43,15 @@ class Plan:
             raise UsageError(
                 f"--targets {self.targets!r}: expected some of the letters q, k and v, such as qkv, kv or q"
             )
-        if (self.threshold is None) == (self.rank is None):
-            raise UsageError("give either --threshold or --rank")
+        if [self.threshold, self.rank, self.budget].count(None) != 2:
+            raise UsageError("give one of --threshold, --rank and --budget")
         if self.threshold is not None and not 0 < self.threshold <= 1:
             raise UsageError(
                 f"--threshold {self.threshold}: expected a share of the variance above 0 and at most 1, such as 0.9"
+            )
+        if self.budget is not None and not 0 < self.budget <= 1:
+            raise UsageError(
+                f"--budget {self.budget}: expected a share of the stored numbers above 0 and at most 1, such as 0.5"
             )
         if self.rank is not None and self.rank < 1:
             raise UsageError(f"--rank {self.rank}: expected at least 1")
@@ -49,4 +60,14 @@ class Plan:
 
     def keeps_everything(self, full_rank: int) -> bool:
         """Whether a group that has `full_rank` components loses nothing, so that its bytes can stay as they are."""
-        return self.mean != "drop" and (self.threshold == 1 if self.rank is None else self.rank >= full_rank)
+        everything = 1 in (self.threshold, self.budget) if self.rank is None else self.rank >= full_rank
+        return self.mean != "drop" and everything
+
+
+def groups_with_targets(plan: Plan) -> list[str]:
+    """The method's groups that have a matrix to replace; components are fitted on all members of such a group."""
+    return [group for group in METHODS[plan.method].groups if targets_in(group, plan)]
+
+
+def targets_in(group: str, plan: Plan) -> list[str]:
+    return [role for role in group if role in plan.targets]

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from pipeline import __version__
 from pipeline.gguf_metadata import MetadataEntry, metadata_entry
@@ -25,11 +26,17 @@ def sha256_of_files(paths: Iterable[Path]) -> str:
 
 
 def operated_metadata(
-    model: GGUFModel, plan: Plan, layers: list[int], ranks: dict[str, list[int]], source_hash: str
+    model: GGUFModel,
+    plan: Plan,
+    layers: list[int],
+    ranks: dict[str, list[int]],
+    source_hash: str,
+    calibration: Mapping[str, Any],
 ) -> list[MetadataEntry]:
     """The model's metadata with what was done to it; as many bytes before ranks and hash are known as after.
 
-    `ranks` maps a group, such as `q` or `kv`, to its rank in each of `layers`. What an earlier operation on the same
+    `ranks` maps a group, such as `q` or `kv`, to its rank in each of `layers`; `calibration` says what the model was
+    calibrated on. What an earlier operation on the same
     model left is kept, as JSON, in `surgery.previous`.
     """
     earlier = {key: entry.value for key, entry in model.metadata.items() if key.startswith(PREFIX)}
@@ -39,8 +46,10 @@ def operated_metadata(
         "method": plan.method,
         "targets": plan.targets,
         "mean": plan.mean,
-        "metric": "weights",
-        **({"rank": plan.rank} if plan.threshold is None else {"threshold": float(plan.threshold)}),
+        "metric": plan.metric,
+        **({"rank": plan.rank} if plan.rank is not None else {}),
+        **{key: float(value) for key in ("threshold", "budget") if (value := getattr(plan, key)) is not None},
+        **{f"calibration.{key}": value for key, value in calibration.items()},
         "seed": plan.seed,
         "layers": layers,
         **{f"ranks.{group}": group_ranks for group, group_ranks in ranks.items()},

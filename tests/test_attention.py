@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.attention import find_attention, parse_layers
+from pipeline.attention import find_attention, parse_layers, read_projection
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.gguf_reader import open_gguf
-from pipeline.operate import read_projection
 from tests.tiny_model import TinyModel, tensors_of
 
 MODELS = {

@@ -4,8 +4,9 @@ import click
 
 from native.model import ContextOptions
 from pipeline.cli.options import cache_type_options, json_option, model_argument, threads_option
-from pipeline.cli.output import ProgressReport, print_json
+from pipeline.cli.output import ProgressReport, print_json, warn
 from pipeline.evaluation import evaluate
+from pipeline.overlap import overlap_warning
 from pipeline.sources import open_model
 from pipeline.texts import CALIBRATION_TEXT, EVALUATION_TEXT, read_text
 
@@ -41,10 +42,13 @@ def command(
     options = ContextOptions(
         n_ctx=ctx, threads=threads, type_k=cache_type_k, type_v=cache_type_v, gpu_layers=gpu_layers
     )
+    opened, measured = open_model(model), read_text(text)
+    if warning := overlap_warning(opened, measured):
+        warn(warning)
     with ProgressReport("evaluating", unit="chunks") as report:
         result = evaluate(
-            open_model(model).path,
-            read_text(text),
+            opened.path,
+            measured,
             base=open_model(base).path if base else None,
             chunks=chunks,
             options=options,

@@ -55,7 +55,7 @@ def print_summary(summary: dict[str, Any]) -> None:
         [(kind, f"{count:,}", f"{count / total:.1%}") for kind, count in summary["parameters_by_kind"].items()],
     )
     for key, value in summary["surgery"].items():
-        click.echo(f"{key:<24}{value}")
+        click.echo(f"{key:<24}{value if not isinstance(value, list) or len(value) < 200 else f'{len(value)} numbers'}")
 
 
 def print_spectrum(layers: list[dict[str, Any]]) -> None:

@@ -12,6 +12,7 @@ from native.errors import NativeError
 from pipeline.errors import SurgeryError
 
 COMMANDS = {
+    "calibrate": "Measure what a model's attention sees, over a text.",
     "operate": "Replace attention projections by low-rank reconstructions.",
     "convert": "Turn a Hugging Face checkpoint into a GGUF file.",
     "quantize": "Quantise a model with llama.cpp's quantiser.",

@@ -6,17 +6,20 @@ from typing import Any
 
 import click
 
+from pipeline.cli.calibrate import obtain_calibration
 from pipeline.cli.options import force_option, json_option, model_argument, output_option, threads_option
 from pipeline.cli.output import ProgressReport, print_json, print_table, warn
-from pipeline.decompose.methods import METHODS
+from pipeline.decompose.methods import METHODS, METRICS
 from pipeline.decompose.principal_components import MEANS
 from pipeline.encode import OUTTYPES
+from pipeline.errors import UsageError
 from pipeline.operate import OperationReport, operate
 from pipeline.operate_and_quantize import operate_and_quantize
 from pipeline.output_file import check_output
 from pipeline.plan import DEFAULT_THRESHOLD, Plan
 from pipeline.quantization import quantized_types
 from pipeline.sources import gguf_name, is_checkpoint, open_source
+from pipeline.texts import CALIBRATION_TEXT
 
 
 @click.command("operate")
@@ -38,6 +41,25 @@ from pipeline.sources import gguf_name, is_checkpoint, open_source
     help=f"Share of the variance to keep, 0 < T <= 1; 1 leaves every byte alone.  [default: {DEFAULT_THRESHOLD}]",
 )
 @click.option("--rank", type=int, help="Components to keep, instead of a threshold.")
+@click.option(
+    "--budget",
+    type=float,
+    help="Share of the stored numbers to keep, 0 < B <= 1, spread over layers where it helps most, instead of a threshold.",
+)
+@click.option(
+    "--metric",
+    default="weights",
+    show_default=True,
+    type=click.Choice(list(METRICS)),
+    help="What is kept counts by. " + "; ".join(f"{name}: {summary}" for name, summary in METRICS.items()) + ".",
+)
+@click.option(
+    "--calibration",
+    metavar="STATS_OR_TEXT",
+    default=CALIBRATION_TEXT,
+    show_default=True,
+    help="Statistics that surgery calibrate wrote, or a text to calibrate on, for a metric other than weights.",
+)
 @click.option(
     "--mean",
     default="keep",
@@ -64,6 +86,8 @@ def command(
     output: Path,
     threshold: float | None,
     rank: int | None,
+    budget: float | None,
+    calibration: str,
     quant: str | None,
     pre: str | None,
     threads: int,
@@ -75,12 +99,19 @@ def command(
 
     Everything else in the file stays byte-identical, and surgery.* metadata says what was done.
     """
-    if threshold is None and rank is None:
+    if threshold is None and rank is None and budget is None:
         threshold = DEFAULT_THRESHOLD
-    plan = Plan(threshold=threshold, rank=rank, **choices)
+    plan = Plan(threshold=threshold, rank=rank, budget=budget, **choices)
     if is_checkpoint(model):
         check_output(output, force=force)  # before anything is fetched
+        if plan.metric != "weights":
+            base = gguf_name(model)
+            raise UsageError(
+                f"--metric {plan.metric}: the model must run to be calibrated; first: surgery convert {model} {base}"
+            )
     source = open_source(model, pre=pre)
+    check_output(output, force=force, sources=source.paths)
+    statistics = None if plan.metric == "weights" else obtain_calibration(source, calibration, plan.metric, threads)
     if quant and (types := quantized_types(source)):
         warn(f"{source.name} is quantised already ({', '.join(types)}); quantising it again adds loss to loss")
     with (
@@ -90,10 +121,12 @@ def command(
         if quant:
             report, quantization = operate_and_quantize(
                 source, output, plan, quant,
-                threads=threads, force=force, operating=writing.update, quantizing=quantising.update,
+                calibration=statistics, threads=threads, force=force,
+                operating=writing.update, quantizing=quantising.update,
             )  # fmt: skip
         else:
-            report, quantization = operate(source, output, plan, force=force, progress=writing.update), {}
+            report = operate(source, output, plan, calibration=statistics, force=force, progress=writing.update)
+            quantization = {}
     if as_json:
         print_json(report.to_dict() | ({"quantization": quantization} if quant else {}))
     else:

@@ -1,4 +1,4 @@
-"""The methods by name: which projections share components, and where the components come from."""
+"""The methods and metrics by name: which projections share components, and where the components come from."""
 
 from dataclasses import dataclass
 
@@ -16,4 +16,10 @@ METHODS = {
     "shared-kv": Method(("q", "kv"), False, "q alone; k and v stacked, one PCA for both"),
     "separate": Method(("q", "k", "v"), False, "a PCA for each of q, k and v"),
     "random": Method(("q", "kv"), True, "the control: a random subspace of the rank that shared-kv would use"),
+}
+
+METRICS = {
+    "weights": "every direction counts alike",
+    "inputs": "an input direction counts by its second moment over the calibration text",
+    "attention": "also by the attention that tokens receive, and an output direction by what attention does with it",
 }

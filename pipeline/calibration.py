@@ -1,0 +1,261 @@
+"""Calibration statistics: moments of a model's attention inputs over a text, in a file that knows whose they are.
+
+The file is a GGUF file: sums over all tokens as F32 (as F64 while a run is unfinished), symmetric matrices as their
+lower triangles, row by row. Its metadata name the model, its tokenizer and the text by SHA-256, and hold a checksum
+of everything in it.
+"""
+
+import hashlib
+import struct
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType
+
+from pipeline.errors import SurgeryError, UsageError
+from pipeline.gguf_metadata import MetadataEntry, metadata_entry
+from pipeline.gguf_reader import DEFAULT_ALIGNMENT, GGUFModel, open_gguf
+from pipeline.gguf_writer import TensorDeclaration, create_gguf
+from pipeline.provenance import sha256_of_files
+
+KIND = "surgery.calibration"
+FORMAT_VERSION = 1
+CHECKSUM = "calibration.checksum"
+SENSITIVITY = "calibration.sensitivity"
+MATRICES = ("second_moment", "received")
+
+
+@dataclass(frozen=True)
+class CalibrationSource:
+    """What statistics were taken from: a model, its tokenizer and a text by SHA-256, and how much of the text."""
+
+    model_name: str
+    model_sha256: str
+    tokenizer_sha256: str
+    text_name: str
+    text_sha256: str
+    chunk_count: int
+    chunk_size: int
+
+
+@dataclass(frozen=True)
+class LayerMoments:
+    """Moments of the normalised input x of a layer's attention block, float64.
+
+    mean: (d,), E[x]
+    inputs: (d, d), E[x x^T] over all tokens
+    received: (d, d), the same with each token weighted by the attention that it receives, averaged over the heads
+    """
+
+    mean: np.ndarray
+    inputs: np.ndarray
+    received: np.ndarray
+
+
+@dataclass
+class MomentSums:
+    """Sums over the first `chunks` chunks of a text, float64; see `native.capture.CapturedPart`.
+
+    attention: by layer and name; matrices are packed: (d (d + 1) / 2,)
+    products: by weight's name, the sum of squares of its inputs, (columns,), and their count
+    """
+
+    chunks: int = 0
+    attention: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
+    products: dict[str, tuple[np.ndarray, int]] = field(default_factory=dict)
+
+    def add(self, chunks: int, attention: Mapping[int, Mapping[str, np.ndarray]], products: Mapping[str, Any]) -> None:
+        """Add what was captured over `chunks` more chunks."""
+        self.chunks += chunks
+        for layer, arrays in attention.items():
+            mine = self.attention.setdefault(layer, {})
+            for name, values in arrays.items():
+                values = pack(values) if name in MATRICES else values
+                mine[name] = mine[name] + values if name in mine else values
+        for name, (squares, count) in products.items():
+            before, count_before = self.products.get(name, (np.zeros_like(squares), 0))
+            self.products[name] = before + squares, count_before + count
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Statistics in a file, checked. `sketch` is of the text that was decoded, see `pipeline.overlap`."""
+
+    path: Path
+    source: CalibrationSource
+    rope: str
+    sketch: tuple[int, ...]
+    file: GGUFModel = field(repr=False)
+
+    @property
+    def has_sensitivities(self) -> bool:
+        return f"{SENSITIVITY}.q" in self.file.metadata
+
+    def sensitivity(self, role: str, layer: int) -> float:
+        """The nats a token that an error of q's, k's or v's whole energy would cost. 1 if it was not measured."""
+        return float(self.file.get(f"{SENSITIVITY}.{role}")[layer]) if self.has_sensitivities else 1.0
+
+    def layer(self, number: int) -> LayerMoments:
+        """The moments of a layer, read now. Raises SurgeryError for a layer that was not observed."""
+        prefix = f"blk.{number}.attn_input."
+        if prefix + "sum" not in self.file.tensors:
+            raise SurgeryError(f"{self.path}: holds no statistics of layer {number}; calibrate again")
+        tokens = self.source.chunk_count * self.source.chunk_size
+        mean, inputs, received = (
+            self.file.read(prefix + name).astype(np.float64) / tokens for name in ("sum", *MATRICES)
+        )
+        return LayerMoments(mean, unpack(inputs), unpack(received))
+
+    def products(self) -> dict[str, tuple[np.ndarray, int]]:
+        """Sum of squares, float32 (columns,), and count of the inputs of every weight, by its name."""
+        names = [name.removesuffix(".in_sum2") for name in self.file.tensors if name.endswith(".in_sum2")]
+        return {n: (self.file.read(f"{n}.in_sum2"), int(self.file.read(f"{n}.counts")[0])) for n in names}
+
+
+def pack(matrix: np.ndarray) -> np.ndarray:
+    """The lower triangle of a symmetric matrix (d, d), row by row: (d (d + 1) / 2,)."""
+    return matrix[np.tril_indices(len(matrix))]
+
+
+def unpack(triangle: np.ndarray) -> np.ndarray:
+    """The symmetric matrix (d, d) whose lower triangle, row by row, is `triangle`."""
+    d = (int((8 * len(triangle) + 1) ** 0.5) - 1) // 2
+    matrix = np.empty((d, d), triangle.dtype)
+    rows, columns = np.tril_indices(d)
+    matrix[rows, columns] = matrix[columns, rows] = triangle
+    return matrix
+
+
+def tokenizer_sha256(model: GGUFModel) -> str:
+    """SHA-256, in hex, of everything that a GGUF file says about how to tokenise, except its chat template."""
+    entries = (entry for key, entry in model.metadata.items() if key.startswith("tokenizer.ggml."))
+    return hashlib.sha256(b"".join(entry.raw for entry in entries)).hexdigest()
+
+
+def write_calibration(
+    path: Path, source: CalibrationSource, sums: MomentSums, *, rope: str, sketch: list[int], force: bool
+) -> None:
+    """Write a statistics file. Sums over fewer chunks than `source` says are kept in full precision, to be resumed."""
+    arrays = {
+        f"blk.{layer}.attn_input.{name}": values for layer, of in sums.attention.items() for name, values in of.items()
+    }
+    for name, (squares, count) in sums.products.items():
+        arrays[f"{name}.in_sum2"], arrays[f"{name}.counts"] = squares, np.array([count])
+    dtype = np.float32 if sums.chunks == source.chunk_count else np.float64
+    facts = {
+        "general.type": KIND,
+        "calibration.version": FORMAT_VERSION,
+        "calibration.chunks_done": sums.chunks,
+        "calibration.rope": rope,
+        **{f"calibration.{key}": value for key, value in asdict(source).items()},
+        **({"calibration.sketch": sketch} if sketch else {}),
+    }
+    metadata = [metadata_entry(key, value) for key, value in facts.items()]
+    _write(path, metadata, {name: np.ascontiguousarray(v, dtype) for name, v in arrays.items()}, force=force)
+
+
+def add_sensitivities(calibration: Calibration, values: Mapping[str, list[float]]) -> None:
+    """Write the statistics file anew with the nats that errors of each role cost, by layer."""
+    file = calibration.file
+    metadata = [entry for key, entry in file.metadata.items() if key != CHECKSUM]
+    metadata += [metadata_entry(f"{SENSITIVITY}.{role}", nats) for role, nats in values.items()]
+    _write(calibration.path, metadata, {name: file.read(name) for name in file.tensors}, force=True)
+
+
+def _write(path: Path, metadata: list[MetadataEntry], arrays: Mapping[str, np.ndarray], *, force: bool) -> None:
+    checksum = metadata_entry(CHECKSUM, _checksum(metadata, arrays))
+    kinds = {np.dtype(np.float32): GGMLQuantizationType.F32, np.dtype(np.float64): GGMLQuantizationType.F64}
+    declarations = [TensorDeclaration(name, values.shape, kinds[values.dtype]) for name, values in arrays.items()]
+    with create_gguf(path, [*metadata, checksum], declarations, alignment=DEFAULT_ALIGNMENT, force=force) as writer:
+        for name, values in arrays.items():
+            writer.put(name, values.view(np.uint8))
+
+
+def open_calibration(path: Path) -> Calibration:
+    """Open a statistics file and check that it is whole. Raises SurgeryError when it is damaged or something else."""
+    calibration, done = _open(path)
+    if done != calibration.source.chunk_count:
+        raise SurgeryError(
+            f"{path}: covers {done} of {calibration.source.chunk_count} chunks; run surgery calibrate again to go on"
+        )
+    return calibration
+
+
+def resume_sums(path: Path, source: CalibrationSource) -> MomentSums:
+    """The sums of an unfinished run over `source`; empty ones if they are of something else, or damaged."""
+    try:
+        calibration, done = _open(path)
+    except SurgeryError:
+        return MomentSums()
+    found = calibration.source
+    if replace(found, chunk_count=source.chunk_count) != source or done >= found.chunk_count:
+        return MomentSums()
+    sums = MomentSums(done)
+    for name in calibration.file.tensors:
+        values = calibration.file.read_raw(name).view(np.float64)
+        if name.endswith(".in_sum2"):
+            weight = name.removesuffix(".in_sum2")
+            count = calibration.file.read_raw(f"{weight}.counts").view(np.float64)
+            sums.products[weight] = values, int(count[0])
+        elif ".attn_input." in name:
+            _, layer, _, what = name.split(".")
+            sums.attention.setdefault(int(layer), {})[what] = values
+    return sums
+
+
+def calibration_facts(calibration: Calibration | None) -> dict[str, Any]:
+    """What an operated model says about its calibration: the text's name, hash and sketch, and how much was used."""
+    if calibration is None:
+        return {}
+    source = calibration.source
+    facts: dict[str, Any] = {
+        "text": source.text_name,
+        "text_sha256": source.text_sha256,
+        "chunks": source.chunk_count,
+        "chunk_size": source.chunk_size,
+    }
+    return facts | ({"sketch": list(calibration.sketch)} if calibration.sketch else {})
+
+
+def require_fit(calibration: Calibration, model: GGUFModel) -> None:
+    """Raise UsageError unless the statistics were taken from this very model."""
+    source = calibration.source
+    if source.tokenizer_sha256 != tokenizer_sha256(model):
+        reason = "has another tokenizer"
+    elif source.model_sha256 != sha256_of_files(model.paths):
+        reason = "is another file (SHA-256 differs)"
+    else:
+        return
+    raise UsageError(
+        f"--calibration {calibration.path}: was taken from {source.model_name}, and {model.path} {reason};"
+        f" run surgery calibrate on {model.path.name}, or leave the option out"
+    )
+
+
+def _open(path: Path) -> tuple[Calibration, int]:
+    file = open_gguf(path)
+    if file.get("general.type") != KIND:
+        raise SurgeryError(f"{path}: not calibration statistics; make them with surgery calibrate")
+    if file.get("calibration.version") != FORMAT_VERSION:
+        raise SurgeryError(
+            f"{path}: has version {file.get('calibration.version')} of the format, {FORMAT_VERSION} is read; calibrate again"
+        )
+    metadata = [entry for key, entry in file.metadata.items() if key != CHECKSUM]
+    if file.get(CHECKSUM) != _checksum(metadata, {name: file.read_raw(name) for name in file.tensors}):
+        raise SurgeryError(f"{path}: was edited or damaged, its checksum does not fit; calibrate again")
+    source = CalibrationSource(**{key: file.get(f"calibration.{key}") for key in CalibrationSource.__annotations__})
+    sketch = tuple(file.get("calibration.sketch", ()))
+    return Calibration(path, source, file.get("calibration.rope"), sketch, file), file.get("calibration.chunks_done")
+
+
+def _checksum(metadata: list[MetadataEntry], arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for entry in metadata:
+        digest.update(entry.raw)
+    for name, values in arrays.items():
+        digest.update(struct.pack("<Q", len(name)) + name.encode())
+        digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()

@@ -1,0 +1,90 @@
+"""PCA under a metric: how much an input direction counts, and how much an output direction counts.
+
+The objective is the mean square of what a matrix's error does, weighted: for rows A (n, d) the rank-r A' minimises
+
+    trace(L (A' - A) M (A' - A)^T L^T)
+
+over all matrices that are `mean` plus rank r. With M = S S^T the rows L (A - mean) S are decomposed by ordinary PCA
+without centring, whose truncation is optimal (Eckart and Young, 1936), and what it gives is turned back. L is block
+diagonal and stands for its Gram matrix: only L^T L is in the objective.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from pipeline.decompose.principal_components import centre
+
+RIDGE = 1e-6  # of M's trace, added to its diagonal: more than what float32 sums got wrong, so that M can be inverted
+
+
+@dataclass(frozen=True)
+class Metric:
+    """inputs: M, (d, d), symmetric and positive semi-definite, float64
+    outputs: the diagonal blocks of L^T L, each (b, b), float64, their sizes adding up to n; None for the identity
+    """
+
+    inputs: np.ndarray
+    outputs: Sequence[np.ndarray] | None = None
+
+    @cached_property
+    def input_factor(self) -> np.ndarray:
+        """S, lower triangular, (d, d): M = S S^T up to RIDGE."""
+        d = len(self.inputs)
+        ridge = RIDGE * max(float(np.trace(self.inputs)), np.finfo(float).tiny)
+        return np.linalg.cholesky(self.inputs + ridge * np.eye(d))
+
+    @cached_property
+    def output_factors(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """L and its inverse, block by block: the symmetric square roots."""
+        return [_square_root(block) for block in self.outputs or ()]
+
+    def weigh(self, rows: np.ndarray) -> np.ndarray:
+        """L rows S, (n, d)."""
+        return self._left(rows.astype(np.float64), 0) @ self.input_factor
+
+    def unweigh(self, rows: np.ndarray) -> np.ndarray:
+        """L^-1 rows S^-1, (n, d)."""
+        return self._left(np.linalg.solve(self.input_factor.T, rows.T).T, 1)
+
+    def error(self, difference: np.ndarray) -> float:
+        """The objective for A' - A = `difference` (n, d)."""
+        return float(np.square(self.weigh(difference)).sum())
+
+    def _left(self, rows: np.ndarray, which: int) -> np.ndarray:
+        if not self.output_factors:
+            return rows
+        result, start = np.empty_like(rows), 0
+        for factors in self.output_factors:
+            part = slice(start, start + len(factors[0]))
+            result[part] = factors[which] @ rows[part]
+            start = part.stop
+        return result
+
+
+def _square_root(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The symmetric square root of a positive semi-definite block (b, b) and its inverse, slightly regularised."""
+    values, vectors = np.linalg.eigh(block)
+    roots = np.sqrt(np.maximum(values, max(values[-1], np.finfo(float).tiny) * 1e-6))
+    return (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T
+
+
+@dataclass(frozen=True)
+class WeightedRows:
+    """Rows made ready: `rows` (n, d) go to `principal_components(rows, "none")`, what it rebuilds to `restore`."""
+
+    rows: np.ndarray
+    mean: np.ndarray
+    metric: Metric
+
+    def restore(self, rebuilt: np.ndarray) -> np.ndarray:
+        """Rebuilt rows (n, d) without their weights, the mean added back, float32."""
+        return np.ascontiguousarray(self.mean + self.metric.unweigh(rebuilt), np.float32)
+
+
+def weigh_rows(matrix: np.ndarray, metric: Metric, mean: str) -> WeightedRows:
+    """Weigh the rows of `matrix` (n, d); `mean` as in `principal_components`."""
+    centred, added_back = centre(matrix.astype(np.float64), mean)
+    return WeightedRows(metric.weigh(centred), added_back, metric)

@@ -1,0 +1,86 @@
+"""How many nats an error of q, k or v costs: measured layer by layer, the unit in which metric `attention` counts.
+
+The KL divergence that a small error causes grows with the square of the error. One error of each projection, what its
+weakest components under the metric make up, is added while llama.cpp runs, scaled to a set share of the projection's
+energy under the metric; divergence over share is the projection's sensitivity. With it, errors of k and v, and of
+different layers, are in one unit, and a predicted damage in nats a token.
+"""
+
+from collections.abc import Generator
+
+import numpy as np
+
+from native.isolated import isolated
+from native.model import ContextOptions
+from native.probe import WeightError, probe_errors
+from pipeline.attention import ROLES, Projection, find_attention, read_projection
+from pipeline.calibration import Calibration
+from pipeline.decompose.principal_components import principal_components
+from pipeline.decompose.weighted import weigh_rows
+from pipeline.gguf_reader import GGUFModel
+from pipeline.metrics import role_metric
+from pipeline.progress import Progress
+from pipeline.texts import Text
+
+SHARES = {"q": 0.01, "k": 0.01, "v": 0.15}
+"""The probe's error as a share of the energy: such that it costs some hundredths of a nat."""
+PROBE_TOKENS = 256
+STRONGER = 8.0  # times the share, where the probe drowns in rounding
+NEGLIGIBLE = 1e-9  # a share that costs nothing but what rounding differently costs
+
+
+def measure_sensitivities(
+    model: GGUFModel, calibration: Calibration, text: Text, threads: int, progress: Progress
+) -> dict[str, list[float]]:
+    """For each role the nats that an error of all its energy would cost, by layer; 0 for layers without attention.
+
+    `progress` counts projections. Raises NativeError when llama.cpp cannot run the model.
+    """
+    layers = find_attention(model).layers
+    options = ContextOptions(n_ctx=PROBE_TOKENS, n_batch=PROBE_TOKENS, threads=threads)
+    middle = calibration.source.chunk_count * calibration.source.chunk_size // PROBE_TOKENS // 2
+    probes = isolated(probe_errors, str(model.path), text.content, middle, options)
+    next(probes)
+    result = {role: [0.0] * (max(layers) + 1) for role in ROLES}
+    done, total = 0, len(layers) * len(ROLES)
+    try:
+        for role in ROLES:
+            rounding = None
+            for number, layer in layers.items():
+                error = weakest_error(model, calibration, layer, role)
+                if rounding is None:
+                    rounding = _cost(probes, layer[role], error, NEGLIGIBLE)
+                result[role][number] = _sensitivity(probes, layer[role], error, rounding)
+                done += 1
+                progress(done, total, "")
+    finally:
+        probes.close()
+    return result
+
+
+Probes = Generator[float, WeightError, None]
+
+
+def _sensitivity(probes: Probes, projection: Projection, error: np.ndarray, rounding: float) -> float:
+    share = SHARES[projection.role]
+    nats = _cost(probes, projection, error, share)
+    if nats < 3 * rounding:
+        share *= STRONGER
+        nats = _cost(probes, projection, error, share)
+    return max(nats - rounding, rounding / 20) / share
+
+
+def _cost(probes: Probes, projection: Projection, error: np.ndarray, share: float) -> float:
+    """The nats that `error` costs when it is scaled to `share` of the projection's energy."""
+    scaled = (error * np.sqrt(share)).astype(np.float32)
+    return probes.send(WeightError(projection.tensor, projection.start, scaled))
+
+
+def weakest_error(model: GGUFModel, calibration: Calibration, layer: dict[str, Projection], role: str) -> np.ndarray:
+    """What all but the stronger quarter of a projection's components make up, scaled to the projection's energy."""
+    rows = read_projection(model, layer[role])
+    weighted = weigh_rows(rows, role_metric(model, calibration, layer, role), "none")
+    components = principal_components(weighted.rows, "none")
+    rank = components.full_rank // 4
+    left_out = max(components.total - components.energies[:rank].sum(), np.finfo(float).tiny)
+    return (weighted.restore(components.reconstruct(rank)) - rows) / np.sqrt(left_out / components.total)

@@ -1,0 +1,300 @@
+"""Statistics files: whole or refused, cached, resumed; importance matrices; texts that overlap."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from native.quantize_file import read_importance_matrix
+from pipeline.calibrate import calibrate, write_importance_matrix
+from pipeline.calibration import (
+    Calibration,
+    MomentSums,
+    open_calibration,
+    pack,
+    require_fit,
+    resume_sums,
+    unpack,
+    write_calibration,
+)
+from pipeline.errors import SurgeryError, UsageError
+from pipeline.gguf_reader import open_gguf
+from pipeline.operate import operate
+from pipeline.overlap import SKETCH_SIZE, line_sketch, overlap_warning, shared_lines
+from pipeline.plan import Plan
+from pipeline.texts import Text, read_text
+from tests.test_cli import call
+from tests.tiny_model import TinyModel
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("SURGERY_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def taken(tiny: Path, english: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Statistics of the tiny model over two chunks: read-only."""
+    folder = tmp_path_factory.mktemp("statistics")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SURGERY_CACHE", str(folder))
+        return calibrate(open_gguf(tiny), read_text(str(english)), chunks=2).path  # with sensitivities
+
+
+@pytest.fixture
+def statistics(taken: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(taken, tmp_path / "statistics.gguf"))
+
+
+def test_a_file_says_whose_statistics_it_holds(statistics: Path, tiny: Path, english: Path) -> None:
+    calibration = open_calibration(statistics)
+    assert calibration.source.text_sha256 == read_text(str(english)).sha256
+    assert (calibration.source.chunk_count, calibration.source.chunk_size) == (2, 512)
+    require_fit(calibration, open_gguf(tiny))
+    moments = calibration.layer(1)
+    assert moments.inputs.shape == moments.received.shape == (64, 64)
+    assert np.trace(moments.inputs) == pytest.approx(np.trace(moments.received), rel=1e-3)
+    assert np.linalg.eigvalsh(moments.inputs - np.outer(moments.mean, moments.mean)).min() > -1e-4
+
+
+def test_triangles_unpack() -> None:
+    matrix = (lambda a: a + a.T)(np.random.default_rng(0).standard_normal((7, 7)))
+    np.testing.assert_array_equal(unpack(pack(matrix)), matrix)
+
+
+def test_statistics_of_another_model_are_refused(statistics: Path, make_tiny: Callable[[TinyModel], Path]) -> None:
+    with pytest.raises(UsageError, match=r"is another file .* run surgery calibrate"):
+        require_fit(open_calibration(statistics), open_gguf(make_tiny(TinyModel(seed=1))))
+
+
+def test_statistics_of_another_tokenizer_are_refused(statistics: Path, embedded: Path) -> None:
+    with pytest.raises(UsageError, match="has another tokenizer"):
+        require_fit(open_calibration(statistics), open_gguf(embedded))
+
+
+def test_a_truncated_file_is_refused(statistics: Path) -> None:
+    for size in (10, 500, statistics.stat().st_size - 100):
+        statistics.write_bytes(statistics.read_bytes()[:size])
+        with pytest.raises(SurgeryError, match=str(statistics)):
+            open_calibration(statistics)
+
+
+def test_an_edited_file_is_refused(statistics: Path) -> None:
+    whole = statistics.read_bytes()
+    for place in (whole.index(b"english.txt"), len(whole) - 64, whole.index(b"blk.0.attn_input.sum") + 4):
+        edited = bytearray(whole)
+        edited[place] ^= 1
+        statistics.write_bytes(edited)
+        with pytest.raises(SurgeryError, match=r"was edited or damaged|damaged GGUF"):
+            open_calibration(statistics)
+
+
+def test_a_model_is_not_taken_for_statistics(tiny: Path) -> None:
+    with pytest.raises(SurgeryError, match="not calibration statistics"):
+        open_calibration(tiny)
+
+
+def test_another_version_of_the_format_is_refused(
+    statistics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = open_calibration(statistics)
+    monkeypatch.setattr("pipeline.calibration.FORMAT_VERSION", 99)
+    with pytest.raises(SurgeryError, match="version 1 of the format, 99 is read"):
+        open_calibration(old.path)
+
+
+def test_a_metric_without_statistics_is_refused(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="needs calibration statistics"):
+        operate(open_gguf(tiny), tmp_path / "out.gguf", Plan(metric="inputs"))
+
+
+@pytest.mark.parametrize("method", ["shared-kv", "separate", "random"])
+@pytest.mark.parametrize("metric", ["inputs", "attention"])
+def test_operating_under_a_metric(statistics: Path, tiny: Path, tmp_path: Path, method: str, metric: str) -> None:
+    calibration = open_calibration(statistics)
+    plan = Plan(method=method, metric=metric, threshold=None, rank=12, mean="none")
+    report = operate(open_gguf(tiny), tmp_path / "out.gguf", plan, calibration=calibration)
+    written = open_gguf(tmp_path / "out.gguf")
+    for name in ("blk.0.attn_q.weight", "blk.1.attn_q.weight"):
+        assert np.linalg.matrix_rank(written.read(name), tol=1e-3) == 12
+    assert written.get("surgery.metric") == metric
+    assert written.get("surgery.calibration.text_sha256") == calibration.source.text_sha256
+    assert all(0 < group.explained < 1 for group in report.layers)
+
+
+def test_under_its_metric_a_model_loses_less_than_by_its_weights(statistics: Path, tiny: Path, tmp_path: Path) -> None:
+    calibration, model = open_calibration(statistics), open_gguf(tiny)
+    moment = calibration.layer(0).inputs
+    errors = {}
+    for metric in ("weights", "inputs"):
+        plan = Plan(metric=metric, targets="q", threshold=None, rank=12, mean="none")
+        operate(model, tmp_path / metric, plan, calibration=calibration)
+        error = open_gguf(tmp_path / metric).read("blk.0.attn_q.weight") - model.read("blk.0.attn_q.weight")
+        errors[metric] = np.sum((error @ moment) * error)
+    assert errors["inputs"] < errors["weights"]
+
+
+def test_calibrating_twice_runs_the_model_once(tiny: Path, english: Path, own_cache: Path) -> None:
+    text, heard = read_text(str(english)), []
+    for _ in range(2):
+        heard.append(0)
+
+        def count(done: float, total: float, note: str) -> None:
+            heard[-1] += 1
+
+        calibrate(open_gguf(tiny), text, chunks=2, sensitivities=False, progress=count)
+    assert heard[0] > 0
+    assert heard[1] == 0
+    (kept,) = own_cache.glob("*.gguf")
+    kept.write_bytes(b"GGUF damaged")
+    assert calibrate(open_gguf(tiny), text, chunks=2, sensitivities=False).path == kept
+
+
+def test_an_interrupted_run_goes_on(tiny: Path, english: Path, own_cache: Path, tmp_path: Path) -> None:
+    model, text = open_gguf(tiny), read_text(str(english))
+    whole = calibrate(model, text, chunks=3, sensitivities=False)
+    partial = calibrate(model, text, chunks=1, sensitivities=False)
+    sums = MomentSums(1)
+    for layer in (0, 1):
+        prefix = f"blk.{layer}.attn_input."
+        sums.attention[layer] = {n: partial.file.read(prefix + n) for n in ("sum", "second_moment", "received")}
+    sums.products = partial.products()
+    unfinished = whole.path.with_suffix(".unfinished.gguf")
+    write_calibration(unfinished, whole.source, sums, rope="norm", sketch=[], force=True)
+    before = whole.path.read_bytes()
+    whole.path.unlink()
+    heard: list[tuple[float, str]] = []
+    again = calibrate(
+        model, text, chunks=3, sensitivities=False, progress=lambda done, total, note: heard.append((done, note))
+    )
+    assert heard[0] == (1, "going on")
+    assert not unfinished.exists()
+    assert len(before) == again.path.stat().st_size
+    np.testing.assert_allclose(again.layer(1).received, whole_moments(before, tmp_path), rtol=1e-4, atol=1e-4)
+
+
+def whole_moments(data: bytes, folder: Path) -> np.ndarray:
+    path = folder / "whole.gguf"
+    path.write_bytes(data)
+    return open_calibration(path).layer(1).received
+
+
+def test_unfinished_sums_are_kept_exactly_and_refused_as_statistics(statistics: Path, tmp_path: Path) -> None:
+    source = open_calibration(statistics).source
+    rng = np.random.default_rng(0)
+    sums = MomentSums(1, {0: {"sum": rng.standard_normal(4), "second_moment": rng.standard_normal(10)}})
+    sums.products["blk.0.attn_q.weight"] = rng.standard_normal(4), 512
+    path = tmp_path / "unfinished.gguf"
+    write_calibration(path, source, sums, rope="norm", sketch=[1, 2], force=False)
+    again = resume_sums(path, source)
+    np.testing.assert_array_equal(again.attention[0]["second_moment"], sums.attention[0]["second_moment"])
+    np.testing.assert_array_equal(again.products["blk.0.attn_q.weight"][0], sums.products["blk.0.attn_q.weight"][0])
+    with pytest.raises(SurgeryError, match="covers 1 of 2 chunks"):
+        open_calibration(path)
+
+
+def test_a_killed_run_leaves_nothing_under_its_name(embedded: Path, own_cache: Path, tmp_path: Path) -> None:
+    output = tmp_path / "statistics.gguf"
+    command = [sys.executable, "-m", "pipeline", "calibrate", str(embedded), "-o", str(output)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    time.sleep(3)
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=30)
+    assert not output.exists()
+    assert all(".unfinished" in path.name for path in own_cache.glob("*")) or not own_cache.exists()
+
+
+def test_the_importance_matrix_is_llama_cpps(statistics: Path, tmp_path: Path) -> None:
+    calibration: Calibration = open_calibration(statistics)
+    path = tmp_path / "imatrix.gguf"
+    write_importance_matrix(calibration, path, force=False, sources=())
+    reader = gguf.GGUFReader(path)
+    tensors = {tensor.name: tensor.data for tensor in reader.tensors}
+    assert reader.fields["general.type"].contents() == "imatrix"
+    assert reader.fields["imatrix.chunk_count"].contents() == 2
+    assert reader.fields["imatrix.chunk_size"].contents() == 512
+    np.testing.assert_array_equal(tensors["blk.0.ffn_down.weight.counts"], [[1024]])
+    squares = np.diag(calibration.layer(0).inputs)
+    for role in "qkv":
+        importance = read_importance_matrix(path)[f"blk.0.attn_{role}.weight"]
+        np.testing.assert_allclose(importance, squares, rtol=1e-3)
+    assert len(tensors["blk.1.ffn_down.weight.in_sum2"].ravel()) == 96
+
+
+def test_the_commands_and_the_cache(tiny: Path, english: Path) -> None:
+    chosen = ("--metric", "inputs", "--threshold", 0.5, "--calibration")
+    first = call("operate", tiny, "-o", "a.gguf", *chosen, english)
+    assert first.exit_code == 0, first.output
+    assert "calibrating tiny.gguf on" in first.stderr
+    made = call(
+        "calibrate", tiny, "--text", english, "-o", "s.gguf", "--imatrix-output", "i.gguf", "--no-probes", "--json"
+    )
+    assert "calibrating" not in made.stderr  # the same statistics are cached
+    facts = json.loads(made.stdout)
+    assert (facts["model"], facts["statistics"], facts["imatrix"]) == ("tiny.gguf", "s.gguf", "i.gguf")
+    second = call("operate", tiny, "-o", "b.gguf", *chosen, "s.gguf")
+    assert second.exit_code == 0, second.output
+    assert Path("a.gguf").read_bytes() == Path("b.gguf").read_bytes()
+    assert call("quantize", tiny, "q.gguf", "IQ4_NL", "--imatrix", "i.gguf").exit_code == 0
+    assert "surgery.calibration.text_sha256" in call("inspect", "a.gguf").output
+    unprobed = call("operate", tiny, "-o", "c.gguf", "--metric", "attention", "--calibration", "s.gguf")
+    assert "lacks sensitivities" in unprobed.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("calibrate", "TINY", "--text", "missing.txt"), "--text missing.txt: no such file"),
+        (("calibrate", "TINY", "--text", "TEXT", "--chunks", 0), "--chunks 0"),
+        (("calibrate", "TINY", "-o", "no/folder.gguf"), "no/folder.gguf: the folder no does not exist"),
+        (("operate", "TINY", "-o", "o.gguf", "--metric", "inputs", "--calibration", "no.txt"), "--calibration no.txt"),
+        (("operate", "TINY", "-o", "o.gguf", "--metric", "inputs", "--calibration", "TINY"), "not calibration"),
+        (("operate", "TINY", "-o", "o.gguf", "--budget", 2), "--budget 2.0"),
+        (("operate", "TINY", "-o", "o.gguf", "--budget", 0.5, "--rank", 3), "--threshold, --rank and --budget"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_one_line(
+    tiny: Path, english: Path, arguments: tuple[object, ...], said: str
+) -> None:
+    result = call(*({"TINY": tiny, "TEXT": english}.get(str(a), a) for a in arguments))
+    assert result.exit_code in (1, 2)
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not Path("o.gguf").exists()
+
+
+LINES = [f"line {i} of a text that is long enough to be told apart from any other" for i in range(3000)]
+
+
+def test_shared_lines_are_estimated_from_a_sketch() -> None:
+    sketch = line_sketch("\n".join(LINES))
+    assert len(sketch) == SKETCH_SIZE
+    assert shared_lines(sketch, "\n".join(LINES)) == 1
+    other = [line.replace("text", "book") for line in LINES]
+    assert shared_lines(sketch, "\n".join(other)) == 0
+    assert shared_lines(sketch, "\n".join(LINES[:1500] + other[1500:])) == pytest.approx(0.5, abs=0.06)
+    assert shared_lines(line_sketch("\n".join(LINES[:10])), "\n".join(LINES[:100])) == pytest.approx(0.1)
+
+
+def test_eval_warns_when_texts_overlap(statistics: Path, tiny: Path, tmp_path: Path, english: Path) -> None:
+    plan = Plan(metric="inputs", threshold=None, rank=5)
+    operate(open_gguf(tiny), tmp_path / "out.gguf", plan, calibration=open_calibration(statistics))
+    operated, text = open_gguf(tmp_path / "out.gguf"), read_text(str(english))
+    assert "was calibrated on" in str(overlap_warning(operated, text))
+    assert overlap_warning(operated, Text("other", "\n".join(LINES))) is None
+    assert overlap_warning(open_gguf(tiny), text) is None
+
+
+def test_the_two_halves_of_the_python_text_do_not_overlap() -> None:
+    halves = read_text("python-docs-calibration"), read_text("python-docs")
+    assert shared_lines(line_sketch(halves[0].content), halves[1].content) < 0.01

@@ -1,0 +1,103 @@
+"""Probes: an error that is added while llama.cpp runs does what the same error in the file does."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from native.errors import NativeError
+from native.isolated import isolated
+from native.model import ContextOptions, load_model, open_context
+from native.probe import WeightError, probe_errors
+from native.scoring import score_tokens
+from pipeline.attention import find_attention, read_projection
+from pipeline.calibrate import calibrate
+from pipeline.gguf_reader import GGUFModel, open_gguf
+from pipeline.metrics import group_metric, role_metric
+from pipeline.sensitivity import weakest_error
+from pipeline.texts import read_text
+from tests.tiny_model import TinyModel
+
+TEXT = "It is a truth universally acknowledged, that a single man in possession of a good fortune is in want. " * 3
+OPTIONS = ContextOptions(n_ctx=64, n_batch=64)
+
+
+def probe(path: Path, *errors: WeightError) -> list[float]:
+    probes = isolated(probe_errors, str(path), TEXT, 1, OPTIONS)
+    next(probes)
+    return [probes.send(error) for error in errors]
+
+
+def logits(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    with load_model(str(path)) as model, open_context(model, OPTIONS) as context:
+        tokens = model.tokenize(TEXT, special=False)[64:128]
+        context.decode(tokens, np.arange(64), np.zeros(64, int), np.arange(64) < 63)
+        return context.logits(63).copy(), tokens
+
+
+def with_error(path: Path, error: WeightError) -> Path:
+    """A copy of an F32 model with the error in its file."""
+    changed = path.with_name("changed.gguf")
+    data, info = bytearray(path.read_bytes()), open_gguf(path).tensors[error.tensor]
+    values = open_gguf(path).read(error.tensor)
+    values[error.start : error.start + len(error.error)] += error.error
+    data[info.offset : info.offset + info.nbytes] = values.tobytes()
+    changed.write_bytes(data)
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("shape", "tensor", "start"),
+    [
+        (TinyModel(), "blk.0.attn_k.weight", 0),
+        (TinyModel(), "blk.1.attn_v.weight", 0),
+        (TinyModel(fused=True, architecture="phi3"), "blk.0.attn_qkv.weight", 64),
+    ],
+)
+def test_a_probe_costs_what_the_error_in_the_file_costs(
+    make_tiny: Callable[[TinyModel], Path], shape: TinyModel, tensor: str, start: int
+) -> None:
+    path = make_tiny(shape)
+    noise = np.random.default_rng(0).standard_normal((32, 64)).astype(np.float32)
+    error = WeightError(tensor, start, noise * np.float32(0.05))
+    (right, tokens), (changed, _) = logits(path), logits(with_error(path, error))
+    expected = score_tokens(changed, tokens[1:], right).kld.mean()
+    costs = probe(path, error, WeightError(tensor, start, noise * np.float32(0.1)), error)
+    assert costs[0] == pytest.approx(expected, rel=0.05)
+    assert costs[1] == pytest.approx(4 * costs[0], rel=0.2)  # damage grows with the square
+    assert costs[2] == pytest.approx(costs[0], rel=1e-3)
+
+
+def test_an_unknown_weight_is_an_error(tiny: Path) -> None:
+    with pytest.raises(NativeError, match=r"no product with blk\.9"):
+        probe(tiny, WeightError("blk.9.attn_k.weight", 0, np.zeros((1, 64), np.float32)))
+
+
+@pytest.fixture
+def model(tiny: Path) -> GGUFModel:
+    return open_gguf(tiny)
+
+
+def test_k_and_v_are_balanced_by_what_their_errors_were_measured_to_cost(
+    model: GGUFModel, english: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SURGERY_CACHE", str(tmp_path))
+    heard: list[float] = []
+    calibration = calibrate(
+        model, read_text(str(english)), chunks=2, probing=lambda done, total, note: heard.append(total - done)
+    )
+    assert heard == [5, 4, 3, 2, 1, 0]
+    layer = find_attention(model).layers[1]
+    metric = group_metric("attention", model, calibration, layer, "kv")
+    k, v = (read_projection(model, layer[role]) for role in "kv")
+    nothing = np.zeros_like(k)
+    for role, rows in (("k", np.vstack([k, nothing])), ("v", np.vstack([nothing, v]))):
+        nats = calibration.sensitivity(role, 1)
+        assert nats > 0
+        # an error of all that a projection is counts the nats that it was measured to cost
+        assert metric.error(rows) == pytest.approx(nats, rel=1e-2)
+        error = weakest_error(model, calibration, layer, role)
+        assert role_metric(model, calibration, layer, role).error(error) == pytest.approx(1, rel=1e-2)
+    again = calibrate(model, read_text(str(english)), chunks=2)
+    assert again.sensitivity("v", 1) == calibration.sensitivity("v", 1)
