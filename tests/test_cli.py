@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipeline.cli.main import COMMANDS, cli
-from pipeline.gguf_reader import open_gguf
+from pipeline.gguf_file.reader import open_gguf
 
 
 def call(*arguments: object, stdin: str | None = None) -> Result:
