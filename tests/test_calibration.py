@@ -298,3 +298,10 @@ def test_eval_warns_when_texts_overlap(statistics: Path, tiny: Path, tmp_path: P
 def test_the_two_halves_of_the_python_text_do_not_overlap() -> None:
     halves = read_text("python-docs-calibration"), read_text("python-docs")
     assert shared_lines(line_sketch(halves[0].content), halves[1].content) < 0.01
+
+
+def test_a_checkpoint_must_be_converted_first(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint").mkdir()
+    result = call("operate", "checkpoint", "-o", "o.gguf", "--metric", "inputs")
+    assert result.exit_code == 2
+    assert "surgery convert checkpoint checkpoint.gguf" in result.stderr

@@ -61,7 +61,7 @@ def calibrate(
         raise UsageError(f"--chunks {chunks}: expected at least 1")
     attention = find_attention(model)
     wanted = CalibrationSource(
-        model.path.name,
+        model.name,
         model.sha256(),
         tokenizer_sha256(model),
         text.name,

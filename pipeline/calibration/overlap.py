@@ -45,6 +45,6 @@ def overlap_warning(model: GGUFModel, text: Text) -> str | None:
     if share < SHARED_ENOUGH:
         return None
     return (
-        f"{model.path.name} was calibrated on {model.get('surgery.calibration.text')}, which holds"
+        f"{model.name} was calibrated on {model.get('surgery.calibration.text')}, which holds"
         f" about {share:.0%} of {text.name}; what is measured here looks better than it is"
     )

@@ -230,7 +230,7 @@ def require_fit(calibration: Calibration, model: GGUFModel) -> None:
         return
     raise UsageError(
         f"--calibration {calibration.path}: was taken from {source.model_name}, and {model.path} {reason};"
-        f" run surgery calibrate on {model.path.name}, or leave the option out"
+        f" run surgery calibrate on {model.name}, or leave the option out"
     )
 
 

@@ -125,7 +125,7 @@ def calibrate_with_progress(
 
         def update(done: float, total: float, note: str) -> None:
             if not capturing.total:
-                click.echo(f"calibrating {model.path.name} on {text.name}: {total:.0f} chunks, once", err=True)
+                click.echo(f"calibrating {model.name} on {text.name}: {total:.0f} chunks, once", err=True)
             capturing.update(done, total, note)
 
         return calibrate(

@@ -105,9 +105,9 @@ def command(
     if is_checkpoint(model):
         check_output(output, force=force)  # before anything is fetched
         if plan.metric != "weights":
-            base = gguf_name(model)
             raise UsageError(
-                f"--metric {plan.metric}: the model must run to be calibrated; first: surgery convert {model} {base}"
+                f"--metric {plan.metric}: needs a model that llama.cpp can run; convert it first:"
+                f" surgery convert {shlex.quote(model)} {shlex.quote(gguf_name(model))}"
             )
     source = open_source(model, pre=pre)
     check_output(output, force=force, sources=source.paths)
