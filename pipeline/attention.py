@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.errors import SurgeryError, UsageError
-from pipeline.gguf_reader import GGUFModel
+from pipeline.gguf_file.reader import GGUFModel
 
 ROLES = ("q", "k", "v")
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.attention import AttentionMap, find_attention, read_projection
 from pipeline.decompose.principal_components import explained_variance_ranks
-from pipeline.gguf_reader import GGUFModel
+from pipeline.gguf_file.reader import GGUFModel
 
 SPECTRUM_THRESHOLDS = (0.99, 0.95, 0.9, 0.5, 0.3)
 SPECTRUM_GROUPS = ("q", "k", "v", "kv")

@@ -8,7 +8,7 @@ from native.errors import NativeError
 from native.isolated import isolated
 from native.quantize_file import FALLBACK_LINE, PROGRESS_LINE, file_type, quantize_file, read_importance_matrix
 from pipeline.errors import UsageError
-from pipeline.gguf_reader import FLOAT_TYPES, GGUFModel, open_gguf
+from pipeline.gguf_file.reader import FLOAT_TYPES, GGUFModel, open_gguf
 from pipeline.output_file import complete_or_absent
 from pipeline.progress import Progress, silent
 

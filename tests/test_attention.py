@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.attention import find_attention, parse_layers, read_projection
 from pipeline.errors import SurgeryError, UsageError
-from pipeline.gguf_reader import open_gguf
+from pipeline.gguf_file.reader import open_gguf
 from tests.tiny_model import TinyModel, tensors_of
 
 MODELS = {

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from native.quantize_file import read_importance_matrix
-from pipeline.calibrate import calibrate, write_importance_matrix
-from pipeline.calibration import (
+from pipeline.calibration.calibrate import calibrate, write_importance_matrix
+from pipeline.calibration.overlap import SKETCH_SIZE, line_sketch, overlap_warning, shared_lines
+from pipeline.calibration.statistics_file import (
     Calibration,
     MomentSums,
     open_calibration,
@@ -26,10 +27,9 @@ from pipeline.calibration import (
     write_calibration,
 )
 from pipeline.errors import SurgeryError, UsageError
-from pipeline.gguf_reader import open_gguf
-from pipeline.operate import operate
-from pipeline.overlap import SKETCH_SIZE, line_sketch, overlap_warning, shared_lines
-from pipeline.plan import Plan
+from pipeline.gguf_file.reader import open_gguf
+from pipeline.operation.operate import operate
+from pipeline.operation.plan import Plan
 from pipeline.texts import Text, read_text
 from tests.test_cli import call
 from tests.tiny_model import TinyModel
@@ -108,7 +108,7 @@ def test_another_version_of_the_format_is_refused(
     statistics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = open_calibration(statistics)
-    monkeypatch.setattr("pipeline.calibration.FORMAT_VERSION", 99)
+    monkeypatch.setattr("pipeline.calibration.statistics_file.FORMAT_VERSION", 99)
     with pytest.raises(SurgeryError, match="version 1 of the format, 99 is read"):
         open_calibration(old.path)
 

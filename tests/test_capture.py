@@ -13,7 +13,7 @@ from native.isolated import isolated
 from native.library import GGMLTensor, check_library, op_number
 from native.model import ContextOptions, load_model
 from pipeline.attention import find_attention
-from pipeline.gguf_reader import open_gguf
+from pipeline.gguf_file.reader import open_gguf
 from pipeline.quantization import quantize
 from tests.reference_llama import trace_llama
 from tests.tiny_model import TinyModel

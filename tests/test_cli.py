@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipeline.cli.main import COMMANDS, cli
-from pipeline.gguf_reader import open_gguf
+from pipeline.gguf_file.reader import open_gguf
 
 
 def call(*arguments: object, stdin: str | None = None) -> Result:
@@ -120,7 +120,7 @@ BAD_INPUT = {
     "threshold 1.5": ("operate {tiny} -o o.gguf --threshold 1.5", 2, "--threshold 1.5: expected a share"),
     "threshold nan": ("operate {tiny} -o o.gguf --threshold nan", 2, "--threshold nan: expected a share"),
     "threshold abc": ("operate {tiny} -o o.gguf --threshold abc", 2, "'abc' is not a valid float"),
-    "both": ("operate {tiny} -o o.gguf --threshold 0.5 --rank 3", 2, "one of --threshold, --rank and --budget"),
+    "both": ("operate {tiny} -o o.gguf --threshold 0.5 --rank 3", 2, "give one of --threshold, --rank and --budget"),
     "rank too large": ("operate {tiny} -o o.gguf --rank 999", 2, "--rank 999: q of layer 0 has 64 components"),
     "method": ("operate {tiny} -o o.gguf --method svd", 2, "'svd' is not one of"),
     "targets": ("operate {tiny} -o o.gguf --targets xyz", 2, "--targets 'xyz'"),

@@ -11,9 +11,9 @@ from native.errors import NativeError
 from native.model import ContextOptions, load_model, open_context
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.evaluation import evaluate
-from pipeline.gguf_reader import open_gguf
-from pipeline.operate import operate
-from pipeline.plan import Plan
+from pipeline.gguf_file.reader import open_gguf
+from pipeline.operation.operate import operate
+from pipeline.operation.plan import Plan
 from pipeline.texts import EVALUATION_TEXT, Text, read_text
 from tests.tiny_model import TinyModel
 

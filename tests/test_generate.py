@@ -10,6 +10,9 @@ from native.errors import NativeError
 from native.generate import AnswerStatistics, SamplingOptions, render_chat
 from native.model import ContextOptions, load_model, open_context
 from pipeline.conversation import ask, start_conversation
+from pipeline.gguf_file.reader import open_gguf
+from pipeline.operation.operate import operate
+from pipeline.operation.plan import Plan
 
 GREEDY = SamplingOptions(temperature=0, max_tokens=12)
 QUESTION = "What is machine learning?"
@@ -72,6 +75,13 @@ def test_a_conversation_is_remembered_and_its_cache_reused(embedded: Path) -> No
     assert answers[0][1].cached_tokens == 0
     assert answers[1][1].cached_tokens >= answers[0][1].prompt_tokens
     assert answers[1][0] == greedy_reference(embedded, prompt, 12)
+
+
+def test_an_operated_model_speaks(embedded: Path, tmp_path: Path) -> None:
+    operate(open_gguf(embedded), tmp_path / "operated.gguf", Plan(threshold=0.99))
+    [(text, statistics)] = say(tmp_path / "operated.gguf", [QUESTION], GREEDY)
+    assert statistics.generated_tokens == 12
+    assert "machine learning" in text.lower()
 
 
 def test_the_context_is_a_limit(tiny: Path) -> None:

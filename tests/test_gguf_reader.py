@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from pipeline.errors import SurgeryError
-from pipeline.gguf_metadata import metadata_entry
-from pipeline.gguf_reader import open_gguf
-from pipeline.gguf_writer import TensorDeclaration, create_gguf
+from pipeline.gguf_file.metadata import metadata_entry
+from pipeline.gguf_file.reader import open_gguf
+from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
 from tests.tiny_model import TinyModel
 
 

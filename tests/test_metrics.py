@@ -15,9 +15,9 @@ from pipeline.decompose.budget import spread_budget
 from pipeline.decompose.principal_components import principal_components
 from pipeline.decompose.random_subspace import random_subspace
 from pipeline.decompose.weighted import Metric, weigh_rows
-from pipeline.gguf_reader import open_gguf
-from pipeline.operate import operate
-from pipeline.plan import Plan
+from pipeline.gguf_file.reader import open_gguf
+from pipeline.operation.operate import operate
+from pipeline.operation.plan import Plan
 
 SHAPES = [(24, 40), (40, 24), (32, 32)]
 

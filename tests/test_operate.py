@@ -1,5 +1,6 @@
 """The operation on files: what changes is what the reference says, and nothing else changes."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,9 @@ import pytest
 from sklearn.decomposition import PCA
 
 from pipeline.errors import SurgeryError, UsageError
-from pipeline.gguf_reader import GGUFModel, open_gguf
-from pipeline.operate import OperationReport, operate
-from pipeline.plan import Plan
-from pipeline.provenance import sha256_of_files
+from pipeline.gguf_file.reader import GGUFModel, open_gguf
+from pipeline.operation.operate import OperationReport, operate
+from pipeline.operation.plan import Plan
 from tests.tiny_model import TinyModel, tensors_of, write_tiny_model
 
 
@@ -169,7 +169,7 @@ def test_provenance_says_what_was_done(tiny: Path, tmp_path: Path) -> None:
     assert once.get("surgery.layers") == [1]
     assert (once.get("surgery.ranks.q"), once.get("surgery.ranks.kv")) == (ranks["q"], ranks["kv"])
     assert once.get("surgery.source.name") == "tiny.gguf"
-    assert once.get("surgery.source.sha256") == sha256_of_files([tiny])
+    assert once.get("surgery.source.sha256") == hashlib.sha256(tiny.read_bytes()).hexdigest()
     twice, _ = perform(tmp_path / "once.gguf", tmp_path / "twice.gguf", Plan(method="separate"))
     assert twice.get("surgery.method") == "separate"
     assert '"surgery.threshold": 0.5' in twice.get("surgery.previous")

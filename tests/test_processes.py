@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.gguf_reader import open_gguf
+from pipeline.gguf_file.reader import open_gguf
 from tests.conftest import SurgeryProcess
 
 

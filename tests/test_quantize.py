@@ -11,9 +11,9 @@ from native.errors import NativeError
 from native.quantize_file import FILE_TYPES, file_type, read_importance_matrix
 from native.quantize_rows import quantize_rows
 from pipeline.errors import UsageError
-from pipeline.gguf_reader import open_gguf
-from pipeline.operate import operate
-from pipeline.plan import Plan
+from pipeline.gguf_file.reader import open_gguf
+from pipeline.operation.operate import operate
+from pipeline.operation.plan import Plan
 from pipeline.quantization import quantize, quantized_types
 
 

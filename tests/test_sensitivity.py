@@ -12,10 +12,10 @@ from native.model import ContextOptions, load_model, open_context
 from native.probe import WeightError, probe_errors
 from native.scoring import score_tokens
 from pipeline.attention import find_attention, read_projection
-from pipeline.calibrate import calibrate
-from pipeline.gguf_reader import GGUFModel, open_gguf
-from pipeline.metrics import group_metric, role_metric
-from pipeline.sensitivity import weakest_error
+from pipeline.calibration.calibrate import calibrate
+from pipeline.calibration.metrics import group_metric, role_metric
+from pipeline.calibration.sensitivity import weakest_error
+from pipeline.gguf_file.reader import GGUFModel, open_gguf
 from pipeline.texts import read_text
 from tests.tiny_model import TinyModel
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import click
 
-from pipeline.calibrate import DEFAULT_CHUNKS, calibrate, copy_calibration, write_importance_matrix
-from pipeline.calibration import Calibration, open_calibration
+from pipeline.calibration.calibrate import DEFAULT_CHUNKS, calibrate, copy_calibration, write_importance_matrix
+from pipeline.calibration.statistics_file import Calibration, open_calibration
 from pipeline.cli.options import force_option, json_option, model_argument, threads_option
 from pipeline.cli.output import ProgressReport, print_json
 from pipeline.errors import UsageError
-from pipeline.gguf_reader import GGUFModel
+from pipeline.gguf_file.reader import GGUFModel
 from pipeline.output_file import check_output
 from pipeline.sources import open_model
 from pipeline.texts import CALIBRATION_TEXT, Text, read_text

@@ -3,10 +3,10 @@
 import click
 
 from native.model import ContextOptions
+from pipeline.calibration.overlap import overlap_warning
 from pipeline.cli.options import cache_type_options, json_option, model_argument, threads_option
 from pipeline.cli.output import ProgressReport, print_json, warn
 from pipeline.evaluation import evaluate
-from pipeline.overlap import overlap_warning
 from pipeline.sources import open_model
 from pipeline.texts import CALIBRATION_TEXT, EVALUATION_TEXT, read_text
 

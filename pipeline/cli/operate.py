@@ -11,12 +11,12 @@ from pipeline.cli.options import force_option, json_option, model_argument, outp
 from pipeline.cli.output import ProgressReport, print_json, print_table, warn
 from pipeline.decompose.methods import METHODS, METRICS
 from pipeline.decompose.principal_components import MEANS
-from pipeline.encode import OUTTYPES
 from pipeline.errors import UsageError
-from pipeline.operate import OperationReport, operate
-from pipeline.operate_and_quantize import operate_and_quantize
+from pipeline.operation.encode import OUTTYPES
+from pipeline.operation.operate import OperationReport, operate
+from pipeline.operation.operate_and_quantize import operate_and_quantize
+from pipeline.operation.plan import DEFAULT_THRESHOLD, Plan
 from pipeline.output_file import check_output
-from pipeline.plan import DEFAULT_THRESHOLD, Plan
 from pipeline.quantization import quantized_types
 from pipeline.sources import gguf_name, is_checkpoint, open_source
 from pipeline.texts import CALIBRATION_TEXT

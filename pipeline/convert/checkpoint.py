@@ -16,9 +16,8 @@ from pipeline.convert.tensors import ConvertedTensor, convert_tensors, own_type
 from pipeline.convert.tokenizer import tokenizer_metadata
 from pipeline.convert.weights import INDEX_FILES, SINGLE_FILES, find_weights, read_weights
 from pipeline.errors import SurgeryError, UsageError
-from pipeline.gguf_metadata import MetadataEntry
-from pipeline.gguf_reader import DEFAULT_ALIGNMENT, GGUFModel, TensorInfo
-from pipeline.gguf_writer import GGUFWriter
+from pipeline.gguf_file.metadata import MetadataEntry
+from pipeline.gguf_file.reader import DEFAULT_ALIGNMENT, GGUFModel, TensorInfo
 
 OUTTYPES = ("auto", "f32", "f16", "bf16")
 ROPE_FREQS = "rope_freqs.weight"
@@ -42,13 +41,12 @@ class Checkpoint(GGUFModel):
         """The bytes of the GGUF tensor: uint8, of shape (rows, bytes per row)."""
         return self.converted[name].encode()
 
-    def copy_tensor(self, name: str, writer: GGUFWriter) -> None:
-        """Write a tensor; where the checkpoint has the very bytes, they are copied without being read."""
-        tensor, info = self.converted[name], self.tensors[name]
-        if tensor.same_bytes and tensor.stored.offset is not None:
-            writer.copy(replace(info, offset=tensor.stored.offset))
-        else:
-            writer.put(name, tensor.encode())
+    def stored(self, name: str) -> TensorInfo | None:
+        """Where the checkpoint has the very bytes of the GGUF tensor; None where they are converted."""
+        tensor = self.converted[name]
+        if not tensor.same_bytes or tensor.stored.offset is None:
+            return None
+        return replace(self.tensors[name], offset=tensor.stored.offset)
 
 
 def open_checkpoint(

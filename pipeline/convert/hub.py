@@ -48,19 +48,20 @@ def download(name: str) -> Download:
     package = require("huggingface_hub", "hub", f"{name}: fetching a model from the hub")
     match = HUB_ID.fullmatch(name)
     assert match is not None
-    package.logging.set_verbosity_error()  # retries and the like; what fails is raised
+    fetch = package.snapshot_download  # the package loads its parts when they are asked for, this one nearly all
+    package.utils.logging.set_verbosity_error()  # retries and the like; what fails is raised
     if not sys.stderr.isatty():
         package.utils.disable_progress_bars()
     repository, revision = match["repository"], match["revision"]
     try:
-        folder = Path(package.snapshot_download(repository, revision=revision, allow_patterns=SMALL_FILES))
+        folder = Path(fetch(repository, revision=revision, allow_patterns=SMALL_FILES))
         if not (folder / "config.json").exists():
             raise SurgeryError(
                 f"{name}: has no config.json, so it is not a checkpoint; if it has GGUF files, download one and name that"
             )
         for weights in _weight_patterns(folder):
             # By the commit, not the revision, which may move in between.
-            package.snapshot_download(repository, revision=folder.name, allow_patterns=weights)
+            fetch(repository, revision=folder.name, allow_patterns=weights)
             if any((folder / file).exists() for file in weights):
                 return Download(folder, repository, folder.name)
     except SurgeryError:
@@ -92,6 +93,8 @@ def _explained(package: ModuleType, name: str, error: BaseException) -> SurgeryE
         return SurgeryError(
             f"{name}: no space left in the hub's cache, {package.constants.HF_HUB_CACHE}; make room, or set HF_HOME to a folder elsewhere"
         )
+    if denied := next((link for link in chain if isinstance(link, PermissionError)), None):
+        return SurgeryError(f"{name}: the hub's cache cannot be written: {denied}; set HF_HOME to a folder of yours")
     if has(errors.GatedRepoError):
         return SurgeryError(
             f"{name}: access is restricted; accept its terms at {package.constants.ENDPOINT}/{repository}, then run: hf auth login"

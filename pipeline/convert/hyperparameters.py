@@ -7,7 +7,7 @@ from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFValueType, Keys, 
 from pipeline.convert.config import Config
 from pipeline.convert.families import Family
 from pipeline.convert.rope import Rope
-from pipeline.gguf_metadata import MetadataEntry, typed_metadata_entry
+from pipeline.gguf_file.metadata import MetadataEntry, metadata_entry
 
 FILE_TYPES = {
     GGMLQuantizationType.F32: LlamaFileType.ALL_F32,
@@ -88,12 +88,12 @@ def _rope_scaling(arch: str, config: Config, rope: Rope) -> Iterator[MetadataEnt
 
 
 def _string(key: str, value: str) -> MetadataEntry:
-    return typed_metadata_entry(key, value, GGUFValueType.STRING)
+    return metadata_entry(key, value, GGUFValueType.STRING)
 
 
 def _integer(key: str, value: int) -> MetadataEntry:
-    return typed_metadata_entry(key, value, GGUFValueType.UINT32)
+    return metadata_entry(key, value, GGUFValueType.UINT32)
 
 
 def _number(key: str, value: float) -> MetadataEntry:
-    return typed_metadata_entry(key, value, GGUFValueType.FLOAT32)
+    return metadata_entry(key, value, GGUFValueType.FLOAT32)

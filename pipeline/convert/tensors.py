@@ -8,8 +8,8 @@ from gguf import MODEL_ARCH_NAMES, GGMLQuantizationType, TensorNameMap, get_tens
 from pipeline.convert.config import Config
 from pipeline.convert.families import Family
 from pipeline.convert.stored_tensor import StoredTensor, to_float32
-from pipeline.encode import encode_rows
 from pipeline.errors import SurgeryError
+from pipeline.operation.encode import encode_rows
 
 # Computed anew by every program that runs the model.
 NOT_WEIGHTS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")

@@ -13,7 +13,7 @@ from pipeline.convert.pre_tokenizer import find_pre_tokenizer, flatten
 from pipeline.convert.sentence_piece import from_model_file, from_tokenizer_json, model_adds_space_prefix
 from pipeline.convert.vocabulary import Vocabulary, add_added_tokens, pad
 from pipeline.errors import SurgeryError
-from pipeline.gguf_metadata import MetadataEntry, typed_metadata_entry
+from pipeline.gguf_file.metadata import MetadataEntry, metadata_entry
 
 SPECIAL_TOKEN_KEYS = {
     "bos": Keys.Tokenizer.BOS_ID,
@@ -43,19 +43,19 @@ def tokenizer_metadata(folder: Path, vocab_size: int, pre: str | None) -> Iterat
     yield _string(Keys.Tokenizer.MODEL, "gpt2" if byte_level else "llama")
     found = pre or (find_pre_tokenizer(path, tokenizer) if byte_level else "default")
     yield _string(Keys.Tokenizer.PRE, found)
-    yield typed_metadata_entry(Keys.Tokenizer.LIST, tokens, GGUFValueType.STRING)
+    yield metadata_entry(Keys.Tokenizer.LIST, tokens, GGUFValueType.STRING)
     if not byte_level:
-        yield typed_metadata_entry(Keys.Tokenizer.SCORES, scores, GGUFValueType.FLOAT32)
-    yield typed_metadata_entry(Keys.Tokenizer.TOKEN_TYPE, types, GGUFValueType.INT32)
+        yield metadata_entry(Keys.Tokenizer.SCORES, scores, GGUFValueType.FLOAT32)
+    yield metadata_entry(Keys.Tokenizer.TOKEN_TYPE, types, GGUFValueType.INT32)
     special = special_vocabulary(folder, vocab_size, byte_level)
     ids = special.special_token_ids | named_tokens(tokens, settings)
     if byte_level:
-        yield typed_metadata_entry(Keys.Tokenizer.MERGES, special.merges, GGUFValueType.STRING)
+        yield metadata_entry(Keys.Tokenizer.MERGES, special.merges, GGUFValueType.STRING)
     else:
         yield _flag(Keys.Tokenizer.ADD_PREFIX, adds_space_prefix(folder, tokenizer))
     for kind, key in SPECIAL_TOKEN_KEYS.items():
         if kind in ids:
-            yield typed_metadata_entry(key, ids[kind], GGUFValueType.UINT32)
+            yield metadata_entry(key, ids[kind], GGUFValueType.UINT32)
     adds = special.add_special_token
     yield _flag(Keys.Tokenizer.ADD_BOS, adds.get("bos", adds_bos_by_default(tokenizer, settings)))
     if "eos" in adds:
@@ -133,12 +133,12 @@ def chat_templates(templates: Any) -> Iterator[MetadataEntry]:
         else:
             yield _string(Keys.Tokenizer.CHAT_TEMPLATE_N.format(name=entry["name"]), entry["template"])
     if names := [entry["name"] for entry in templates or [] if entry["name"] != "default"]:
-        yield typed_metadata_entry(Keys.Tokenizer.CHAT_TEMPLATES, names, GGUFValueType.STRING)
+        yield metadata_entry(Keys.Tokenizer.CHAT_TEMPLATES, names, GGUFValueType.STRING)
 
 
 def _string(key: str, value: str) -> MetadataEntry:
-    return typed_metadata_entry(key, value, GGUFValueType.STRING)
+    return metadata_entry(key, value, GGUFValueType.STRING)
 
 
 def _flag(key: str, value: bool) -> MetadataEntry:
-    return typed_metadata_entry(key, value, GGUFValueType.BOOL)
+    return metadata_entry(key, value, GGUFValueType.BOOL)

@@ -4,8 +4,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline.gguf_reader import GGUFModel
-from pipeline.gguf_writer import TensorDeclaration, create_gguf
+from pipeline.gguf_file.reader import GGUFModel
+from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
 from pipeline.progress import Progress, silent
 from pipeline.resources import peak_rss_bytes
 
@@ -26,7 +26,7 @@ def write_model(model: GGUFModel, output: Path, *, force: bool = False, progress
         progress=progress,
     ) as writer:
         for name in model.tensors:
-            model.copy_tensor(name, writer)
+            writer.copy_from(model, name)
     types = sorted({info.type.name for info in model.tensors.values() if len(info.shape) > 1})
     return {
         "source": model.name,

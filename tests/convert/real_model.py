@@ -8,7 +8,7 @@ import torch
 import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from pipeline.gguf_reader import GGUFModel, open_gguf
+from pipeline.gguf_file.reader import GGUFModel, open_gguf
 from pipeline.sources import embedded_model
 
 CONTROL = 3

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from pipeline.cli.main import cli
 from pipeline.convert.checkpoint import open_checkpoint
 from pipeline.convert.write import write_model
-from pipeline.gguf_reader import open_gguf
-from pipeline.operate import operate
-from pipeline.plan import Plan
+from pipeline.gguf_file.reader import open_gguf
+from pipeline.operation.operate import operate
+from pipeline.operation.plan import Plan
 from tests.convert.checkpoints import make_checkpoint
 from tests.convert.conftest import MakeFolder
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.gguf_reader import open_gguf
+from pipeline.gguf_file.reader import open_gguf
 from tests.conftest import SurgeryProcess
 from tests.convert.checkpoints import make_checkpoint
 from tests.convert.conftest import MakeFolder

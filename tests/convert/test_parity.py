@@ -8,7 +8,7 @@ import transformers
 
 from pipeline.convert.checkpoint import open_checkpoint
 from pipeline.convert.write import write_model
-from pipeline.gguf_reader import open_gguf
+from pipeline.gguf_file.reader import open_gguf
 from pipeline.sources import embedded_model
 from tests.convert.checkpoints import (
     CHECKPOINTS,

@@ -14,11 +14,12 @@ from pipeline.convert.pre_tokenizer import find_pre_tokenizer
 from pipeline.convert.sentence_piece import from_model_file, from_tokenizer_json
 from pipeline.convert.tokenizer import tokenizer_metadata
 from pipeline.errors import SurgeryError
-from pipeline.gguf_reader import open_gguf
-from pipeline.gguf_writer import TensorDeclaration, create_gguf
+from pipeline.gguf_file.reader import open_gguf
+from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
 from pipeline.sources import embedded_model
 from tests.convert.checkpoints import llama_cpp_ids
 from tests.convert.conftest import MakeFolder
+from tests.convert.test_convert import run
 from tests.convert.tokenizers import NASTY_TEXT, byte_level_tokenizer, save_sentence_piece, sentence_piece_as_json
 
 # One checkpoint of CHECKPOINTS for each kind of tokenizer.
@@ -131,7 +132,10 @@ def test_an_unknown_pre_tokenizer_needs_its_name(checkpoint: MakeFolder, tmp_pat
     path.write_text(json.dumps(tokenizer))
     with pytest.raises(SurgeryError, match=r"not recognised.*--pre NAME"):
         list(tokenizer_metadata(folder, 512, None))
-    assert "qwen2" in [entry.value for entry in tokenizer_metadata(folder, 512, "qwen2")]
+    for command in (["convert", folder, "out.gguf"], ["operate", folder, "-o", "out.gguf", "--force"]):
+        assert run(*command).exit_code == 1
+        assert run(*command, "--pre", "qwen2").exit_code == 0
+        assert open_gguf(Path("out.gguf")).get("tokenizer.ggml.pre") == "qwen2"
 
 
 def test_other_kinds_of_tokenizers_are_refused(checkpoint: MakeFolder, tmp_path: Path) -> None:

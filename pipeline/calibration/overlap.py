@@ -8,7 +8,7 @@ the share of all lines (Bar-Yossef et al., Counting distinct elements in a data 
 import zlib
 from collections.abc import Sequence
 
-from pipeline.gguf_reader import GGUFModel
+from pipeline.gguf_file.reader import GGUFModel
 from pipeline.texts import Text
 
 SHORTEST_LINE = 40  # characters; shorter lines, such as headings, stand in unrelated texts too

@@ -11,17 +11,17 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 from pipeline.attention import Projection, find_attention, parse_layers
-from pipeline.budgeting import budgeted_ranks
-from pipeline.calibration import Calibration, calibration_facts, require_fit
-from pipeline.encode import encode_tensor, output_type
+from pipeline.calibration.statistics_file import Calibration, calibration_facts, require_fit
 from pipeline.errors import UsageError
-from pipeline.gguf_metadata import MetadataEntry
-from pipeline.gguf_reader import GGUFModel
-from pipeline.gguf_writer import TensorDeclaration, create_gguf
-from pipeline.plan import Plan, groups_with_targets, targets_in
+from pipeline.gguf_file.metadata import MetadataEntry
+from pipeline.gguf_file.reader import GGUFModel
+from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
+from pipeline.operation.budgeting import budgeted_ranks
+from pipeline.operation.encode import encode_tensor, output_type
+from pipeline.operation.plan import Plan, groups_with_targets, targets_in
+from pipeline.operation.provenance import UNKNOWN_HASH, operated_metadata
+from pipeline.operation.reconstruct import choose_rank, decompose_group
 from pipeline.progress import Progress, silent
-from pipeline.provenance import UNKNOWN_HASH, operated_metadata, sha256_of_files
-from pipeline.reconstruct import choose_rank, decompose_group
 from pipeline.resources import peak_rss_bytes
 
 
@@ -114,7 +114,7 @@ def operate(
     budgeted = budgeted_ranks(model, layers, plan, calibration) if plan.budget and replaced else {}
     report.decomposition_seconds = time.perf_counter() - begun
     with ThreadPoolExecutor(1) as background:
-        source_hash = background.submit(sha256_of_files, model.paths if replaced else [])
+        source_hash = background.submit(model.sha256) if replaced else None
         with create_gguf(
             output,
             metadata(UNKNOWN_HASH),
@@ -125,7 +125,7 @@ def operate(
         ) as writer:
             for info in model.tensors.values():
                 if info.name not in replaced:
-                    model.copy_tensor(info.name, writer)
+                    writer.copy_from(model, info.name)
             for done, layer in enumerate(layers):
                 progress(done, len(layers), "")
                 begun = time.perf_counter()
@@ -135,7 +135,7 @@ def operate(
                 for name in dict.fromkeys(projection.tensor for projection in matrices):
                     writer.put(name, encode_tensor(model, name, matrices, replaced[name]))
             progress(len(layers), len(layers), "")
-            writer.replace_metadata(metadata(source_hash.result()))
+            writer.replace_metadata(metadata(source_hash.result() if source_hash else UNKNOWN_HASH))
     report.output_bytes = output.stat().st_size
     report.seconds = time.perf_counter() - started
     return report

@@ -13,8 +13,10 @@ from native.capture import CapturedPart, CaptureStart, capture_moments
 from native.isolated import isolated
 from native.model import ContextOptions
 from pipeline.attention import find_attention
-from pipeline.cache import cache_folder
-from pipeline.calibration import (
+from pipeline.calibration.cache import cache_folder
+from pipeline.calibration.overlap import line_sketch
+from pipeline.calibration.sensitivity import measure_sensitivities
+from pipeline.calibration.statistics_file import (
     FORMAT_VERSION,
     Calibration,
     CalibrationSource,
@@ -26,14 +28,11 @@ from pipeline.calibration import (
     write_calibration,
 )
 from pipeline.errors import SurgeryError, UsageError
-from pipeline.gguf_metadata import metadata_entry
-from pipeline.gguf_reader import DEFAULT_ALIGNMENT, GGUFModel
-from pipeline.gguf_writer import TensorDeclaration, create_gguf
+from pipeline.gguf_file.metadata import metadata_entry
+from pipeline.gguf_file.reader import DEFAULT_ALIGNMENT, GGUFModel
+from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
 from pipeline.output_file import check_output, complete_or_absent
-from pipeline.overlap import line_sketch
 from pipeline.progress import Progress, silent
-from pipeline.provenance import sha256_of_files
-from pipeline.sensitivity import measure_sensitivities
 from pipeline.texts import Text
 
 CHUNK_SIZE = 512  # tokens
@@ -63,7 +62,7 @@ def calibrate(
     attention = find_attention(model)
     wanted = CalibrationSource(
         model.name,
-        sha256_of_files(model.paths),
+        model.sha256(),
         tokenizer_sha256(model),
         text.name,
         text.sha256,

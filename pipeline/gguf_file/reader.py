@@ -4,6 +4,7 @@ gguf's own GGUFReader builds an object for every token of the vocabulary (2 seco
 believes the counts in the header; here a lying header is an error that names what is wrong.
 """
 
+import hashlib
 import mmap
 import re
 from collections.abc import Iterator
@@ -11,16 +12,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
 from pipeline.errors import SurgeryError
-from pipeline.gguf_metadata import Cursor, MetadataEntry
-
-if TYPE_CHECKING:
-    from pipeline.gguf_writer import GGUFWriter
+from pipeline.gguf_file.metadata import Cursor, MetadataEntry
 
 DEFAULT_ALIGNMENT = 32
 FLOAT_TYPES = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
@@ -89,9 +87,18 @@ class GGUFModel:
             raise SurgeryError(f"{info.path}: tensor {name} could not be read whole; was the file changed meanwhile?")
         return data.reshape(*info.shape[:-1], -1)
 
-    def copy_tensor(self, name: str, writer: "GGUFWriter") -> None:
-        """Write a tensor, as it is, with `writer`."""
-        writer.copy(self.tensors[name])
+    def stored(self, name: str) -> TensorInfo | None:
+        """Where the very bytes that `read_raw` gives stand in a file; None where they have to be made."""
+        return self.tensors[name]
+
+    def sha256(self) -> str:
+        """SHA-256, in hex, of the model's files, one after the other."""
+        digest = hashlib.sha256()
+        for path in self.paths:
+            with path.open("rb") as file:
+                while chunk := file.read(2**20):
+                    digest.update(chunk)
+        return digest.hexdigest()
 
     def read(self, name: str) -> np.ndarray:
         """A tensor as float32 of its full shape, dequantised if need be. Raises SurgeryError on NaN or infinity."""

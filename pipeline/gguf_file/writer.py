@@ -13,8 +13,8 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 from pipeline.errors import SurgeryError
-from pipeline.gguf_metadata import MetadataEntry
-from pipeline.gguf_reader import TensorInfo, align, read_part
+from pipeline.gguf_file.metadata import MetadataEntry
+from pipeline.gguf_file.reader import GGUFModel, TensorInfo, align, read_part
 from pipeline.output_file import complete_or_absent
 from pipeline.progress import Progress, silent
 
@@ -62,6 +62,14 @@ class GGUFWriter:
         self.file.flush()
         with source.path.open("rb") as file:
             _copy_range(file.fileno(), source.offset, self.file.fileno(), info.offset, info.nbytes, self._advance)
+
+    def copy_from(self, model: GGUFModel, name: str) -> None:
+        """Write a tensor of `model` as it is."""
+        stored = model.stored(name)
+        if stored is None:
+            self.put(name, model.read_raw(name))
+        else:
+            self.copy(stored)
 
     def replace_metadata(self, metadata: Iterable[MetadataEntry]) -> None:
         """Write metadata anew that became known on the way; it must take as many bytes as what was declared."""

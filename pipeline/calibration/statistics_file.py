@@ -16,10 +16,9 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 from pipeline.errors import SurgeryError, UsageError
-from pipeline.gguf_metadata import MetadataEntry, metadata_entry
-from pipeline.gguf_reader import DEFAULT_ALIGNMENT, GGUFModel, open_gguf
-from pipeline.gguf_writer import TensorDeclaration, create_gguf
-from pipeline.provenance import sha256_of_files
+from pipeline.gguf_file.metadata import MetadataEntry, metadata_entry
+from pipeline.gguf_file.reader import DEFAULT_ALIGNMENT, GGUFModel, open_gguf
+from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
 
 KIND = "surgery.calibration"
 FORMAT_VERSION = 1
@@ -82,7 +81,7 @@ class MomentSums:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Statistics in a file, checked. `sketch` is of the text that was decoded, see `pipeline.overlap`."""
+    """Statistics in a file, checked. `sketch` is of the text that was decoded, see `pipeline.calibration.overlap`."""
 
     path: Path
     source: CalibrationSource
@@ -225,7 +224,7 @@ def require_fit(calibration: Calibration, model: GGUFModel) -> None:
     source = calibration.source
     if source.tokenizer_sha256 != tokenizer_sha256(model):
         reason = "has another tokenizer"
-    elif source.model_sha256 != sha256_of_files(model.paths):
+    elif source.model_sha256 != model.sha256():
         reason = "is another file (SHA-256 differs)"
     else:
         return

@@ -3,7 +3,7 @@
 import numpy as np
 
 from pipeline.attention import Projection, of_layer, read_projection
-from pipeline.calibration import Calibration, LayerMoments
+from pipeline.calibration.statistics_file import Calibration, LayerMoments
 from pipeline.decompose.attention_metric import (
     average_over_turns,
     output_moments,
@@ -12,7 +12,7 @@ from pipeline.decompose.attention_metric import (
 )
 from pipeline.decompose.weighted import Metric
 from pipeline.errors import SurgeryError
-from pipeline.gguf_reader import GGUFModel
+from pipeline.gguf_file.reader import GGUFModel
 
 
 def group_metric(
@@ -21,7 +21,7 @@ def group_metric(
     """The metric of a group such as `q` or `kv` of one layer; the blocks of the group's roles in order.
 
     Roles that share components are brought to one unit: an error is measured as a share of the energy of what it is an
-    error of, and for `attention` times the nats that such a share was measured to cost, see `pipeline.sensitivity`.
+    error of, and for `attention` times the nats that such a share was measured to cost, see `pipeline.calibration.sensitivity`.
     """
     if name == "attention":
         metrics = [role_metric(model, calibration, layer, role) for role in group]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pipeline.attention import ROLES
 from pipeline.decompose.methods import METHODS, METRICS
 from pipeline.decompose.principal_components import MEANS
-from pipeline.encode import OUTTYPES
 from pipeline.errors import UsageError
+from pipeline.operation.encode import OUTTYPES
 
 DEFAULT_THRESHOLD = 0.9
 

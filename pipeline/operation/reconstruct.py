@@ -5,14 +5,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipeline.attention import Projection, read_projection
-from pipeline.calibration import Calibration
+from pipeline.calibration.metrics import group_metric
+from pipeline.calibration.statistics_file import Calibration
 from pipeline.decompose.methods import METHODS
 from pipeline.decompose.principal_components import RowDecomposition, principal_components
 from pipeline.decompose.random_subspace import random_subspace
 from pipeline.decompose.weighted import WeightedRows, weigh_rows
-from pipeline.gguf_reader import GGUFModel
-from pipeline.metrics import group_metric
-from pipeline.plan import Plan
+from pipeline.gguf_file.reader import GGUFModel
+from pipeline.operation.plan import Plan
 
 
 @dataclass(frozen=True)

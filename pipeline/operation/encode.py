@@ -6,7 +6,7 @@ from gguf import GGMLQuantizationType, quantize
 from native.quantize_rows import quantize_rows
 from pipeline.attention import Projection
 from pipeline.errors import SurgeryError
-from pipeline.gguf_reader import FLOAT_TYPES, GGUFModel, TensorInfo
+from pipeline.gguf_file.reader import FLOAT_TYPES, GGUFModel, TensorInfo
 
 OUTTYPES = ("auto", "keep", "f32", "f16", "bf16")
 

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 from pipeline.attention import Projection
-from pipeline.calibration import Calibration
+from pipeline.calibration.statistics_file import Calibration
 from pipeline.decompose.budget import spread_budget
-from pipeline.gguf_reader import GGUFModel
-from pipeline.plan import Plan, groups_with_targets, targets_in
-from pipeline.reconstruct import decompose_group
+from pipeline.gguf_file.reader import GGUFModel
+from pipeline.operation.plan import Plan, groups_with_targets, targets_in
+from pipeline.operation.reconstruct import decompose_group
 
 
 def budgeted_ranks(

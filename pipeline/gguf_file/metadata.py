@@ -125,42 +125,33 @@ class MetadataEntry:
         return cursor.value(cursor.value_type())
 
 
-def metadata_entry(key: str, value: Any) -> MetadataEntry:
-    """Encode `value`, a str, bool, int (unsigned 32 bits), float (64 bits) or a non-empty list of one of these."""
-    kind, payload = _encode(value)
-    raw = _encode_string(key) + struct.pack("<I", kind) + payload
-    return MetadataEntry(key, kind, raw)
+def metadata_entry(key: str, value: Any, kind: GGUFValueType | None = None) -> MetadataEntry:
+    """Encode `value` as `kind`, a list as an array of `kind`.
 
-
-def typed_metadata_entry(key: str, value: Any, kind: GGUFValueType) -> MetadataEntry:
-    """Encode `value` as `kind`; a list becomes an array of `kind`, which its length may leave empty."""
-    if isinstance(value, list):
-        head = struct.pack("<IQ", kind, len(value))
-        if kind == GGUFValueType.STRING:
-            payload = head + b"".join(map(_encode_string, value))
-        else:
-            payload = head + struct.pack(f"<{len(value)}{SCALAR_FORMATS[kind]}", *value)
-        kind = GGUFValueType.ARRAY
-    elif kind == GGUFValueType.STRING:
-        payload = _encode_string(value)
+    Without `kind`: str, bool, int (unsigned, 32 bits), float (64 bits), or a list of one of these that is not empty.
+    """
+    items = value if isinstance(value, list) else [value]
+    kind = kind if kind is not None else _kind_of(items[0])
+    if kind == GGUFValueType.STRING:
+        payload = b"".join(map(_encode_string, items))
     else:
-        payload = struct.pack("<" + SCALAR_FORMATS[kind], value)
+        payload = struct.pack(f"<{len(items)}{SCALAR_FORMATS[kind]}", *items)
+    if isinstance(value, list):
+        payload = struct.pack("<IQ", kind, len(items)) + payload
+        kind = GGUFValueType.ARRAY
     return MetadataEntry(key, kind, _encode_string(key) + struct.pack("<I", kind) + payload)
 
 
-def _encode(value: Any) -> tuple[GGUFValueType, bytes]:
+def _kind_of(value: Any) -> GGUFValueType:
     match value:
         case bool():
-            return GGUFValueType.BOOL, struct.pack("<?", value)
+            return GGUFValueType.BOOL
         case int():
-            return GGUFValueType.UINT32, struct.pack("<I", value)
+            return GGUFValueType.UINT32
         case float():
-            return GGUFValueType.FLOAT64, struct.pack("<d", value)
+            return GGUFValueType.FLOAT64
         case str():
-            return GGUFValueType.STRING, _encode_string(value)
-        case [first, *_]:
-            kind = _encode(first)[0]
-            return GGUFValueType.ARRAY, struct.pack("<IQ", kind, len(value)) + b"".join(_encode(v)[1] for v in value)
+            return GGUFValueType.STRING
     raise TypeError(f"GGUF metadata cannot hold {value!r}")
 
 

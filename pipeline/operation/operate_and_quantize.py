@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from pipeline.calibration import Calibration
-from pipeline.gguf_reader import GGUFModel, open_gguf
-from pipeline.operate import OperationReport, operate
+from pipeline.calibration.statistics_file import Calibration
+from pipeline.gguf_file.reader import GGUFModel, open_gguf
+from pipeline.operation.operate import OperationReport, operate
+from pipeline.operation.plan import Plan
 from pipeline.output_file import check_output
-from pipeline.plan import Plan
 from pipeline.progress import Progress, silent
 from pipeline.quantization import quantize
 

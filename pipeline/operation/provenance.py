@@ -1,28 +1,16 @@
 """What was done to a model, as `surgery.*` metadata of the file that was written."""
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline import __version__
-from pipeline.gguf_metadata import MetadataEntry, metadata_entry
-from pipeline.gguf_reader import GGUFModel
-from pipeline.plan import Plan
+from pipeline.gguf_file.metadata import MetadataEntry, metadata_entry
+from pipeline.gguf_file.reader import GGUFModel
+from pipeline.operation.plan import Plan
 
 PREFIX = "surgery."
 UNKNOWN_HASH = "0" * 64
-
-
-def sha256_of_files(paths: Iterable[Path]) -> str:
-    """SHA-256, in hex, of the files' bytes one after the other."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while chunk := file.read(2**20):
-                digest.update(chunk)
-    return digest.hexdigest()
 
 
 def operated_metadata(
@@ -36,8 +24,7 @@ def operated_metadata(
     """The model's metadata with what was done to it; as many bytes before ranks and hash are known as after.
 
     `ranks` maps a group, such as `q` or `kv`, to its rank in each of `layers`; `calibration` says what the model was
-    calibrated on. What an earlier operation on the same
-    model left is kept, as JSON, in `surgery.previous`.
+    calibrated on. What an earlier operation on the same model left is kept, as JSON, in `surgery.previous`.
     """
     earlier = {key: entry.value for key, entry in model.metadata.items() if key.startswith(PREFIX)}
     kept = [entry for key, entry in model.metadata.items() if not key.startswith(PREFIX)]

@@ -14,11 +14,11 @@ from native.isolated import isolated
 from native.model import ContextOptions
 from native.probe import WeightError, probe_errors
 from pipeline.attention import ROLES, Projection, find_attention, read_projection
-from pipeline.calibration import Calibration
+from pipeline.calibration.metrics import role_metric
+from pipeline.calibration.statistics_file import Calibration
 from pipeline.decompose.principal_components import principal_components
 from pipeline.decompose.weighted import weigh_rows
-from pipeline.gguf_reader import GGUFModel
-from pipeline.metrics import role_metric
+from pipeline.gguf_file.reader import GGUFModel
 from pipeline.progress import Progress
 from pipeline.texts import Text
 

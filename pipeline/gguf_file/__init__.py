@@ -1,0 +1,1 @@
+"""GGUF files, byte for byte: metadata, reading, writing."""
