@@ -17,10 +17,16 @@ from tests.conftest import SurgeryProcess
 
 
 def start(*arguments: object) -> "subprocess.Popen[str]":
-    """Start the command in a process group of its own, as a shell does."""
+    """Start the command in a process group of its own, listening to Ctrl-C, as a shell does for its foreground."""
+
+    def listen() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     script = shutil.which("surgery", path=str(Path(sys.executable).parent))
     command = [str(script), *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=listen
+    )
 
 
 def wait_for_partial_file(process: "subprocess.Popen[str]", folder: Path) -> None:

@@ -51,7 +51,7 @@ from pipeline.texts import CALIBRATION_TEXT
     default="weights",
     show_default=True,
     type=click.Choice(list(METRICS)),
-    help="What is kept counts by. " + "; ".join(f"{name}: {summary}" for name, summary in METRICS.items()) + ".",
+    help="How much a direction counts. " + "; ".join(f"{name}: {summary}" for name, summary in METRICS.items()) + ".",
 )
 @click.option(
     "--calibration",

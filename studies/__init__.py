@@ -1,0 +1,1 @@
+"""Slow measurements behind docs/findings.md: commands, not tests."""
