@@ -49,7 +49,8 @@ class ProgressReport:
 
     def __init__(self, label: str, *, unit: str, total: float = 0) -> None:
         self.label, self.unit, self.done, self.total = label, unit, 0.0, total
-        self.started = self._last_line = time.monotonic()
+        self._done_before: float | None = None  # by an interrupted run that is being resumed
+        self._started = self._last_line = time.monotonic()
         self._bar: Progress | None = None
 
     def __enter__(self) -> "ProgressReport":
@@ -64,6 +65,8 @@ class ProgressReport:
 
     def update(self, done: float, total: float, note: str = "") -> None:
         self.done, self.total = done, total
+        if self._done_before is None:
+            self._done_before, self._started = done, time.monotonic()
         if sys.stderr.isatty():
             self._bar = self._bar or self._start_bar()
             self._bar.update(self._bar.task_ids[0], completed=done, total=total, note=note, rate=self._rate())
@@ -85,17 +88,20 @@ class ProgressReport:
             console=Console(stderr=True),
             transient=True,
         )
-        bar.add_task(self.label, total=self.total, note="", rate="")
-        self.started = time.monotonic()
+        bar.add_task(self.label, total=self.total, completed=int(self.done), note="", rate="")
         bar.start()
         return bar
 
+    def _speed(self) -> float:
+        """Units a second in this run."""
+        return (self.done - (self._done_before or 0)) / max(time.monotonic() - self._started, 1e-6)
+
     def _rate(self) -> str:
-        seconds = time.monotonic() - self.started
-        return f"{self.done / seconds:,.1f}/s" if self.done and seconds and self.unit != "bytes" else ""
+        speed = self._speed()
+        return f"{speed:,.1f}/s" if speed and self.unit != "bytes" else ""
 
     def _plain_line(self, note: str) -> str:
         scale, unit = (1e6, "MB") if self.unit == "bytes" else (1, self.unit)
-        seconds = time.monotonic() - self.started
-        left = f", {seconds * (self.total - self.done) / self.done:,.0f} s left" if self.done else ""
+        speed = self._speed()
+        left = f", {(self.total - self.done) / speed:,.0f} s left" if speed else ""
         return f"{self.label}: {self.done / scale:,.0f} of {self.total / scale:,.0f} {unit}{note and f', {note}'}{left}"
