@@ -7,7 +7,7 @@ together and only those of one layer are held.
 """
 
 import ctypes
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,11 +65,14 @@ class ActivationSums:
         self._product = op_number("MUL_MAT")
         self.callback = llama_cpp.ggml_backend_sched_eval_callback(self._observe)
 
-    def take(self) -> CapturedPart:
-        """What was added up since the last call."""
-        part = CapturedPart(self.chunks, self.attention, self.products)
-        self.chunks, self.attention, self.products = 0, {}, {}
-        return part
+    def take(self) -> Iterator[CapturedPart]:
+        """What was added up since the last call, a layer at a time; only the last part counts the chunks."""
+        while self.attention:
+            layer, arrays = self.attention.popitem()
+            yield CapturedPart(0, {layer: arrays}, {})
+        part = CapturedPart(self.chunks, {}, self.products)
+        self.chunks, self.products = 0, {}
+        yield part
 
     def require_all(self, path: str) -> None:
         """Raise NativeError when a layer's attention was not among the nodes of a decode."""
@@ -165,7 +168,7 @@ def capture_moments(
             yield done + 1
             sums.require_all(path)
             if sums.chunks == CHUNKS_BETWEEN_PARTS or done + 1 == count:
-                yield sums.take()
+                yield from sums.take()
 
 
 def _decode_chunk(context: Context, tokens: np.ndarray, sums: ActivationSums) -> None:

@@ -55,6 +55,8 @@ def check_output(path: Path, *, force: bool, sources: Iterable[Path] = ()) -> No
     if path.is_dir():
         raise UsageError(f"{path}: is a folder; name a file in it")
     if path.exists():
+        if not path.is_file():
+            raise UsageError(f"{path}: is a device, pipe or socket; name a file")
         if any(path.samefile(source) for source in sources):
             raise UsageError(f"{path}: is the input itself; name another output")
         if not force:

@@ -28,10 +28,7 @@ def quantize(
     `progress` counts tensors. The result names the tensors that fell back to another type because their width does not fit. Raises UsageError
     for an unknown type or an output that cannot be, NativeError with llama.cpp's reason, SurgeryError on a full disk.
     """
-    try:
-        kind = file_type(kind)
-    except NativeError as error:
-        raise UsageError(str(error)) from None
+    kind = known_type(kind)
     started = time.perf_counter()
     importance = read_importance_matrix(importance_matrix) if importance_matrix else None
     fallbacks: dict[str, str] = {}
@@ -57,6 +54,14 @@ def quantize(
         "fallbacks": fallbacks,
         "seconds": time.perf_counter() - started,
     }
+
+
+def known_type(kind: str) -> str:
+    """The quantiser's own name of a type. Raises UsageError for an unknown one."""
+    try:
+        return file_type(kind)
+    except NativeError as error:
+        raise UsageError(str(error)) from None
 
 
 def quantized_types(model: GGUFModel) -> list[str]:

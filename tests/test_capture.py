@@ -29,7 +29,14 @@ def capture(
     events = list(isolated(capture_moments, str(path), text, layers, chunks=chunks, skip=skip, options=options))
     start = events[0]
     assert isinstance(start, CaptureStart)
-    return start, [event for event in events if isinstance(event, CapturedPart)]
+    rounds: list[CapturedPart] = []
+    attention: dict[int, dict[str, np.ndarray]] = {}
+    for part in (event for event in events if isinstance(event, CapturedPart)):
+        attention |= part.attention
+        if part.chunks:  # the last part of a round
+            rounds.append(CapturedPart(part.chunks, attention, part.products))
+            attention = {}
+    return start, rounds
 
 
 def relative(a: np.ndarray, b: np.ndarray) -> float:

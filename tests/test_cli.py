@@ -1,6 +1,7 @@
 """The commands through click's runner: what they print, and what bad input gets."""
 
 import json
+import os
 from pathlib import Path
 
 import click
@@ -131,6 +132,9 @@ BAD_INPUT = {
     "output is input": ("operate {tiny} -o {tiny} --force", 2, "is the input itself"),
     "output exists": ("operate {tiny} -o {english}", 2, "exists already; add --force"),
     "quant type": ("operate {tiny} -o o.gguf --quant Q9", 2, "Q9: not a type"),
+    "calibration unused": ("operate {tiny} -o o.gguf --calibration x", 2, "used by --metric inputs"),
+    "a pipe as output": ("operate {tiny} -o {pipe} --force", 2, "is a device, pipe or socket"),
+    "prompt not UTF-8": ("run {tiny} --prompt caf\udce9", 1, "is not UTF-8"),
     "type": ("quantize {tiny} o.gguf Q9", 2, "Q9: not a type"),
     "imatrix": ("quantize {tiny} o.gguf Q4_0 --imatrix nowhere", 1, "nowhere: not an importance matrix"),
     "needs imatrix": ("quantize {wide} o.gguf IQ1_S", 1, "importance matrix"),
@@ -145,12 +149,16 @@ BAD_INPUT = {
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input_gets_one_clear_line(tiny: Path, wide: Path, english: Path, case: str) -> None:
+def test_bad_input_gets_one_clear_line(
+    tmp_path_factory: pytest.TempPathFactory, tiny: Path, wide: Path, english: Path, case: str
+) -> None:
     import shlex
 
     template, code, message = BAD_INPUT[case]
     Path("short.txt").write_text("too short")
-    result = call(*shlex.split(template.format(tiny=tiny, wide=wide, english=english, short="short.txt")))
+    pipe = tmp_path_factory.mktemp("pipe") / "pipe"
+    os.mkfifo(pipe)
+    result = call(*shlex.split(template.format(tiny=tiny, wide=wide, english=english, short="short.txt", pipe=pipe)))
     assert result.exit_code == code, result.output
     assert message in result.stderr
     assert not isinstance(result.exception, Exception) or isinstance(result.exception, SystemExit)

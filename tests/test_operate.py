@@ -1,6 +1,7 @@
 """The operation on files: what changes is what the reference says, and nothing else changes."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -172,7 +173,10 @@ def test_provenance_says_what_was_done(tiny: Path, tmp_path: Path) -> None:
     assert once.get("surgery.source.sha256") == hashlib.sha256(tiny.read_bytes()).hexdigest()
     twice, _ = perform(tmp_path / "once.gguf", tmp_path / "twice.gguf", Plan(method="separate"))
     assert twice.get("surgery.method") == "separate"
-    assert '"surgery.threshold": 0.5' in twice.get("surgery.previous")
+    earlier = json.loads(twice.get("surgery.previous"))
+    assert earlier["surgery.threshold"] == 0.5
+    thrice, _ = perform(tmp_path / "twice.gguf", tmp_path / "thrice.gguf", Plan())
+    assert json.loads(thrice.get("surgery.previous"))["surgery.previous"] == earlier
 
 
 def test_random_control_uses_the_rank_of_shared_kv_and_loses_more(embedded: Path, tmp_path: Path) -> None:

@@ -55,6 +55,20 @@ def test_an_interruption_leaves_nothing_behind(tmp_path: Path, command: str, num
     assert not list(tmp_path.iterdir())
 
 
+def test_nohup_is_respected(tiny: Path) -> None:
+    command = [sys.executable, "-m", "pipeline", "operate", str(tiny), "-o", "o.gguf", "--json"]
+
+    def ignore_hangups() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True, preexec_fn=ignore_hangups)
+    for _ in range(20):
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGHUP)
+        time.sleep(0.05)
+    assert process.wait(timeout=60) == 0
+
+
 @pytest.mark.parametrize("command", ["operate", "quantize"])
 def test_after_kill_9_the_next_run_cleans_up(
     tmp_path: Path, embedded: Path, surgery: SurgeryProcess, command: str

@@ -131,7 +131,7 @@ def _capture(
             progress(event, start.chunks, "")
             continue
         sums.add(event.chunks, event.attention, event.products)
-        if sums.chunks < start.chunks and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+        if event.chunks and sums.chunks < start.chunks and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
             write_calibration(unfinished, found, sums, rope=start.rope, sketch=sketch, force=True)
             saved = time.monotonic()
     write_calibration(path, found, sums, rope=start.rope, sketch=sketch, force=True)

@@ -1,5 +1,6 @@
 """`surgery`: the group of commands, and the edge where exceptions become one line and an exit code."""
 
+import errno
 import importlib
 import signal
 import sys
@@ -44,6 +45,14 @@ class SurgeryGroup(click.Group):
         except (SurgeryError, NativeError) as error:
             click.echo(f"surgery: {error}", err=True)
             ctx.exit(error.exit_code)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise
+            click.echo(f"surgery: {error.filename or 'system'}: {error.strerror or error}", err=True)
+            ctx.exit(1)
+        except UnicodeError as error:
+            click.echo(f"surgery: a path, prompt or text is not UTF-8: {error}", err=True)
+            ctx.exit(1)
 
 
 @click.group(cls=SurgeryGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -64,5 +73,6 @@ def main() -> None:
         raise SystemExit(128 + number)
 
     signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGHUP, stop)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        signal.signal(signal.SIGHUP, stop)
     sys.exit(cli(standalone_mode=True))

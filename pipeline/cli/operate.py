@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from pipeline.cli.calibrate import obtain_calibration
-from pipeline.cli.options import force_option, json_option, model_argument, output_option, threads_option
+from pipeline.cli.options import force_option, json_option, model_argument, output_option
 from pipeline.cli.output import ProgressReport, print_json, print_table, warn
 from pipeline.decompose.methods import METHODS, METRICS
 from pipeline.decompose.principal_components import MEANS
@@ -17,7 +18,7 @@ from pipeline.operation.operate import OperationReport, operate
 from pipeline.operation.operate_and_quantize import operate_and_quantize
 from pipeline.operation.plan import DEFAULT_THRESHOLD, Plan
 from pipeline.output_file import check_output
-from pipeline.quantization import quantized_types
+from pipeline.quantization import known_type, quantized_types
 from pipeline.sources import gguf_name, is_checkpoint, open_source
 from pipeline.texts import CALIBRATION_TEXT
 
@@ -78,7 +79,13 @@ from pipeline.texts import CALIBRATION_TEXT
 @click.option("--quant", metavar="TYPE", help="Then quantise the whole file to TYPE, such as Q4_K_M.")
 @click.option("--pre", metavar="NAME", help="A checkpoint's pre-tokenizer, as llama.cpp calls it.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the random control.")
-@threads_option
+@click.option(
+    "--threads",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Processors for calibrating and --quant; 0 for all. Decomposing obeys OPENBLAS_NUM_THREADS.",
+)
 @force_option
 @json_option
 def command(
@@ -102,6 +109,10 @@ def command(
     if threshold is None and rank is None and budget is None:
         threshold = DEFAULT_THRESHOLD
     plan = Plan(threshold=threshold, rank=rank, budget=budget, **choices)
+    if quant:
+        known_type(quant)  # before anything takes long
+    if plan.metric == "weights" and given("calibration"):
+        raise UsageError("--calibration: is used by --metric inputs and --metric attention alone; add one of them")
     if is_checkpoint(model):
         check_output(output, force=force)  # before anything is fetched
         if plan.metric != "weights":
@@ -131,6 +142,10 @@ def command(
         print_json(report.to_dict() | ({"quantization": quantization} if quant else {}))
     else:
         print_report(model, report)
+
+
+def given(option: str) -> bool:
+    return click.get_current_context().get_parameter_source(option) == ParameterSource.COMMANDLINE
 
 
 def print_report(model: str, report: OperationReport) -> None:

@@ -1,8 +1,10 @@
 """The operation itself: a plan applied to a model, layer by layer, in the memory of one layer."""
 
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,8 +115,10 @@ def operate(
     begun = time.perf_counter()
     budgeted = budgeted_ranks(model, layers, plan, calibration) if plan.budget and replaced else {}
     report.decomposition_seconds = time.perf_counter() - begun
-    with ThreadPoolExecutor(1) as background:
-        source_hash = background.submit(model.sha256) if replaced else None
+    stopped = threading.Event()
+    with ThreadPoolExecutor(1) as background, ExitStack() as stack:
+        stack.callback(stopped.set)  # before the pool waits: an error or Ctrl-C must not wait for the hash
+        source_hash = background.submit(model.sha256, stopped.is_set) if replaced else None
         with create_gguf(
             output,
             metadata(UNKNOWN_HASH),

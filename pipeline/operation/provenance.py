@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from pipeline import __version__
@@ -27,6 +28,11 @@ def operated_metadata(
     calibrated on. What an earlier operation on the same model left is kept, as JSON, in `surgery.previous`.
     """
     earlier = {key: entry.value for key, entry in model.metadata.items() if key.startswith(PREFIX)}
+    if PREFIX + "previous" in earlier:
+        with suppress(
+            ValueError
+        ):  # nested as JSON, not as JSON within a string, which would double with each operation
+            earlier[PREFIX + "previous"] = json.loads(earlier[PREFIX + "previous"])
     kept = [entry for key, entry in model.metadata.items() if not key.startswith(PREFIX)]
     values = {
         "version": __version__,
