@@ -57,11 +57,13 @@ class RowDecomposition:
 
     def reconstructions(self, ranks: Iterable[int]) -> Iterator[np.ndarray]:
         """The reconstructions for ascending `ranks`, together for the price of the last one alone."""
-        result, done = np.broadcast_to(self.mean, self.centred.shape).astype(self.centred.dtype), 0
+        result, done = self.mean, 0
         wide = len(self.basis) == len(self.centred)
         for rank in ranks:
             new = self.basis[:, done:rank]
-            result = result + (new @ (new.T @ self.centred) if wide else (self.centred @ new) @ new.T)
+            part = new @ (new.T @ self.centred) if wide else (self.centred @ new) @ new.T
+            part += result
+            result = part
             done = rank
             yield result
 
