@@ -1,8 +1,10 @@
 """Run a generator in a process of its own: an abort or crash of llama.cpp there is an error here, not the end."""
 
 import multiprocessing
+import os
 import signal
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -25,7 +27,8 @@ def isolated(
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, function, args, kwargs), daemon=True)
-    process.start()
+    with _one_blas_thread():
+        process.start()
     theirs.close()
     last_line = ""
     try:
@@ -51,6 +54,21 @@ def isolated(
         process.kill()
         process.join()
         ours.close()
+
+
+@contextmanager
+def _one_blas_thread() -> Iterator[None]:
+    """Let a process that is started meanwhile run NumPy in one thread, unless the user said otherwise.
+
+    llama.cpp's threads take all processors there; OpenBLAS's would spin against them, at twice the time for both.
+    """
+    before = os.environ.get("OPENBLAS_NUM_THREADS")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OPENBLAS_NUM_THREADS"]
 
 
 def _how_it_ended(exitcode: int | None) -> str:

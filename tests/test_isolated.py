@@ -57,6 +57,18 @@ def test_values_go_across() -> None:
     assert stop.value.value == "total 17"
 
 
+def blas_threads() -> Generator[str | None, None, None]:
+    yield os.environ.get("OPENBLAS_NUM_THREADS")
+
+
+def test_numpy_leaves_the_processors_to_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    assert list(isolated(blas_threads)) == ["1"]
+    assert "OPENBLAS_NUM_THREADS" not in os.environ
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
+    assert list(isolated(blas_threads)) == ["3"]
+
+
 def test_errors_come_back() -> None:
     remote = isolated(failing)
     assert next(remote) == 1
