@@ -29,7 +29,8 @@ def evaluate(
     """Evaluate `model` on `text`; the result has the keys that `surgery eval --json` prints, with None where no base is.
 
     `seconds` and `tokens_per_second` cover decoding and scoring; tokens of model and base are counted together.
-    `progress` counts chunks. Raises UsageError for options out of range, NativeError when llama.cpp refuses, SurgeryError on NaN or infinity.
+    `progress` counts chunks. Raises UsageError for options out of range,
+    NativeError when llama.cpp refuses, SurgeryError on NaN or infinity.
     """
     if options.n_ctx < SMALLEST_CONTEXT:
         raise UsageError(f"--ctx {options.n_ctx}: expected at least {SMALLEST_CONTEXT} tokens")

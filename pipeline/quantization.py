@@ -25,8 +25,9 @@ def quantize(
 ) -> dict[str, Any]:
     """Write `output`: `model` quantised to `kind`, any type of llama.cpp's quantiser, in any case.
 
-    `progress` counts tensors. The result names the tensors that fell back to another type because their width does not fit. Raises UsageError
-    for an unknown type or an output that cannot be, NativeError with llama.cpp's reason, SurgeryError on a full disk.
+    `progress` counts tensors. The result names the tensors that fell back to another type because their
+    width does not fit. Raises UsageError for an unknown type or an output that cannot be,
+    NativeError with llama.cpp's reason, SurgeryError on a full disk.
     """
     kind = known_type(kind)
     started = time.perf_counter()

@@ -1,4 +1,6 @@
-"""Whether a model is evaluated on what it was calibrated on: whether two texts share lines, from a sketch of one that is small enough for a model's metadata.
+"""Whether a model is evaluated on what it was calibrated on.
+
+That is whether two texts share lines, from a sketch of one that is small enough for a model's metadata.
 
 The sketch is the SKETCH_SIZE smallest hashes of a text's distinct long lines. A line of another text whose hash is
 below the largest of them is in the first text if and only if it is in the sketch, so their share is an estimate of

@@ -40,10 +40,12 @@ class GGUFWriter:
     alignment: int
     progress: Progress
     missing: set[str] = field(init=False)
+    total: int = field(init=False)
     done: int = 0
 
     def __post_init__(self) -> None:
         self.missing = set(self.tensors)
+        self.total = sum(info.nbytes for info in self.tensors.values())
 
     def put(self, name: str, data: np.ndarray) -> None:
         """Write a tensor's stored bytes (uint8, any shape, of exactly the declared size)."""
@@ -81,7 +83,7 @@ class GGUFWriter:
 
     def _advance(self, count: int) -> None:
         self.done += count
-        self.progress(self.done, sum(info.nbytes for info in self.tensors.values()), "")
+        self.progress(self.done, self.total, "")
 
     def _claim(self, name: str) -> TensorInfo:
         self.missing.remove(name)

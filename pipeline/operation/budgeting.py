@@ -16,7 +16,8 @@ def budgeted_ranks(
     """The rank of each group of each layer, by layer and group, that keeps `plan.budget` of the stored numbers.
 
     The damage that a component saves is its energy: under the metric `attention` in nats, under others, which know no
-    unit that layers share, as a share of its group's. A layer is decomposed here and again when it is rebuilt, so that only one is held at a time.
+    unit that layers share, as a share of its group's. A layer is decomposed here and
+    again when it is rebuilt, so that only one is held at a time.
     """
     assert plan.budget is not None
     keys, damages, costs, dense = [], [], [], 0
