@@ -93,12 +93,16 @@ class GGUFModel:
 
     def sha256(self, stop: Callable[[], bool] = lambda: False) -> str:
         """SHA-256, in hex, of the model's files, one after the other; `stop` can end it early, with a wrong hash."""
-        digest = hashlib.sha256()
-        for path in self.paths:
-            with path.open("rb") as file:
-                while not stop() and (chunk := file.read(2**20)):
-                    digest.update(chunk)
-        return digest.hexdigest()
+        if (known := self.__dict__.get("_sha256")) is None:
+            digest = hashlib.sha256()
+            for path in self.paths:
+                with path.open("rb") as file:
+                    while not stop() and (chunk := file.read(2**20)):
+                        digest.update(chunk)
+            known = digest.hexdigest()
+            if not stop():
+                self.__dict__["_sha256"] = known  # as cached_property does
+        return known
 
     def read(self, name: str) -> np.ndarray:
         """A tensor as float32 of its full shape, dequantised if need be. Raises SurgeryError on NaN or infinity."""

@@ -1,8 +1,9 @@
-"""The operation itself: a plan applied to a model, layer by layer, in the memory of one layer."""
+"""The operation itself: plans applied to a model, group by group, in the memory of one group."""
 
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType
 
 from pipeline.attention import Projection, find_attention, parse_layers
 from pipeline.calibration.statistics_file import Calibration, calibration_facts, require_fit
@@ -20,9 +20,10 @@ from pipeline.gguf_file.reader import GGUFModel
 from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
 from pipeline.operation.budgeting import budgeted_ranks
 from pipeline.operation.encode import encode_tensor, output_type
-from pipeline.operation.plan import Plan, groups_with_targets, targets_in
+from pipeline.operation.groups import Group, plan_groups
+from pipeline.operation.plan import Plan
 from pipeline.operation.provenance import UNKNOWN_HASH, operated_metadata
-from pipeline.operation.reconstruct import choose_rank, decompose_group
+from pipeline.operation.reconstruct import RebuiltGroup, rebuild_group
 from pipeline.progress import Progress, silent
 from pipeline.resources import peak_rss_bytes
 
@@ -96,87 +97,121 @@ def operate(
     `calibration` is needed for, and recorded with, any metric but `weights`. `progress` counts layers. Raises UsageError
     for a plan that this model cannot follow, SurgeryError when a tensor or the disk is at fault.
     """
+    return operate_family(model, {output: plan}, calibration=calibration, force=force, progress=progress)[0]
+
+
+def operate_family(
+    model: GGUFModel,
+    outputs: Mapping[Path, Plan],
+    *,
+    calibration: Calibration | None = None,
+    operated_only: bool = False,
+    force: bool = False,
+    progress: Progress = silent,
+) -> list[OperationReport]:
+    """Write several operated files as `operate` does, each group decomposed once for all of them.
+
+    The plans may differ in threshold, rank and budget alone. `operated_only` leaves all tensors out that are not
+    replaced, see `pipeline.operation.patch`.
+    """
     started = time.perf_counter()
+    plans = list(outputs.values())
     attention = find_attention(model)
-    numbers = parse_layers(plan.layers, attention.layers)
-    layers = [attention.layers[number] for number in numbers]
-    replaced = _replaced_types(model, layers, plan)
-    calibration = _required_calibration(model, plan, calibration)
-    report = OperationReport(str(output), plan, skipped_layers=attention.skipped)
-
-    def metadata(source_hash: str) -> Iterable[MetadataEntry]:
-        if not replaced:
-            return model.metadata.values()
-        ranks = {group: [0] * len(numbers) for group in groups_with_targets(plan)}
-        for result in report.layers:
-            ranks[result.group][numbers.index(result.layer)] = result.rank
-        return operated_metadata(model, plan, numbers, ranks, source_hash, calibration_facts(calibration))
-
-    begun = time.perf_counter()
-    budgeted = budgeted_ranks(model, layers, plan, calibration) if plan.budget and replaced else {}
-    report.decomposition_seconds = time.perf_counter() - begun
+    chosen = parse_layers(plans[0].layers, attention.layers)
+    for plan in plans:
+        groups = plan_groups(attention.layers, chosen, plan)
+    calibration = _required_calibration(model, plans[0], calibration)
+    files = [
+        _OperatedFile(model, path, plan, groups, chosen, calibration, attention.skipped)
+        for path, plan in outputs.items()
+    ]
+    operated = any(file.replaced for file in files)
     stopped = threading.Event()
     with ThreadPoolExecutor(1) as background, ExitStack() as stack:
         stack.callback(stopped.set)  # before the pool waits: an error or Ctrl-C must not wait for the hash
-        source_hash = background.submit(model.sha256, stopped.is_set) if replaced else None
-        with create_gguf(
-            output,
-            metadata(UNKNOWN_HASH),
-            [TensorDeclaration(t.name, t.shape, replaced.get(t.name, t.type)) for t in model.tensors.values()],
-            alignment=model.alignment,
-            force=force,
-            sources=model.paths,
-        ) as writer:
-            for info in model.tensors.values():
-                if info.name not in replaced:
-                    writer.copy_from(model, info.name)
-            for done, layer in enumerate(layers):
-                progress(done, len(layers), "")
+        source_hash = background.submit(model.sha256, stopped.is_set) if operated else None
+        begun = time.perf_counter()
+        budgeted = budgeted_ranks(model, attention.layers, groups, plans, calibration)
+        decomposing = time.perf_counter() - begun
+        for file in files:
+            file.open(stack, operated_only=operated_only, force=force)
+        for group in groups:
+            progress(chosen.index(group.layer), len(chosen), "")
+            begun = time.perf_counter()
+            for file, rebuilt in zip(
+                files, rebuild_group(model, attention.layers, group, plans, calibration, budgeted), strict=True
+            ):
+                decomposing += time.perf_counter() - begun
+                file.add(rebuilt)
                 begun = time.perf_counter()
-                groups, matrices = operate_layer(model, layer, plan, calibration, budgeted)
-                report.decomposition_seconds += time.perf_counter() - begun
-                report.layers += groups
-                for name in dict.fromkeys(projection.tensor for projection in matrices):
-                    writer.put(name, encode_tensor(model, name, matrices, replaced[name]))
-            progress(len(layers), len(layers), "")
-            writer.replace_metadata(metadata(source_hash.result() if source_hash else UNKNOWN_HASH))
-    report.output_bytes = output.stat().st_size
-    report.seconds = time.perf_counter() - started
-    return report
+        progress(len(chosen), len(chosen), "")
+        for file in files:
+            file.finish(source_hash.result() if source_hash else UNKNOWN_HASH)
+    for file in files:
+        file.report.output_bytes = file.path.stat().st_size
+        file.report.decomposition_seconds, file.report.seconds = decomposing, time.perf_counter() - started
+    return [file.report for file in files]
 
 
-def operate_layer(
-    model: GGUFModel,
-    layer: dict[str, Projection],
-    plan: Plan,
-    calibration: Calibration | None = None,
-    ranks: Mapping[tuple[int, str], int] = {},
-) -> tuple[list[GroupResult], dict[Projection, np.ndarray]]:
-    """Reconstruct one layer's projections: what happened to each group, and the matrices that are to be replaced.
+class _OperatedFile:
+    """One output while it is made: a tensor is written as soon as all its projections are rebuilt."""
 
-    `ranks` are those that a budget gave, by layer and group.
-    """
-    results, matrices = [], {}
-    for group in groups_with_targets(plan):
-        members = [layer[role] for role in group]
-        full_rank = _full_rank(members, plan)
-        if plan.keeps_everything(full_rank):
-            results.append(_group_result(plan, members, full_rank, 1.0, dict.fromkeys(targets_in(group, plan), 0.0)))
-            continue
-        number = members[0].layer
-        decomposition = decompose_group(model, layer, group, plan, calibration)
-        decomposition, rank = choose_rank(decomposition, plan, ranks.get((number, group)), number)
-        stack, rebuilt = decomposition.stack, decomposition.reconstruct(rank)
-        errors, row = {}, 0
-        for projection in members:
-            rows = slice(row, row + projection.rows)
-            if projection.role in plan.targets:
-                matrices[projection] = rebuilt[rows]
-                norm = np.linalg.norm(stack[rows])
-                errors[projection.role] = float(np.linalg.norm(rebuilt[rows] - stack[rows]) / norm) if norm else 0.0
-            row += projection.rows
-        results.append(_group_result(plan, members, rank, decomposition.components.explained(rank), errors))
-    return results, matrices
+    def __init__(
+        self,
+        model: GGUFModel,
+        path: Path,
+        plan: Plan,
+        groups: Sequence[Group],
+        layers: list[int],
+        calibration: Calibration | None,
+        skipped: tuple[int, ...],
+    ) -> None:
+        self.model, self.path, self.plan, self.layers = model, path, plan, layers
+        self.calibration_facts = calibration_facts(calibration)
+        self.report = OperationReport(str(path), plan, skipped_layers=skipped)
+        rebuilt = [group for group in groups if not plan.keeps_everything(group.full_rank)]
+        self.waiting = Counter(projection.tensor for group in rebuilt for projection in group.targets(plan))
+        self.replaced = {name: output_type(model.tensors[name], plan.outtype) for name in self.waiting}
+        self.ranks = {group.roles: [0] * len(layers) for group in groups}
+        self.matrices: dict[Projection, np.ndarray] = {}
+
+    def open(self, stack: ExitStack, *, operated_only: bool, force: bool) -> None:
+        """Begin the file, to be completed or removed when `stack` ends, and copy what stays as it is."""
+        model = self.model
+        tensors = [t for t in model.tensors.values() if t.name in self.replaced or not operated_only]
+        self.writer = stack.enter_context(
+            create_gguf(
+                self.path,
+                self._metadata(UNKNOWN_HASH),
+                [TensorDeclaration(t.name, t.shape, self.replaced.get(t.name, t.type)) for t in tensors],
+                alignment=model.alignment,
+                force=force,
+                sources=model.paths,
+            )
+        )
+        for tensor in tensors:
+            if tensor.name not in self.replaced:
+                self.writer.copy_from(model, tensor.name)
+
+    def add(self, rebuilt: RebuiltGroup) -> None:
+        """Take a group's matrices, and write the tensors that are complete with them."""
+        self.ranks[rebuilt.group.roles][self.layers.index(rebuilt.group.layer)] = rebuilt.rank
+        self.report.layers.append(_group_result(self.plan, rebuilt))
+        self.matrices |= rebuilt.matrices
+        for projection in rebuilt.matrices:
+            name = projection.tensor
+            self.waiting[name] -= 1
+            if not self.waiting[name]:
+                mine = {p: self.matrices.pop(p) for p in list(self.matrices) if p.tensor == name}
+                self.writer.put(name, encode_tensor(self.model, name, mine, self.replaced[name]))
+
+    def finish(self, source_hash: str) -> None:
+        self.writer.replace_metadata(self._metadata(source_hash))
+
+    def _metadata(self, source_hash: str) -> Iterable[MetadataEntry]:
+        if not self.replaced:
+            return self.model.metadata.values()
+        return operated_metadata(self.model, self.plan, self.layers, self.ranks, source_hash, self.calibration_facts)
 
 
 def _required_calibration(model: GGUFModel, plan: Plan, calibration: Calibration | None) -> Calibration | None:
@@ -190,47 +225,17 @@ def _required_calibration(model: GGUFModel, plan: Plan, calibration: Calibration
     return calibration
 
 
-def _full_rank(members: list[Projection], plan: Plan) -> int:
-    """The most components that a group of projections can have. Raises UsageError when `plan` asks for more."""
-    full_rank = min(sum(projection.rows for projection in members), members[0].columns)
-    if plan.rank is not None and plan.rank > full_rank:
-        group = " and ".join(projection.role for projection in members)
-        raise UsageError(
-            f"--rank {plan.rank}: {group} of layer {members[0].layer} has {full_rank} components at the most"
-        )
-    return full_rank
-
-
-def _group_result(
-    plan: Plan, members: list[Projection], rank: int, explained: float, errors: dict[str, float]
-) -> GroupResult:
-    columns = members[0].columns
-    rows = sum(projection.rows for projection in members)
-    stored_rows = sum(projection.rows for projection in members if projection.role in plan.targets)
-    dense = stored_rows * columns
-    factors = rank * (stored_rows + columns) + (columns if plan.mean == "keep" else 0)
+def _group_result(plan: Plan, rebuilt: RebuiltGroup) -> GroupResult:
+    group = rebuilt.group
+    dense = group.dense_numbers(plan)
     return GroupResult(
-        layer=members[0].layer,
-        group="".join(projection.role for projection in members),
-        rows=rows,
-        columns=columns,
-        rank=rank,
-        explained=explained,
-        relative_error=errors,
-        factor_numbers=dense if plan.keeps_everything(min(rows, columns)) else factors,
+        layer=group.layer,
+        group=group.roles,
+        rows=group.rows,
+        columns=group.columns,
+        rank=rebuilt.rank,
+        explained=rebuilt.explained,
+        relative_error=rebuilt.relative_error,
+        factor_numbers=dense if plan.keeps_everything(group.full_rank) else group.stored_numbers(plan, rebuilt.rank),
         dense_numbers=dense,
     )
-
-
-def _replaced_types(
-    model: GGUFModel, layers: list[dict[str, Projection]], plan: Plan
-) -> dict[str, GGMLQuantizationType]:
-    """The type that each tensor to be replaced is written in; tensors that keep all their components are not in it."""
-    replaced = {}
-    for layer in layers:
-        for group in groups_with_targets(plan):
-            if not plan.keeps_everything(_full_rank([layer[role] for role in group], plan)):
-                for role in targets_in(group, plan):
-                    info = model.tensors[layer[role].tensor]
-                    replaced[info.name] = output_type(info, plan.outtype)
-    return replaced

@@ -62,12 +62,3 @@ class Plan:
         """Whether a group that has `full_rank` components loses nothing, so that its bytes can stay as they are."""
         everything = 1 in (self.threshold, self.budget) if self.rank is None else self.rank >= full_rank
         return self.mean != "drop" and everything
-
-
-def groups_with_targets(plan: Plan) -> list[str]:
-    """The method's groups that have a matrix to replace; components are fitted on all members of such a group."""
-    return [group for group in METHODS[plan.method].groups if targets_in(group, plan)]
-
-
-def targets_in(group: str, plan: Plan) -> list[str]:
-    return [role for role in group if role in plan.targets]
