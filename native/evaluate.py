@@ -4,14 +4,14 @@ The rules (tools/perplexity/perplexity.cpp): chunks of n_ctx tokens that do not 
 first token of a chunk is replaced by BOS for decoding if the vocabulary adds BOS; the second half is scored.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from native.errors import NativeError
-from native.model import Context, ContextOptions, load_model, open_context
+from native.model import Context, ContextOptions, Model, load_model, open_context
 from native.scoring import TokenScores, score_tokens
 
 BATCH_TOKENS = 2048  # llama.cpp's default batch: four chunks of 512 at once
@@ -37,39 +37,48 @@ def evaluate_chunks(
     n_ctx = options.n_ctx
     with ExitStack() as stack:
         models = [stack.enter_context(load_model(p, options.gpu_layers)) for p in (path, base_path) if p is not None]
-        tokens = models[0].tokenize(text, special=False)
+        grid = text_chunks(models[0], text, n_ctx, chunks)
         if len(models) > 1 and (
             models[0].n_vocab != models[1].n_vocab
-            or not np.array_equal(tokens, models[1].tokenize(text, special=False))
+            or not np.array_equal(grid, text_chunks(models[1], text, n_ctx, chunks))
         ):
             raise NativeError(
                 f"{base_path}: has another vocabulary than {path}; KL divergence needs the same tokens in both"
             )
-        if len(tokens) < 2 * n_ctx:
-            raise NativeError(
-                f"the text has {len(tokens)} tokens; at least {2 * n_ctx} are needed, two chunks of {n_ctx}: use a longer text or a smaller --ctx"
-            )
-        count = min(chunks or len(tokens) // n_ctx, len(tokens) // n_ctx)
+        count = len(grid)
         together = max(1, min(BATCH_TOKENS // n_ctx, count))
         wanted = replace(options, n_sequences=together, n_batch=BATCH_TOKENS)
         contexts = [stack.enter_context(open_context(model, wanted)) for model in models]
         yield EvaluationStart(count, n_ctx, contexts[0].kv_cache_bytes // together)
-        grid = tokens[: count * n_ctx].reshape(count, n_ctx)
         for start in range(0, count, together):
             yield score_chunks(contexts, grid[start : start + together])
+
+
+def text_chunks(model: Model, text: str, n_ctx: int, most: int | None) -> np.ndarray:
+    """Up to `most` chunks of `text`, token ids of shape (chunks, n_ctx). Raises NativeError for less than two chunks."""
+    tokens = model.tokenize(text, special=False)
+    if len(tokens) < 2 * n_ctx:
+        raise NativeError(
+            f"the text has {len(tokens)} tokens; at least {2 * n_ctx} are needed, two chunks of {n_ctx}: use a longer text or a smaller --ctx"
+        )
+    count = min(most or len(tokens) // n_ctx, len(tokens) // n_ctx)
+    return tokens[: count * n_ctx].reshape(count, n_ctx)
+
+
+def scored_positions(n_ctx: int, n_batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The positions of a chunk, (n,) int, batch by batch, and which of them are scored, (n,) bool: the second half."""
+    for begin in range(0, n_ctx, n_batch):
+        positions = np.arange(begin, min(begin + n_batch, n_ctx))
+        yield positions, (positions >= n_ctx // 2) & (positions < n_ctx - 1)
 
 
 def score_chunks(contexts: Sequence[Context], chunks: np.ndarray) -> list[TokenScores]:
     """Decode chunks (n, n_ctx) of token ids with the model and, if there is a second context, the base in step."""
     n_chunks, n_ctx = chunks.shape
-    first = n_ctx // 2
     for context in contexts:
         context.clear()
     parts: list[list[TokenScores]] = [[] for _ in range(n_chunks)]
-    width = min(n_ctx, BATCH_TOKENS)
-    for begin in range(0, n_ctx, width):
-        positions = np.arange(begin, min(begin + width, n_ctx))
-        outputs = (positions >= first) & (positions < n_ctx - 1)
+    for positions, outputs in scored_positions(n_ctx, BATCH_TOKENS):
         for context in contexts:
             decode_columns(context, chunks, positions, outputs)
         n_scored = int(outputs.sum())

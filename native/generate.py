@@ -85,12 +85,12 @@ def _answer(
             f"the conversation has {len(prompt)} tokens, the context {n_ctx}; use a larger --ctx or start anew"
         )
     started = time.perf_counter()
-    reused = _decode_prompt(context, prompt, cached)
+    reused = decode_prompt(context, prompt, cached)
     prompt_seconds = time.perf_counter() - started
     generated: list[int] = []
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     reason = "length"
-    for token in _sample(context, len(prompt), min(sampling.max_tokens, n_ctx - len(prompt)), sampling):
+    for token in sample_tokens(context, len(prompt), min(sampling.max_tokens, n_ctx - len(prompt)), sampling):
         if context.model.ends_generation(token):
             reason = "stop"
             break
@@ -105,7 +105,7 @@ def _answer(
     return np.concatenate([prompt, np.array(generated[:-1], np.int32)]), statistics
 
 
-def _decode_prompt(context: Context, prompt: np.ndarray, cached: np.ndarray, n_batch: int = 512) -> int:
+def decode_prompt(context: Context, prompt: np.ndarray, cached: np.ndarray, n_batch: int = 512) -> int:
     """Decode what of `prompt` is not in the KV cache yet, with logits for its last token; how many tokens were."""
     shared = min(len(cached), len(prompt) - 1)
     shared = int(np.argmin(np.append(cached[:shared] == prompt[:shared], False)))
@@ -117,7 +117,7 @@ def _decode_prompt(context: Context, prompt: np.ndarray, cached: np.ndarray, n_b
     return shared
 
 
-def _sample(context: Context, position: int, limit: int, sampling: SamplingOptions) -> Iterator[int]:
+def sample_tokens(context: Context, position: int, limit: int, sampling: SamplingOptions) -> Iterator[int]:
     """Sample up to `limit` tokens, each decoded before the next is sampled."""
     chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
     if sampling.temperature <= 0:
