@@ -23,6 +23,7 @@ FILE_TYPES: dict[str, int] = {
     if (match := re.fullmatch(r"LLAMA_FTYPE_(?:MOSTLY|ALL)_(\w+)", name)) and match[1] not in NOT_OFFERED
 }
 PROGRESS_LINE = re.compile(r"\[\s*(\d+)/\s*(\d+)\]")
+SIZE_LINE = re.compile(r"quant size\s*=\s*([\d.]+) MiB")
 FALLBACK_LINE = re.compile(r"warning: (\S+).*-> falling back to\s+(\S+)")
 
 
@@ -35,11 +36,17 @@ def file_type(name: str) -> str:
 
 
 def quantize_file(
-    source: str, output: str, kind: str, *, importance: dict[str, np.ndarray] | None = None, threads: int = 0
+    source: str,
+    output: str,
+    kind: str,
+    *,
+    importance: dict[str, np.ndarray] | None = None,
+    threads: int = 0,
+    dry_run: bool = False,
 ) -> Generator[None, None, None]:
     """Quantise `source` to `output` as type `kind`; yields nothing, its progress is in the log.
 
-    A quantised source is quantised again. `importance` maps tensor names to float32 arrays (columns,), see
+    A quantised source is quantised again; `dry_run` only finds out, in the log, how large it would be. `importance` maps tensor names to float32 arrays (columns,), see
     `read_importance_matrix`. Raises NativeError with llama.cpp's reason,
     OSError when `output` cannot be written.
     """
@@ -48,6 +55,7 @@ def quantize_file(
     params.ftype = FILE_TYPES[file_type(kind)]
     params.nthread = threads or default_threads()
     params.allow_requantize = True
+    params.dry_run = dry_run
     if importance:
         entries = (llama_cpp.llama_model_imatrix_data * (len(importance) + 1))()
         for entry, (name, values) in zip(entries, importance.items(), strict=False):

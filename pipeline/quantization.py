@@ -1,12 +1,20 @@
 """Quantise a whole model file with llama.cpp's quantiser, in a process of its own."""
 
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 from native.errors import NativeError
 from native.isolated import isolated
-from native.quantize_file import FALLBACK_LINE, PROGRESS_LINE, file_type, quantize_file, read_importance_matrix
+from native.quantize_file import (
+    FALLBACK_LINE,
+    PROGRESS_LINE,
+    SIZE_LINE,
+    file_type,
+    quantize_file,
+    read_importance_matrix,
+)
 from pipeline.errors import UsageError
 from pipeline.gguf_file.reader import FLOAT_TYPES, GGUFModel, open_gguf
 from pipeline.output_file import complete_or_absent
@@ -55,6 +63,18 @@ def quantize(
         "fallbacks": fallbacks,
         "seconds": time.perf_counter() - started,
     }
+
+
+def quantized_bytes(model: GGUFModel, kind: str) -> int:
+    """About how many bytes the tensors of `model` would take as `kind`, from a dry run of llama.cpp's quantiser."""
+    sizes: list[float] = []
+
+    def on_log(line: str) -> None:
+        sizes.extend(float(mebibytes) for mebibytes in SIZE_LINE.findall(line))
+
+    for _ in isolated(quantize_file, str(model.path), os.devnull, known_type(kind), dry_run=True, on_log=on_log):
+        pass
+    return round(sizes[-1] * 2**20)
 
 
 def known_type(kind: str) -> str:

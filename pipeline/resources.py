@@ -1,5 +1,6 @@
 """What the running process has used."""
 
+import platform
 import re
 import resource
 import sys
@@ -15,3 +16,11 @@ def peak_rss_bytes() -> int:
         return int(match[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def machine_name() -> str:
+    """The processor and the operating system, such as `Intel Xeon, Linux x86_64`; no host name."""
+    info = Path("/proc/cpuinfo")
+    match = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    processor = match[1].strip() if match else platform.processor() or "processor unknown"
+    return f"{processor}, {platform.system()} {platform.machine()}"

@@ -1,8 +1,10 @@
 """Perplexity and KL divergence with their errors, from scores of single tokens, as llama.cpp's tool computes them."""
 
+from collections.abc import Callable, Sequence
 from math import exp, sqrt
 
 import numpy as np
+from scipy.special import stdtrit
 
 from pipeline.errors import SurgeryError
 
@@ -36,3 +38,38 @@ def require_finite(name: str, values: np.ndarray) -> None:
     if not np.isfinite(values).all():
         where = int(np.flatnonzero(~np.isfinite(values))[0])
         raise SurgeryError(f"{name} is {values[where]} at scored token {where}; the model is numerically broken")
+
+
+def interval(values: np.ndarray) -> tuple[float, float, float]:
+    """The mean of independent `values` (n,) and its 95 % confidence interval by Student's t; infinite for n = 1."""
+    mean, n = float(values.mean()), len(values)
+    return _around(mean, float(values.std(ddof=1)) / sqrt(n) if n > 1 else np.inf, n)
+
+
+def jackknife_interval(statistic: Callable[..., np.ndarray], *samples: np.ndarray) -> tuple[float, float, float]:
+    """`statistic` of the means of paired `samples`, each (n,), and its 95 % interval by the jackknife.
+
+    `statistic` takes arrays of means, one a sample, and works element by element. Each pair is left out once; Student's
+    t with n - 1 degrees of freedom (Miller, The jackknife: a review, 1974). Infinite for n = 1.
+    """
+    n = len(samples[0])
+    estimate = float(statistic(*(sample.mean() for sample in samples)))
+    if n < 2:
+        return estimate, -np.inf, np.inf
+    without = statistic(*((sample.sum() - sample) / (n - 1) for sample in samples))
+    error = sqrt((n - 1) / n * float(np.square(without - without.mean()).sum()))
+    return _around(estimate, error, n)
+
+
+def _around(centre: float, error: float, n: int) -> tuple[float, float, float]:
+    half = error * float(stdtrit(n - 1, 0.975)) if n > 1 else np.inf
+    return centre, centre - half, centre + half
+
+
+def pareto_front(costs: Sequence[float], losses: Sequence[float]) -> list[int]:
+    """The indices of points that no other beats: none costs at most as much and loses less, or costs less as well."""
+    front: list[int] = []
+    for index in sorted(range(len(costs)), key=lambda i: (costs[i], losses[i])):
+        if not front or losses[index] < losses[front[-1]]:
+            front.append(index)
+    return front

@@ -19,6 +19,7 @@ COMMANDS = {
     "quantize": "Quantise a model with llama.cpp's quantiser.",
     "run": "Answer a prompt, or chat; --beside compares two models.",
     "eval": "Perplexity, and KL divergence to a base.",
+    "compare": "Measure a grid of surgeries and quantisations.",
     "inspect": "Architecture, tensors, and ranks that the variance needs.",
 }
 

@@ -1,0 +1,194 @@
+"""`surgery compare`: the grid of surgery and quantisation, measured."""
+
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.calibration.overlap import SHARED_ENOUGH, shared_lines
+from pipeline.calibration.statistics_file import Calibration
+from pipeline.cli.calibrate import obtain_calibration
+from pipeline.cli.options import force_option, json_option, threads_option
+from pipeline.cli.output import warn
+from pipeline.cli.study_display import StudyDisplay
+from pipeline.cli.study_table import show_estimate, show_study
+from pipeline.compare.cell import CACHE_TYPES, Cell
+from pipeline.compare.estimate import estimate_study
+from pipeline.compare.grid import PRESETS, Grid, grid_cells, load_grids, save_grids
+from pipeline.compare.measuring import StopRule
+from pipeline.compare.results import ledger_results, study_results
+from pipeline.compare.run import run_study
+from pipeline.compare.study import StudySettings, open_study
+from pipeline.decompose.methods import METHODS, METRICS
+from pipeline.decompose.principal_components import MEANS
+from pipeline.errors import UsageError
+from pipeline.gguf_file.reader import GGUFModel
+from pipeline.quantization import quantized_types
+from pipeline.sources import open_model
+from pipeline.texts import CALIBRATION_TEXT, EVALUATION_TEXT, read_text
+
+
+def list_option(name: str, kind: Any, text: str) -> Any:
+    """An option of several values, separated by commas or blanks."""
+    kind = click.types.convert_type(kind)
+
+    def split(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[Any, ...] | None:
+        if value is None:
+            return None
+        return tuple(kind.convert(part, param, ctx) for part in value.replace(",", " ").split())
+
+    return click.option(name, callback=split, metavar="LIST", help=text)
+
+
+def names(text: str, values: Iterable[str]) -> tuple[Any, str]:
+    return click.Choice(list(values)), f"Any of {', '.join(values)}.{text}"
+
+
+GRID_OPTIONS = (
+    list_option("--methods", *names("", METHODS)),
+    list_option("--targets", str, "Such as qkv,kv.  [default: qkv]"),
+    list_option("--thresholds", float, "Shares of the variance to keep, such as 0.99,0.9."),
+    list_option("--ranks", int, "Components to keep."),
+    list_option("--budgets", float, "Shares of the stored numbers to keep."),
+    list_option("--metrics", *names("  [default: weights]", METRICS)),
+    list_option("--means", *names("  [default: keep]", MEANS)),
+    click.option("--layers", help="Layers to operate on, such as 0-10,12.  [default: all]"),
+    list_option("--seeds", int, "Seeds of the random control.  [default: 0]"),
+    list_option("--quants", str, "source (types as they are), F16, Q8_0, Q4_K_M, ...  [default: source,Q4_K_M]"),
+    list_option("--cache-types", *names("  [default: f16]", CACHE_TYPES)),
+)
+
+
+def grid_options(command: Any) -> Any:
+    for option in reversed(GRID_OPTIONS):
+        command = option(command)
+    return command
+
+
+@click.command("compare")
+@click.argument("model", required=False)
+@click.option("-o", "--output", "folder", type=click.Path(path_type=Path), help="The folder of the study.")
+@grid_options
+@click.option("--preset", type=click.Choice(list(PRESETS)), help="quick: a first look; original: the published cells.")
+@click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="A grid in a file; options overrule it.")
+@click.option("--save-plan", type=click.Path(path_type=Path), help="Write the grid to this file; without -o, end there.")
+@click.option("--text", default=EVALUATION_TEXT, show_default=True, help="The text to measure on.")
+@click.option(
+    "--calibration",
+    metavar="STATS_OR_TEXT",
+    default=CALIBRATION_TEXT,
+    show_default=True,
+    help="Statistics that surgery calibrate wrote, or a text to calibrate on, for metrics other than weights.",
+)
+@click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix for quantising, as a GGUF file.")
+@click.option("--chunks", default=20, show_default=True, type=click.IntRange(2), help="Chunks of the text to measure.")
+@click.option("--ctx", default=512, show_default=True, type=click.IntRange(8), help="Tokens a chunk.")
+@click.option("--prompt", default="What is machine learning?", show_default=True, help="Every cell answers it.")
+@click.option("--answer-tokens", default=64, show_default=True, type=click.IntRange(0), help="0 for no answers.")
+@click.option("--stop-above", type=float, help="Stop a cell when its KL divergence is surely above this, in nats.")
+@click.option("--precision", type=float, help="Stop a cell when its standard error is below this share of its KL.")
+@click.option("--dry-run", is_flag=True, help="List the cells, their sizes and an estimate of the time; run nothing.")
+@click.option("--force-rerun", is_flag=True, help="Measure the cells of this grid again.")
+@click.option(
+    "--status", "status_of", type=click.Path(path_type=Path), help="Show how far the study in this folder is."
+)
+@threads_option
+@force_option
+@json_option
+def command(model: str | None, folder: Path | None, status_of: Path | None, as_json: bool, **options: Any) -> None:
+    """Measure every combination of surgery and quantisation of MODEL: which loses least for its size?
+
+    Whatever is measured goes into the study's ledger, chunk by chunk; the same command goes on where it was. Then:
+    surgery report STUDY.
+    """
+    if status_of is not None:
+        show_study(study_results(status_of), as_json)
+        return
+    grids = chosen_grids(options)
+    cells = grid_cells(grids)
+    if options["save_plan"]:
+        save_grids(options["save_plan"], grids, force=options["force"])
+        click.echo(
+            f"wrote {options['save_plan']}: {len(cells)} cells; run them with --plan {options['save_plan']}",
+            err=as_json,
+        )
+        return
+    if model is None:
+        raise UsageError("name the MODEL to compare, or a study with --status")
+    settings = study_settings(options)
+    source = open_model(model)
+    if options["dry_run"]:
+        show_estimate(estimate_study(source, cells, settings), len(cells), as_json)
+        return
+    if folder is None:
+        raise UsageError("-o: name a folder for the study")
+    if any(cell.quant != "source" for cell in cells) and (types := quantized_types(source)):
+        warn(f"{source.name} is quantised already ({', '.join(types)}); quantising it again adds loss to loss")
+    with open_study(folder, source, settings, calibration_for(source, cells, settings, options)) as study:
+        study.ledger.set_facts({"command": shlex.join(["surgery", *sys.argv[1:]])})
+        if options["force_rerun"]:
+            study.ledger.forget([study.key(cell) for cell in cells])
+        with StudyDisplay() as display:
+            progress = run_study(study, cells, display.watch)
+        show_study(ledger_results(study.ledger), as_json)
+    if not as_json:
+        click.echo(f"\nthe whole story:   surgery report {shlex.quote(str(folder))}")
+    if progress.failures:
+        raise click.ClickException(f"{len(progress.failures)} cells failed; first {progress.failures[0]}")
+
+
+def chosen_grids(options: dict[str, Any]) -> list[Grid]:
+    """The grids of a preset, a file or neither, with what the options say put in their place."""
+    if options["preset"] and options["plan_file"]:
+        raise UsageError("give one of --preset and --plan; options overrule either")
+    names = ("methods", "targets", "thresholds", "ranks", "budgets", "metrics", "means", "layers", "seeds", "quants")
+    given = {name: options[name] for name in (*names, "cache_types") if options[name] is not None}
+    for name, values in given.items():
+        if not values:
+            raise UsageError(f"--{name.replace('_', '-')}: is empty; the grid would have no cells")
+    grids = load_grids(options["plan_file"]) if options["plan_file"] else PRESETS[options["preset"] or "quick"]
+    rules = {"thresholds", "ranks", "budgets"}
+    cleared = dict.fromkeys(rules, ()) if rules & given.keys() else {}
+    defaults = {} if options["plan_file"] or options["preset"] else {"methods": Grid.methods}
+    return [replace(grid, **{**defaults, **cleared, **given}) for grid in grids]
+
+
+def study_settings(options: dict[str, Any]) -> StudySettings:
+    for name in ("stop_above", "precision"):
+        if options[name] is not None and not options[name] > 0:
+            raise UsageError(f"--{name.replace('_', '-')} {options[name]}: expected a number above 0")
+    if options["imatrix"] and not options["imatrix"].is_file():
+        raise UsageError(
+            f"--imatrix {options['imatrix']}: no such file; make one with surgery calibrate --imatrix-output"
+        )
+    return StudySettings(
+        read_text(options["text"]),
+        chunks=options["chunks"],
+        n_ctx=options["ctx"],
+        threads=options["threads"],
+        prompt=options["prompt"],
+        answer_tokens=options["answer_tokens"],
+        rule=StopRule(options["stop_above"], options["precision"]),
+        importance_matrix=options["imatrix"],
+    )
+
+
+def calibration_for(
+    source: GGUFModel, cells: Sequence[Cell], settings: StudySettings, options: dict[str, Any]
+) -> Calibration | None:
+    """The statistics that the cells' metrics need. Warns of a text that is also measured on."""
+    metrics = {cell.plan.metric for cell in cells if cell.plan} - {"weights"}
+    if not metrics:
+        return None
+    calibration = obtain_calibration(
+        source, options["calibration"], max(metrics, key=list(METRICS).index), settings.threads
+    )
+    if (share := shared_lines(calibration.sketch, settings.text.content)) >= SHARED_ENOUGH:
+        warn(
+            f"{share:.0%} of {settings.text.name} is in the text calibrated on; what is measured looks better than it is"
+        )
+    return calibration
