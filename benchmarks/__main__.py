@@ -1,12 +1,17 @@
-"""Run all benchmarks, or those named: decomposition, operating, evaluation."""
+"""Run all benchmarks, or those named: decomposition, operating, evaluation, grid."""
 
 import sys
 
 import click
 
-from benchmarks import decomposition, evaluation, operating
+from benchmarks import decomposition, evaluation, grid, operating
 
-BENCHMARKS = {"decomposition": decomposition.run, "operating": operating.run, "evaluation": evaluation.run}
+BENCHMARKS = {
+    "decomposition": decomposition.run,
+    "operating": operating.run,
+    "evaluation": evaluation.run,
+    "grid": grid.run,
+}
 
 
 @click.command()

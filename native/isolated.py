@@ -3,8 +3,9 @@
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+import subprocess
+import sys
+from collections.abc import Callable, Generator
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -24,14 +25,12 @@ def isolated(
     `function` and all values must be picklable. `on_log` hears each line of llama.cpp's log. Closing this generator
     ends the process. Raises what the generator raises, and NativeError with the last log line if the process dies.
     """
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, function, args, kwargs), daemon=True)
-    with _one_blas_thread():
-        process.start()
+    ours, theirs = multiprocessing.Pipe()
+    process = _start(theirs)
     theirs.close()
     last_line = ""
     try:
+        ours.send((function, args, kwargs))
         sent = None
         while True:
             ours.send(sent)
@@ -46,29 +45,27 @@ def isolated(
                 raise value
             sent = yield value
     except (EOFError, ConnectionError):
-        process.join()
+        process.wait()
         raise NativeError(
-            f"llama.cpp {_how_it_ended(process.exitcode)}; its last words: {last_line or 'none'}"
+            f"llama.cpp {_how_it_ended(process.returncode)}; its last words: {last_line or 'none'}"
         ) from None
     finally:
         process.kill()
-        process.join()
+        process.wait()
         ours.close()
 
 
-@contextmanager
-def _one_blas_thread() -> Iterator[None]:
-    """Let a process that is started meanwhile run NumPy in one thread, unless the user said otherwise.
+def _start(connection: Connection) -> "subprocess.Popen[bytes]":
+    """A fresh interpreter that serves `connection`, with the same modules in reach.
 
-    llama.cpp's threads take all processors there; OpenBLAS's would spin against them, at twice the time for both.
+    Not multiprocessing's own: that imports the main program again, and refuses within a worker of another pool. NumPy
+    runs in one thread there, unless the user said otherwise: llama.cpp's threads take all processors, and OpenBLAS's
+    would spin against them, at twice the time for both.
     """
-    before = os.environ.get("OPENBLAS_NUM_THREADS")
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["OPENBLAS_NUM_THREADS"]
+    handle = connection.fileno()
+    code = f"import sys; sys.path[:] = {sys.path!r}; from native.isolated import serve; serve({handle})"
+    environment = {"OPENBLAS_NUM_THREADS": "1"} | os.environ
+    return subprocess.Popen([sys.executable, "-c", code], pass_fds=[handle], stdin=subprocess.DEVNULL, env=environment)
 
 
 def _how_it_ended(exitcode: int | None) -> str:
@@ -79,14 +76,12 @@ def _how_it_ended(exitcode: int | None) -> str:
     )
 
 
-def _serve(
-    connection: Connection,
-    function: Callable[..., Generator[Any, Any, Any]],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> None:
+def serve(handle: int) -> None:
+    """What the fresh process does with its end of the connection, a file descriptor."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends this process
     from native.library import native_log, report_abort
+
+    connection = Connection(handle)
 
     def log(line: str) -> None:
         connection.send((LOGGED, line))
@@ -94,6 +89,7 @@ def _serve(
     native_log().listeners.append(log)
     keep_alive = report_abort(log)
     try:
+        function, args, kwargs = connection.recv()
         generator = function(*args, **kwargs)
         try:
             while True:

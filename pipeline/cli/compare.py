@@ -4,6 +4,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,18 @@ from pipeline.cli.output import warn
 from pipeline.cli.study_display import StudyDisplay
 from pipeline.cli.study_table import show_estimate, show_study
 from pipeline.compare.cell import CACHE_TYPES, Cell
+from pipeline.compare.cluster import ClusterRunner
 from pipeline.compare.estimate import estimate_study
 from pipeline.compare.grid import PRESETS, Grid, grid_cells, load_grids, save_grids
 from pipeline.compare.measuring import StopRule
 from pipeline.compare.results import ledger_results, study_results
-from pipeline.compare.run import run_study
+from pipeline.compare.run import run_here, run_study
 from pipeline.compare.study import StudySettings, open_study
 from pipeline.decompose.methods import METHODS, METRICS
 from pipeline.decompose.principal_components import MEANS
-from pipeline.errors import UsageError
+from pipeline.errors import SurgeryError, UsageError
 from pipeline.gguf_file.reader import GGUFModel
+from pipeline.operation.groups import check_plan
 from pipeline.quantization import quantized_types
 from pipeline.sources import open_model
 from pipeline.texts import CALIBRATION_TEXT, EVALUATION_TEXT, read_text
@@ -75,7 +78,9 @@ def grid_options(command: Any) -> Any:
 @grid_options
 @click.option("--preset", type=click.Choice(list(PRESETS)), help="quick: a first look; original: the published cells.")
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="A grid in a file; options overrule it.")
-@click.option("--save-plan", type=click.Path(path_type=Path), help="Write the grid to this file; without -o, end there.")
+@click.option(
+    "--save-plan", type=click.Path(path_type=Path), help="Write the grid to this file; without -o, end there."
+)
 @click.option("--text", default=EVALUATION_TEXT, show_default=True, help="The text to measure on.")
 @click.option(
     "--calibration",
@@ -96,6 +101,7 @@ def grid_options(command: Any) -> Any:
 @click.option(
     "--status", "status_of", type=click.Path(path_type=Path), help="Show how far the study in this folder is."
 )
+@click.option("--scheduler", metavar="ADDRESS", help="Measure on the workers of this Dask scheduler.")
 @threads_option
 @force_option
 @json_option
@@ -112,15 +118,15 @@ def command(model: str | None, folder: Path | None, status_of: Path | None, as_j
     cells = grid_cells(grids)
     if options["save_plan"]:
         save_grids(options["save_plan"], grids, force=options["force"])
-        click.echo(
-            f"wrote {options['save_plan']}: {len(cells)} cells; run them with --plan {options['save_plan']}",
-            err=as_json,
-        )
-        return
+        click.echo(f"wrote {options['save_plan']}: {len(cells)} cells, for --plan", err=as_json)
+        if folder is None:
+            return
     if model is None:
         raise UsageError("name the MODEL to compare, or a study with --status")
     settings = study_settings(options)
     source = open_model(model)
+    for plan in dict.fromkeys(cell.plan for cell in cells if cell.plan):
+        check_plan(source, plan)
     if options["dry_run"]:
         show_estimate(estimate_study(source, cells, settings), len(cells), as_json)
         return
@@ -128,17 +134,18 @@ def command(model: str | None, folder: Path | None, status_of: Path | None, as_j
         raise UsageError("-o: name a folder for the study")
     if any(cell.quant != "source" for cell in cells) and (types := quantized_types(source)):
         warn(f"{source.name} is quantised already ({', '.join(types)}); quantising it again adds loss to loss")
-    with open_study(folder, source, settings, calibration_for(source, cells, settings, options)) as study:
+    with open_study(folder, source, settings, partial(calibration_for, source, cells, settings, options)) as study:
         study.ledger.set_facts({"command": shlex.join(["surgery", *sys.argv[1:]])})
         if options["force_rerun"]:
             study.ledger.forget([study.key(cell) for cell in cells])
+        runner = ClusterRunner(options["scheduler"]) if options["scheduler"] else run_here
         with StudyDisplay() as display:
-            progress = run_study(study, cells, display.watch)
+            progress = run_study(study, cells, display.watch, runner)
         show_study(ledger_results(study.ledger), as_json)
     if not as_json:
         click.echo(f"\nthe whole story:   surgery report {shlex.quote(str(folder))}")
     if progress.failures:
-        raise click.ClickException(f"{len(progress.failures)} cells failed; first {progress.failures[0]}")
+        raise SurgeryError(f"{len(progress.failures)} cells failed; first {progress.failures[0]}")
 
 
 def chosen_grids(options: dict[str, Any]) -> list[Grid]:

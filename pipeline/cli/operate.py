@@ -14,6 +14,7 @@ from pipeline.decompose.methods import METHODS, METRICS
 from pipeline.decompose.principal_components import MEANS
 from pipeline.errors import UsageError
 from pipeline.operation.encode import OUTTYPES
+from pipeline.operation.groups import check_plan
 from pipeline.operation.operate import OperationReport, operate
 from pipeline.operation.operate_and_quantize import operate_and_quantize
 from pipeline.operation.plan import DEFAULT_THRESHOLD, Plan
@@ -122,6 +123,7 @@ def command(
             )
     source = open_source(model, pre=pre)
     check_output(output, force=force, sources=source.paths)
+    check_plan(source, plan)
     statistics = None if plan.metric == "weights" else obtain_calibration(source, calibration, plan.metric, threads)
     if quant and (types := quantized_types(source)):
         warn(f"{source.name} is quantised already ({', '.join(types)}); quantising it again adds loss to loss")

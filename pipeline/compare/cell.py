@@ -61,6 +61,11 @@ class Cell:
         return sha256_of(facts)
 
 
+def base_key(subject: StudySubject) -> str:
+    """The name of the source's own measurement, with which the cells are compared."""
+    return sha256_of(["base", Cell(None).key(subject)])
+
+
 def plan_label(plan: Plan) -> str:
     """A plan in a few words: its method and rank rule, then whatever is not usual."""
     rule = next(

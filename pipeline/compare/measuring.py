@@ -11,11 +11,12 @@ import numpy as np
 
 from native.isolated import isolated
 from native.measure import MeasuredAnswer, MeasuredChunk, MeasurementStart, measure
-from native.model import ContextOptions
+from native.model import ContextOptions, default_threads
 from native.quantize_file import read_importance_matrix
 from pipeline.compare.cell import AS_IT_IS, Cell
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
 from pipeline.operation.patch import write_operated, write_patched
+from pipeline.resources import machine_name
 from pipeline.statistics import interval, require_finite
 
 FEWEST_FOR_PRECISION = 4  # chunks; of fewer, the standard error itself is hardly known
@@ -82,7 +83,7 @@ def measure_cell(job: CellJob) -> Iterator[MeasuredChunk | CellFinished]:
     """Measure what is missing of a cell. Raises SurgeryError on NaN or infinity, NativeError when llama.cpp refuses."""
     with tempfile.TemporaryDirectory(prefix="cell-", dir=job.scratch) as folder:
         path = write_cell_file(job, Path(folder) / "cell.gguf")
-        facts = _size_facts(open_gguf(path), job)
+        facts = machine_facts(job.options) | _size_facts(open_gguf(path), job)
         divergences = list(job.divergences)
         reason = job.rule.reason(divergences)
         first = job.chunks if reason else len(divergences)
@@ -123,6 +124,10 @@ def _next(events: Any, reply: bool | None) -> MeasurementStart | MeasuredChunk |
         return events.send(reply)
     except StopIteration:
         return None
+
+
+def machine_facts(options: ContextOptions) -> dict[str, Any]:
+    return {"machine": machine_name(), "threads": options.threads or default_threads()}
 
 
 def answer_facts(answer: MeasuredAnswer) -> dict[str, Any]:

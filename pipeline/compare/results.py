@@ -11,7 +11,7 @@ import numpy as np
 
 from native.scoring import TokenScores
 from pipeline import __version__
-from pipeline.compare.cell import Cell, StudySubject
+from pipeline.compare.cell import Cell, StudySubject, base_key
 from pipeline.compare.ledger import Ledger, open_ledger
 from pipeline.statistics import divergence_summary, interval, jackknife_interval, pareto_front, perplexity
 
@@ -32,8 +32,8 @@ def ledger_results(ledger: Ledger) -> dict[str, Any]:
     """`study_results` of an open ledger."""
     facts = ledger.facts()
     subject = StudySubject(**{name: facts[name] for name in StudySubject.__dataclass_fields__})
-    base_key = Cell(None).key(subject)
-    base_run, base_chunks = ledger.run(base_key), ledger.chunks(base_key)
+    key = base_key(subject)
+    base_run, base_chunks = ledger.run(key), ledger.chunks(key)
     base_facts = base_run.facts or {}
     cells = ledger.cells()
     scores = {cell: np.array([s.kld.mean() for s in ledger.chunks(key)]) for cell, key in cells.items()}
@@ -60,7 +60,7 @@ def ledger_results(ledger: Ledger) -> dict[str, Any]:
             "ppl_se": ppl_se,
             "file_bytes": base_facts.get("file_bytes"),
             "kv_cache_bytes": base_facts.get("kv_cache_bytes"),
-            "prompt_speed": prompt_speed(ledger.chunk_seconds(base_key), facts["n_ctx"]),
+            "prompt_speed": prompt_speed(ledger.chunk_seconds(key), facts["n_ctx"]),
             "generation_speed": generation_speed(base_facts.get("token_seconds", [])),
             "answer": base_facts.get("answer"),
         },

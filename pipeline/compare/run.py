@@ -59,6 +59,10 @@ def run_study(study: Study, cells: Sequence[Cell], watch: Watch, runner: Runner 
         watch(progress)
 
     started = time.perf_counter()
+    for quant in dict.fromkeys(cell.quant for cell in waiting):  # first: a type may ask for what is not there
+        if not study.quantised(quant).exists():
+            tell(f"quantising the source to {quant}")
+            study.quantise(quant)
     if waiting:
         tell("the source")
         study.record_base(lambda: tell("the source", 1))
@@ -72,7 +76,7 @@ def run_study(study: Study, cells: Sequence[Cell], watch: Watch, runner: Runner 
         progress.cells_done += 1
         if isinstance(event, CellFinished):
             status = "stopped" if event.reason else "done"
-            study.ledger.set_run(Run(key, status, event.reason, study.facts(cell) | event.facts))
+            study.ledger.set_run(Run(key, status, event.reason, event.facts | {"operation": study.operation_key(cell)}))
             _note_best(progress, cell, float(np.mean(study.divergences(key))))
         else:
             progress.failures.append(f"{cell.label}: {event}")
@@ -87,10 +91,6 @@ def run_study(study: Study, cells: Sequence[Cell], watch: Watch, runner: Runner 
 
 def _jobs(study: Study, waiting: Sequence[Cell], tell: Callable[[str], None]) -> Iterator[CellJob]:
     """The jobs of cells, each family's operated tensors made when its first job is asked for."""
-    for quant in dict.fromkeys(cell.quant for cell in waiting):
-        if not study.quantised(quant).exists():
-            tell(f"quantising the source to {quant}")
-            study.quantise(quant)
     for plan, family in families(waiting):
         if plan:
             tell(f"operating: {family[0].label}")

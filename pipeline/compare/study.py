@@ -11,18 +11,17 @@ from pathlib import Path
 
 from native.isolated import isolated
 from native.measure import MeasuredAnswer, MeasurementStart, logits_file, measure
-from native.model import ContextOptions, default_threads
+from native.model import ContextOptions
 from pipeline import __version__
 from pipeline.calibration.statistics_file import Calibration, calibration_facts
-from pipeline.compare.cell import AS_IT_IS, Cell, StudySubject, effective_plan, sha256_of
+from pipeline.compare.cell import AS_IT_IS, Cell, StudySubject, base_key, effective_plan, sha256_of
 from pipeline.compare.ledger import Ledger, Run, make_folder, open_ledger, sole_writer
-from pipeline.compare.measuring import CellJob, StopRule, answer_facts
+from pipeline.compare.measuring import CellJob, StopRule, answer_facts, machine_facts
 from pipeline.errors import UsageError
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.operation.operate import operate_family
 from pipeline.operation.plan import Plan
 from pipeline.quantization import quantize
-from pipeline.resources import machine_name
 from pipeline.statistics import require_finite
 from pipeline.texts import Text
 
@@ -47,7 +46,7 @@ class Study:
     def __init__(
         self, folder: Path, model: GGUFModel, settings: StudySettings, calibration: Calibration | None, ledger: Ledger
     ) -> None:
-        self.folder, self.model, self.settings, self.ledger = folder, model, settings, ledger
+        self.folder, self.model, self.settings, self.ledger = folder.resolve(), model, settings, ledger
         self.calibration = calibration
         importance = settings.importance_matrix
         self.subject = StudySubject(
@@ -57,7 +56,7 @@ class Study:
             sha256_of(calibration_facts(calibration)) if calibration else "",
             hashlib.sha256(importance.read_bytes()).hexdigest() if importance else "",
         )
-        self.base_key = self.key(Cell(None))
+        self.base_key = base_key(self.subject)
         self.options = ContextOptions(n_ctx=settings.n_ctx, threads=settings.threads)
         self.logits = self._folder(f"logits-{self.base_key[:16]}")
 
@@ -110,7 +109,7 @@ class Study:
             first=missing[0] if missing else self.chunks, chunks=self.settings.chunks, options=self.options,
             prompt=self.settings.prompt, max_tokens=self.settings.answer_tokens,
         )  # fmt: skip
-        facts = self.facts(Cell(None)) | {"file_bytes": sum(path.stat().st_size for path in self.model.paths)}
+        facts = machine_facts(self.options) | {"file_bytes": sum(path.stat().st_size for path in self.model.paths)}
         for event in events:
             if isinstance(event, MeasurementStart):
                 facts["kv_cache_bytes"] = event.kv_cache_bytes
@@ -123,19 +122,10 @@ class Study:
                 advance()
         self.ledger.set_run(Run(self.base_key, "done", None, facts))
 
-    def facts(self, cell: Cell) -> dict[str, object]:
-        """What is recorded with a cell's measurement: the machine, and under which key the ledger has its operation."""
-        plan = effective_plan(cell.plan)
-        return {
-            "machine": machine_name(),
-            "threads": self.settings.threads or default_threads(),
-            "operation": self.key(Cell(plan)) if plan else None,
-        }
-
     def quantised(self, quant: str) -> Path:
         """Where the source quantised to `quant` is, see `quantise`."""
         if quant == AS_IT_IS:
-            return self.model.path
+            return self.model.path.resolve()
         name = sha256_of([__version__, self.subject.model_sha256, self.subject.importance_sha256])[:16]
         return self._folder("quantised") / f"{quant}-{name}.gguf"
 
@@ -159,6 +149,11 @@ class Study:
             for plan, report in zip(missing.values(), reports, strict=True):
                 self.ledger.add_operation(self.key(Cell(plan)), report.to_dict())
 
+    def operation_key(self, cell: Cell) -> str | None:
+        """Under which key the ledger has what was done to the cell's model."""
+        plan = effective_plan(cell.plan)
+        return self.key(Cell(plan)) if plan else None
+
     def operation(self, plan: Plan) -> dict[str, object] | None:
         return self.ledger.operation(self.key(Cell(plan)))
 
@@ -176,7 +171,7 @@ class Study:
             cell=cell,
             model=self.quantised(cell.quant),
             operated=self.operated(plan) if plan else None,
-            importance=settings.importance_matrix,
+            importance=settings.importance_matrix and settings.importance_matrix.resolve(),
             recorded=self.logits,
             text=settings.text.content,
             chunks=self.chunks,
@@ -203,19 +198,24 @@ def families(cells: Sequence[Cell]) -> Iterator[tuple[str, list[Cell]]]:
 
 @contextmanager
 def open_study(
-    folder: Path, model: GGUFModel, settings: StudySettings, calibration: Calibration | None
+    folder: Path,
+    model: GGUFModel,
+    settings: StudySettings,
+    calibrate: Callable[[], Calibration | None] = lambda: None,
 ) -> Iterator[Study]:
-    """Open the study in `folder`, or begin it, for this process alone.
+    """Open the study in `folder`, or begin it, for this process alone; then `calibrate`, if its cells need that.
 
     Raises UsageError when another process has it, or when it is of another model or text; SurgeryError for a ledger
     that is damaged or newer.
     """
     make_folder(folder)
     with sole_writer(folder), open_ledger(folder, create=True) as ledger:
-        study = Study(folder, model, settings, calibration, ledger)
-        known, subject = ledger.facts(), asdict(study.subject)
-        for what, name in (("model", model.name), ("text", settings.text.name)):
-            if known and known[f"{what}_sha256"] != subject[f"{what}_sha256"]:
+        known = ledger.facts()
+        for what, name, digest in (
+            ("model", model.name, model.sha256()),
+            ("text", settings.text.name, settings.text.sha256),
+        ):
+            if known and known[f"{what}_sha256"] != digest:
                 raise UsageError(
                     f"{folder}: is a study of another {what} ({known[what]}, not this {name}); name another folder"
                 )
@@ -223,12 +223,14 @@ def open_study(
             raise UsageError(
                 f"--ctx {settings.n_ctx}: {folder} was measured with {known['n_ctx']}; name another folder"
             )
+        calibration = calibrate()
+        study = Study(folder, model, settings, calibration, ledger)
         ledger.set_facts(
             {
                 "model": model.name,
                 "architecture": model.architecture,
                 "text": settings.text.name,
-                **subject,
+                **asdict(study.subject),
                 "calibration": {k: v for k, v in calibration_facts(calibration).items() if k != "sketch"} or None,
                 "prompt": settings.prompt,
                 "created": known.get("created") or time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from pipeline.attention import Projection
+from pipeline.attention import Projection, find_attention, parse_layers
 from pipeline.decompose.methods import METHODS
 from pipeline.errors import UsageError
+from pipeline.gguf_file.reader import GGUFModel
 from pipeline.operation.plan import Plan
 
 
@@ -65,3 +66,9 @@ def plan_groups(layers: Mapping[int, dict[str, Projection]], chosen: Iterable[in
                 f"--rank {plan.rank}: {members} of layer {group.layer} has {group.full_rank} components at the most"
             )
     return groups
+
+
+def check_plan(model: GGUFModel, plan: Plan) -> None:
+    """Raise UsageError for layers that the model does not have or ranks that are too large, before anything takes long."""
+    layers = find_attention(model).layers
+    plan_groups(layers, parse_layers(plan.layers, layers), plan)

@@ -1,0 +1,61 @@
+"""Cells measured by the workers of a Dask cluster; what they find flows back into the one ledger.
+
+A worker measures a whole cell, so one that dies costs that cell alone, which is then given to another.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from native.errors import NativeError
+from native.measure import MeasuredChunk
+from pipeline.compare.cell import Cell
+from pipeline.compare.measuring import CellFinished, CellJob, measure_cell
+from pipeline.errors import SurgeryError, UsageError
+
+if TYPE_CHECKING:
+    from pipeline.compare.run import CellEvent
+
+SECONDS_TO_CONNECT = 30
+
+
+class ClusterRunner:
+    """A `pipeline.compare.run.Runner` on the cluster of a Dask scheduler.
+
+    Raises UsageError when dask is not installed or the scheduler does not answer.
+    """
+
+    def __init__(self, address: str) -> None:
+        try:
+            from dask.distributed import Client
+        except ImportError:
+            raise UsageError("--scheduler: needs Dask; run: pip install 'surgery[cluster]'") from None
+        try:
+            self.client: Any = Client(address, timeout=SECONDS_TO_CONNECT, set_as_default=False)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--scheduler {address}: no Dask scheduler answers there ({error})") from None
+
+    def __call__(self, jobs: Iterator[CellJob]) -> "Iterator[tuple[Cell, CellEvent]]":
+        from dask.distributed import KilledWorker, as_completed
+
+        futures = {self.client.submit(measure_whole_cell, job, pure=False): job for job in jobs}
+        try:
+            for future in as_completed(futures, loop=self.client.loop):
+                cell, error = futures[future].cell, future.exception()
+                if isinstance(error, KilledWorker):
+                    yield cell, SurgeryError("every worker that tried it died")
+                elif isinstance(error, (SurgeryError, NativeError)):
+                    yield cell, error
+                elif error is not None:
+                    yield cell, SurgeryError(f"{type(error).__name__}: {error}")
+                else:
+                    for event in future.result():
+                        yield cell, event
+                future.release()
+        finally:
+            self.client.cancel(list(futures))
+            self.client.close()
+
+
+def measure_whole_cell(job: CellJob) -> list[MeasuredChunk | CellFinished]:
+    """What a worker does: all that is missing of a cell."""
+    return list(measure_cell(job))

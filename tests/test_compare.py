@@ -1,0 +1,306 @@
+"""Studies of a tiny random model: the grid, the run, what is resumed, and numbers equal to those of `surgery eval`."""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from native.model import ContextOptions
+from pipeline.cli.main import cli
+from pipeline.compare.cell import Cell, StudySubject, base_key, effective_plan
+from pipeline.compare.grid import PRESETS, Grid, grid_cells, load_grids, save_grids
+from pipeline.compare.ledger import LEDGER, open_ledger, sole_writer
+from pipeline.compare.measuring import StopRule
+from pipeline.compare.results import study_results
+from pipeline.compare.run import StudyProgress, run_study
+from pipeline.compare.study import StudySettings, open_study
+from pipeline.errors import SurgeryError, UsageError
+from pipeline.evaluation import evaluate
+from pipeline.gguf_file.reader import open_gguf
+from pipeline.operation.operate import operate
+from pipeline.operation.plan import Plan
+from pipeline.quantization import quantize
+from pipeline.texts import read_text
+
+GRID = Grid(methods=("shared-kv",), thresholds=(0.9, 0.6), quants=("source", "Q8_0"))
+
+
+def run(folder: Path, model: Path, text: Path, grid: Grid = GRID, **settings: Any) -> StudyProgress:
+    options = StudySettings(read_text(str(text)), **{"chunks": 3, "n_ctx": 64, "answer_tokens": 12, **settings})
+    with open_study(folder, open_gguf(model), options) as study:
+        return run_study(study, grid_cells([grid]), lambda progress: None)
+
+
+def cell_of(results: dict[str, Any], label: str) -> dict[str, Any]:
+    return next(cell for cell in results["cells"] if cell["label"] == label)
+
+
+@pytest.fixture(scope="module")
+def study(tiny: Path, english: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study; treat it as read-only."""
+    folder = tmp_path_factory.mktemp("studies") / "study"
+    run(folder, tiny, english)
+    return folder
+
+
+def test_numbers_are_those_of_operating_quantising_and_evaluating_by_hand(
+    study: Path, tiny: Path, english: Path, tmp_path: Path
+) -> None:
+    model, text = open_gguf(tiny), read_text(str(english))
+    operate(model, tmp_path / "o.gguf", Plan(threshold=0.6))
+    quantize(open_gguf(tmp_path / "o.gguf"), tmp_path / "q.gguf", "Q8_0")
+    options = ContextOptions(n_ctx=64)
+    results = study_results(study)
+    for path, label in ((tmp_path / "o.gguf", "shared-kv 0.6"), (tmp_path / "q.gguf", "shared-kv 0.6, Q8_0")):
+        expected = evaluate(path, text, base=tiny, chunks=3, options=options)
+        cell = cell_of(results, label)
+        for key in ("ppl", "ppl_se", "kld_mean", "kld_se", "kld_median", "kld_p99", "same_top"):
+            assert cell[key] == expected[key], key
+        assert cell["file_bytes"] == path.stat().st_size
+        assert cell["kv_cache_bytes"] == pytest.approx(expected["kv_cache_bytes"], abs=2**20 / 100)  # as it is logged
+    assert results["base"]["ppl"] == expected["base_ppl"]
+
+
+def test_a_finished_study_says_what_was_measured_and_leaves_no_scratch(study: Path) -> None:
+    results = study_results(study)
+    assert [cell["status"] for cell in results["cells"]] == ["done"] * 5
+    assert {cell["label"] for cell in results["cells"]} == {
+        "source, Q8_0", "shared-kv 0.9", "shared-kv 0.9, Q8_0", "shared-kv 0.6", "shared-kv 0.6, Q8_0",
+    }  # fmt: skip
+    cell = cell_of(results, "shared-kv 0.6, Q8_0")
+    assert cell["kld_low"] <= cell["kld_mean"] <= cell["kld_high"]
+    assert cell["interaction"]["low"] <= cell["interaction"]["ratio"] <= cell["interaction"]["high"]
+    assert len(cell["ranks"]) == 4
+    assert all(rank["rank"] <= rank["full_rank"] for rank in cell["ranks"])
+    assert len(cell["answer"]) <= 12
+    saved = (cell["dense"] - cell["factors"]) * 34 / 32  # bytes a number of Q8_0
+    assert cell["factored_bytes"] == pytest.approx(cell["file_bytes"] - saved, abs=1)
+    assert not list((study / "work" / "operated").iterdir())
+    assert not list((study / "work" / "cells").iterdir())
+
+
+def test_a_finished_study_measures_nothing_again(study: Path, tiny: Path, english: Path) -> None:
+    progress = run(study, tiny, english)
+    assert (progress.chunks_total, progress.cells_total) == (0, 0)
+
+
+def test_more_chunks_and_more_cells_add_to_what_is_there(tiny: Path, english: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    run(folder, tiny, english, replace(GRID, thresholds=(0.9,), quants=("source",)), chunks=2)
+    progress = run(folder, tiny, english, replace(GRID, quants=("source",)), chunks=3)
+    assert (progress.chunks_total, progress.cells_total) == (1 + 1 + 3, 2)  # the source, the old cell, the new one
+    assert [cell["chunks"] for cell in study_results(folder)["cells"]] == [3, 3]
+    assert cell_of(study_results(folder), "shared-kv 0.9")["kld_mean"] > 0
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_an_interrupted_study_goes_on_where_it_was(study: Path, tiny: Path, english: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    settings = StudySettings(read_text(str(english)), chunks=3, n_ctx=64, answer_tokens=12)
+    seen: list[int] = []
+
+    def interrupt(progress: StudyProgress) -> None:
+        seen.append(progress.chunks_done)
+        if progress.chunks_done == 5:
+            raise Interrupted
+
+    cells = grid_cells([GRID])
+    with pytest.raises(Interrupted), open_study(folder, open_gguf(tiny), settings) as opened:
+        run_study(opened, cells, interrupt)
+    assert max(seen) == 5
+    progress = run(folder, tiny, english)
+    assert progress.chunks_total == 18 - 5
+    mine, whole = study_results(folder), study_results(study)
+    for cell in whole["cells"]:
+        assert cell_of(mine, cell["label"])["kld_mean"] == cell["kld_mean"]
+
+
+def test_a_killed_process_loses_a_chunk_at_the_most(tiny: Path, english: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    command = [
+        sys.executable, "-m", "pipeline", "compare", str(tiny), "-o", str(folder), "--text", str(english),
+        "--thresholds", "0.9", "--methods", "shared-kv", "--quants", "source", "--ctx", "64", "--chunks", "40",
+        "--answer-tokens", "0",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while not (folder / LEDGER).exists() or measured(folder) < 45:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    before = measured(folder)
+    assert 45 <= before < 80
+    result = CliRunner().invoke(cli, [*command[3:], "--json"])
+    assert result.exit_code == 0, result.output
+    assert cell_of(json.loads(result.stdout), "shared-kv 0.9")["chunks"] == 40
+
+
+def measured(folder: Path) -> int:
+    """All chunks in the ledger, read while another process writes it."""
+    with open_ledger(folder) as ledger:
+        keys = [*ledger.cells().values(), base_key(subject(ledger.facts()))] if ledger.facts() else []
+        return sum(ledger.chunk_count(key) for key in keys)
+
+
+def subject(facts: dict[str, Any]) -> StudySubject:
+    return StudySubject(**{name: facts[name] for name in StudySubject.__dataclass_fields__})
+
+
+def test_two_processes_do_not_share_a_study(study: Path, tiny: Path, english: Path) -> None:
+    with sole_writer(study), pytest.raises(UsageError, match=r"another process .* is measuring there"):
+        run(study, tiny, english)
+    assert study_results(study)["cells"]  # reading goes on
+
+
+def test_a_study_is_of_one_model_one_text_and_one_context(
+    study: Path, tiny: Path, wide: Path, english: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="is a study of another model"):
+        run(study, wide, english)
+    other = tmp_path / "other.txt"
+    other.write_text(english.read_text() * 2)
+    with pytest.raises(UsageError, match="is a study of another text"):
+        run(study, tiny, other)
+    with pytest.raises(UsageError, match=r"--ctx 32: .* was measured with 64"):
+        run(study, tiny, english, n_ctx=32)
+
+
+def test_ledgers_that_cannot_be_read_are_left_as_they_are(tiny: Path, english: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    run(folder, tiny, english, replace(GRID, thresholds=(0.9,), quants=("source",)))
+    content = (folder / LEDGER).read_bytes()
+    for damaged, message in (
+        (b"not a database" * 100, "damaged or not a ledger"),
+        (content[:60] + b"\0\0\0\x09" + content[64:], "newer version"),
+        (content[:68] + b"\0\0\0\x01" + content[72:], "another program's"),
+    ):
+        (folder / LEDGER).write_bytes(damaged)
+        with pytest.raises(SurgeryError, match=message):
+            run(folder, tiny, english)
+        assert (folder / LEDGER).read_bytes() == damaged
+
+
+def test_a_cell_that_fails_is_told_and_the_others_go_on(tiny: Path, english: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    grid = replace(GRID, thresholds=(0.9,), quants=("source",), cache_types=("f16", "q4_0"))  # heads of 16: no q4_0
+    progress = run(folder, tiny, english, grid)
+    assert len(progress.failures) == 2
+    results = study_results(folder)
+    assert cell_of(results, "shared-kv 0.9")["status"] == "done"
+    failed = cell_of(results, "shared-kv 0.9, cache q4_0")
+    assert failed["status"] == "failed"
+    assert failed["reason"] in progress.failures[1]
+    assert run(folder, tiny, english, grid).cells_total == 2  # a failed cell is tried again
+
+
+def test_stop_rules() -> None:
+    steady, wild = [0.5, 0.51, 0.49, 0.5], [0.1, 2.0, 0.1, 2.0]
+    assert StopRule().reason(steady) is None
+    assert StopRule(above=0.4).reason(steady[:1]) is None
+    assert StopRule(above=0.4).reason(steady) == "KL divergence above 0.4"
+    assert StopRule(above=0.4).reason(wild) is None
+    assert StopRule(precision=0.05).reason(steady[:3]) is None
+    assert StopRule(precision=0.05).reason(steady) == "standard error within 5.0%"
+    assert StopRule(precision=0.05).reason(wild) is None
+    assert StopRule(precision=0.05).reason([0.0] * 4)
+
+
+def test_a_hopeless_cell_is_stopped_and_goes_on_without_the_rule(tiny: Path, english: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    grid = replace(GRID, thresholds=(0.3,), quants=("source",))
+    run(folder, tiny, english, grid, chunks=6, rule=StopRule(above=1e-9))
+    cell = study_results(folder)["cells"][0]
+    assert cell["status"] == "stopped"
+    assert cell["chunks"] < 6
+    assert cell["answer"]
+    run(folder, tiny, english, grid, chunks=6)
+    assert study_results(folder)["cells"][0]["chunks"] == 6
+
+
+def test_cells_that_do_the_same_are_measured_once(tiny: Path, english: Path, tmp_path: Path) -> None:
+    grid = Grid(methods=("shared-kv", "separate"), targets=("q",), thresholds=(0.9, 1.0), quants=("source",))
+    assert effective_plan(Plan(threshold=1)) is None
+    assert effective_plan(Plan(threshold=1, mean="drop")) is not None
+    progress = run(tmp_path / "study", tiny, english, grid)
+    assert progress.cells_total == 2  # of four; at threshold 1 both are the source
+    cells = study_results(tmp_path / "study")["cells"]
+    assert [cell["kld_mean"] == 0 for cell in cells] == [False, True, False, True]
+
+
+def test_presets_and_grid_files(tmp_path: Path) -> None:
+    original = grid_cells(PRESETS["original"])
+    assert len(original) == 13
+    assert {cell.plan.targets for cell in original if cell.plan} == {"q"}
+    grids = [GRID, Grid(methods=("random",), ranks=(4,), seeds=(0, 1), quants=("source",))]
+    save_grids(tmp_path / "grid.yaml", grids, force=False)
+    assert load_grids(tmp_path / "grid.yaml") == grids
+    (tmp_path / "one.yaml").write_text("thresholds: 0.5\nquants: q8_0\n")
+    assert grid_cells(load_grids(tmp_path / "one.yaml"))[0] == Cell(None, "Q8_0")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "cannot be read"),
+        ("- 1", "expected `grids:`"),
+        ("foo: 1", "unknown key 'foo'"),
+        ("thresholds: [x]", "thresholds: \\['x'\\] is not what thresholds can be"),
+        ("ranks: [true]", "is not what ranks can be"),
+    ],
+)
+def test_grid_files_that_make_no_sense(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "grid.yaml").write_text(content)
+    with pytest.raises(UsageError, match=message):
+        load_grids(tmp_path / "grid.yaml")
+
+
+def test_an_empty_grid() -> None:
+    with pytest.raises(UsageError, match="the grid is empty"):
+        grid_cells([Grid(quants=("source",))])
+
+
+def test_the_command(study: Path, tiny: Path, english: Path, tmp_path: Path) -> None:
+    invoke = CliRunner().invoke
+    status = invoke(cli, ["compare", "--status", str(study)])
+    assert status.exit_code == 0
+    assert "shared-kv 0.6, Q8_0" in status.stdout
+    planned = [
+        "compare",
+        str(tiny),
+        "--text",
+        str(english),
+        "--ctx",
+        "64",
+        "--thresholds",
+        "0.9",
+        "--dry-run",
+        "--json",
+    ]
+    estimate = json.loads(invoke(cli, planned).stdout)
+    assert [cell["label"] for cell in estimate["cells"]][:2] == ["source, Q4_K_M", "shared-kv 0.9"]
+    assert estimate["seconds"] > 0
+    for arguments, message in (
+        ([], "name the MODEL"),
+        ([str(tiny)], "-o: name a folder"),
+        ([str(tiny), "--thresholds", ","], "--thresholds: is empty"),
+        ([str(tiny), "--thresholds", "1.5"], "--threshold 1.5: expected"),
+        ([str(tiny), "--quants", "Q9"], "--quants Q9"),
+        ([str(tiny), "--ranks", "9999", "-o", "s"], "--rank 9999: q of layer 0 has 64 components"),
+        ([str(tiny), "--layers", "9", "-o", "s"], "--layers '9'"),
+        ([str(tiny), "--preset", "quick", "--plan", "x"], "one of --preset and --plan"),
+        (["--status", "missing"], "holds no study"),
+    ):
+        result = invoke(cli, ["compare", *arguments])
+        assert result.exit_code == 2, arguments
+        assert message in result.output
+        assert len(result.output.splitlines()) == 1
+    assert not Path("s").exists()
