@@ -59,6 +59,8 @@ def made_up_cell(
         axis: setting,
         "metric": metric,
         "mean": "keep" if operated else None,
+        "layers": "all" if operated else None,
+        "seed": 0 if operated else None,
         "quant": quant,
         "cache_type": cache,
         "chunks": 20,
@@ -73,8 +75,8 @@ def made_up_cell(
         "same_top": math.exp(-1.4 * math.sqrt(kld)),
         "file_bytes": int(quant_bytes + 2048 * operated),
         "factored_bytes": int(quant_bytes - dense * (1 - share) * bits / 8),
-        "factors": int(dense * share) if operated else dense,
-        "dense": dense,
+        "factors": int(dense * share) if operated else None,
+        "dense": dense if operated else None,
         "kv_cache_bytes": int(mebibytes * 2**20),
         "prompt_speed": speed(900.0),
         "generation_speed": speed(95.0),
@@ -111,10 +113,12 @@ def mark_fronts(cell: dict[str, Any], cells: list[dict[str, Any]]) -> None:
     cell["pareto"] = [
         name
         for name, key in sizes.items()
-        if not any(
+        if cell[key] is not None
+        and not any(
             (other[key] <= cell[key] and other["kld_mean"] < cell["kld_mean"])
             or (other[key] < cell[key] and other["kld_mean"] <= cell["kld_mean"])
             for other in cells
+            if other[key] is not None
         )
     ]
 

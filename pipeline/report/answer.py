@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from pipeline.report.cells import (
-    SIZES,
+    CACHE,
+    FACTORED,
+    FILE,
     Cell,
     Results,
     Size,
@@ -21,7 +23,11 @@ from pipeline.report.numbers import interval, mebibytes, megabytes, with_error
 QUESTION = "Which combination of surgery and quantisation loses least for its size?"
 LIMITS = (0.01, 0.03, 0.1, 0.3, 1.0)
 LIMIT = 0.1
-FILE, FACTORED, CACHE = SIZES
+VERDICTS = {
+    "adds up": "add up",
+    "more than adds up": "are more than the sum of both alone",
+    "less than adds up": "are less than the sum of both alone",
+}
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ def answer(results: Results) -> Answer:
     chosen = best or min(combinations, key=lambda cell: float(cell["kld_mean"]))
     verb = "loses least for its size" if best else "loses least, but much"
     headline = f" {verb}: {_loss(chosen)}{_beside_source(chosen, results)}."
-    sizes = [size for size in SIZES if len(different(combinations, size.key)) > 1 or size is FILE]
+    sizes = [size for size in (FILE, FACTORED, CACHE) if len(different(combinations, size.key)) > 1 or size is FILE]
     return Answer(
         chosen,
         name(chosen),
@@ -117,7 +123,7 @@ def _what_surgery_does(best: Cell, combinations: list[Cell]) -> Iterator[str]:
 
 
 def _beyond_quantisation(combinations: list[Cell]) -> Iterator[str]:
-    measured = [cell for cell in combinations if cell["over_quant"] and is_operated(cell)]
+    measured = [cell for cell in combinations if cell["over_quant"] and cell["over_quant"]["low"] is not None]
     if measured:
         cell = min(measured, key=lambda cell: float(cell["over_quant"]["mean"]))
         over = cell["over_quant"]
@@ -140,8 +146,8 @@ def _smaller_cache(combinations: list[Cell], results: Results) -> Iterator[str]:
 def _interactions(combinations: list[Cell]) -> Iterator[str]:
     verdicts = Counter(cell["interaction"]["verdict"] for cell in combinations if cell["interaction"])
     if verdicts:
-        counts = ", ".join(f"{verdict} ({count})" for verdict, count in verdicts.most_common())
-        yield f"The loss of surgery and quantisation together, against the sum of both alone: {counts}."
+        counts = ", ".join(f"{count} {VERDICTS.get(verdict, verdict)}" for verdict, count in verdicts.most_common())
+        yield f"Of {verdicts.total()} losses of surgery and quantisation together, {counts}."
 
 
 def _unfinished(results: Results) -> Iterator[str]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.report.numbers import mebibytes, megabytes, percent
+from pipeline.report.numbers import mebibytes, megabytes, millions, percent
 
 Results = dict[str, Any]
 Cell = dict[str, Any]
@@ -26,11 +26,11 @@ class Size:
     unit: str
 
 
-SIZES = (
-    Size("file", "file_bytes", "file on disk", megabytes, 1e6, "MB"),
-    Size("factored", "factored_bytes", "file if factors were stored", megabytes, 1e6, "MB"),
-    Size("kv", "kv_cache_bytes", "KV cache", mebibytes, 2**20, "MiB"),
-)
+FILE = Size("file", "file_bytes", "file on disk", megabytes, 1e6, "MB")
+FACTORED = Size("factored", "factored_bytes", "file if factors were stored", megabytes, 1e6, "MB")
+STORED = Size("stored", "factors", "numbers stored", millions, 1e6, "million")
+CACHE = Size("kv", "kv_cache_bytes", "KV cache", mebibytes, 2**20, "MiB")
+SIZES = (FILE, FACTORED, STORED, CACHE)
 
 
 def is_measured(cell: Cell) -> bool:

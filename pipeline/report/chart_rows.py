@@ -11,7 +11,7 @@ Row = dict[str, Any]
 
 MEASURES = {"kld": "KL divergence", "ppl": "perplexity"}
 TOOLTIP = ["combination", "KL divergence", "95% interval", "perplexity", "size", "status"]
-VARIANT = ("targets", "metric", "mean")
+VARIANT = {"targets": "", "metric": "", "mean": "mean ", "layers": "layers ", "seed": "seed "}
 
 
 def method_order(cells: list[Cell]) -> list[str]:
@@ -23,7 +23,9 @@ def variants(cells: list[Cell]) -> dict[int, str]:
     """What distinguishes the lines of one method, by the cells' ids: the choices that vary in the study."""
     operated = [cell for cell in cells if is_operated(cell)]
     varying = [key for key in VARIANT if len(different(operated, key)) > 1]
-    return {id(cell): ", ".join(str(cell[key]) for key in varying if cell[key] is not None) for cell in cells}
+    return {
+        id(cell): ", ".join(f"{VARIANT[key]}{cell[key]}" for key in varying if cell[key] is not None) for cell in cells
+    }
 
 
 def panel_title(cell: Cell, cells: list[Cell]) -> str:
@@ -110,15 +112,13 @@ def size_rows(results: Results, size: Size) -> list[Row]:
 
 def rank_rows(results: Results) -> list[Row]:
     """A row for every layer and group of every operation with ranks. Ranks do not depend on the quantisation."""
-    rows: dict[tuple[str, ...], list[Row]] = {}
+    variant = variants(results["cells"])
+    operations: dict[str, list[Row]] = {}
     for cell in results["cells"]:
-        if cell["ranks"]:
-            key = tuple(str(cell[k]) for k in ("method", "threshold", "rank", "budget", *VARIANT))
-            operation = " ".join(
-                str(part) for part in (cell["method"], setting(cell), *(cell[k] for k in VARIANT)) if part
-            )
-            rows.setdefault(key, [rank_row(entry, operation) for entry in cell["ranks"]])
-    return [row for group in rows.values() for row in group]
+        operation = " ".join(filter(None, (cell["method"], setting(cell), variant[id(cell)])))
+        if cell["ranks"] and operation not in operations:
+            operations[operation] = [rank_row(entry, operation) for entry in cell["ranks"]]
+    return [row for rows in operations.values() for row in rows]
 
 
 def rank_row(entry: dict[str, Any], operation: str) -> Row:

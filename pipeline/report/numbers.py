@@ -46,6 +46,10 @@ def mebibytes(count: float | None) -> str:
     return f"{count / 2**20:,.2f} MiB" if _known(count) else NOTHING
 
 
+def millions(count: float | None) -> str:
+    return f"{count / 1e6:,.2f} million" if _known(count) else NOTHING
+
+
 def percent(share: float | None) -> str:
     return f"{share:.1%}" if _known(share) else NOTHING
 

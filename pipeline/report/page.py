@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -90,6 +91,7 @@ def specification(chart: altair.TopLevelMixin) -> dict[str, Any]:
     return {"height": 260, "autosize": {"type": "fit-x", "contains": "padding"}} | specified | {"width": "container"}
 
 
+@cache
 def vega_bundle() -> Markup:
     """Vega, Vega-Lite and Vega-Embed as one script, which sets `vegaEmbed`, of the version that altair's charts are written for."""
     version = ".".join(altair.SCHEMA_VERSION.lstrip("v").split(".")[:2])

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.report.cells import SIZES, Cell, Results, name, share_stored, share_stored_text
 from pipeline.report.numbers import NOTHING, interval, mebibytes, megabytes, percent, significant, with_error
 
-FRONTS = {size.front: size.label for size in SIZES} | {"stored": "numbers stored"}
+FRONTS = {size.front: size.label for size in SIZES}
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,10 @@ def status(cell: Cell) -> str:
     return str(cell["status"]) + (f": {cell['reason']}" if cell["reason"] else "")
 
 
+def _speed(speed: dict[str, Any]) -> str:
+    return f"{speed['median']:,.0f} ({speed['low']:,.0f} to {speed['high']:,.0f})"
+
+
 COLUMNS = (
     Column("combination", "", name, name),
     Column("KL divergence", "nats a token", lambda c: with_error(c["kld_mean"], c["kld_se"]), lambda c: c["kld_mean"]),
@@ -57,8 +61,8 @@ COLUMNS = (
     _field("if factors were stored", "MB", "factored_bytes", lambda b: megabytes(b).removesuffix(" MB")),
     Column("numbers stored", "of all", share_stored_text, share_stored),
     _field("KV cache", "MiB", "kv_cache_bytes", lambda b: mebibytes(b).removesuffix(" MiB")),
-    _nested("prompt", "tokens/s", "prompt_speed", "median", lambda speed: f"{speed['median']:,.0f}"),
-    _nested("generation", "tokens/s", "generation_speed", "median", lambda speed: f"{speed['median']:,.0f}"),
+    _nested("prompt", "tokens/s", "prompt_speed", "median", _speed),
+    _nested("generation", "tokens/s", "generation_speed", "median", _speed),
     _nested(
         "beyond quantisation",
         "nats a token",
