@@ -25,6 +25,8 @@ from pipeline.report.tables import as_csv, as_markdown
 from pipeline.report.write import write_report
 from tests.made_up_study import SCRIPT, made_up_study, unknown
 
+ONE_LINE: dict[str, Any] = {"methods": (("shared-kv", "attention"),), "thresholds": (0.9, 0.5), "quants": ("Q8_0",)}
+
 
 def find(results: dict[str, Any], label: str) -> dict[str, Any]:
     cell: dict[str, Any] = next(cell for cell in results["cells"] if cell["label"] == label)
@@ -104,7 +106,7 @@ def test_a_study_in_which_everything_loses_much() -> None:
     results["cells"] = [cell for cell in results["cells"] if cell["method"] != "none"]
     found = answer(results)
     assert found.headline.startswith(" loses least, but much: ")
-    assert "There is none among 3 combinations whose 95% interval lies below 0.1" in found.sentences[0]
+    assert "Of 3 combinations, none has a 95% interval that lies below 0.1" in found.sentences[0]
 
 
 def test_a_study_that_has_only_begun() -> None:
@@ -186,18 +188,18 @@ def test_ticks_of_a_log_axis(values: list[float], ticks: list[float]) -> None:
     assert domain[0] < min(values) <= max(values) < domain[1]
 
 
-STUDIES = {
+STUDIES: dict[str, dict[str, Any]] = {
     "one cell": {"methods": (), "quants": ("Q4_K_M",)},
     "no surgery": {"methods": ()},
-    "one method": {"methods": (("shared-kv", "attention"),)},
-    "ranks": {"axis": "rank", "thresholds": (0.9, 0.5)},
-    "budgets and caches": {"axis": "budget", "caches": ("f16", "q8_0")},
+    "one method": ONE_LINE,
+    "ranks": ONE_LINE | {"axis": "rank"},
+    "budgets and caches": ONE_LINE | {"axis": "budget", "caches": ("f16", "q8_0")},
 }
 
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_any_study_has_a_page_and_valid_charts(study: str) -> None:
-    results = made_up_study(**STUDIES[study])  # type: ignore[arg-type]
+    results = made_up_study(**STUDIES[study])
     figures = study_figures(results)
     assert all(specification["width"] == "container" for specification in specifications(figures).values())
     page = render_page(results, answer(results), figures)
@@ -224,10 +226,10 @@ def test_an_answer_parts_from_the_sources() -> None:
 
 
 def test_what_a_model_wrote_is_text() -> None:
-    results = made_up_study()
-    find(results, "none, Q8_0").update(label=SCRIPT, reason=f"said {SCRIPT}", status="stopped")
+    results = made_up_study(**ONE_LINE)
+    find(results, "none, Q8_0").update(reason=f"said {SCRIPT}", status="stopped")
     results["study"] |= {"prompt": SCRIPT, "model": SCRIPT, "text": SCRIPT, "command": f"x </script>{SCRIPT}"}
-    find(results, "separate 0.5 weights, F16").update(label=f"{SCRIPT}</script>")
+    find(results, "shared-kv 0.5 attention, Q8_0").update(label=f"{SCRIPT}</script>")
     page = render_page(results, answer(results), study_figures(results))
     assert SCRIPT not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
@@ -236,7 +238,8 @@ def test_what_a_model_wrote_is_text() -> None:
 
 
 def test_the_page_names_nothing_to_fetch() -> None:
-    page = render_page(made_up_study(), answer(made_up_study()), study_figures(made_up_study()))
+    results = made_up_study(**ONE_LINE)
+    page = render_page(results, answer(results), study_figures(results))
     outside_scripts = re.sub("<script.*?</script>", "", page, flags=re.DOTALL)
     assert not re.search(r"https?://|url\(|@import|src=|<link (?!rel=.icon. href=.data:,)", outside_scripts)
     assert "default-src 'none'" in outside_scripts
@@ -257,14 +260,14 @@ def test_tables() -> None:
 
 
 def test_files_of_a_report(tmp_path: Path) -> None:
-    results = made_up_study(quants=("F16", "Q4_K_M"))
-    results["cells"][3]["ppl"] = float("inf")
+    results = made_up_study(**ONE_LINE)
+    results["cells"][1]["ppl"] = float("inf")
     before = copy.deepcopy(results)
     written = write_report(results, tmp_path / "report.html")
     assert results == before
-    assert written["cells"] == {"done": 26}
+    assert written["cells"] == {"done": 3}
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
-    assert json.loads((tmp_path / "tables/study.json").read_text())["cells"][3]["ppl"] is None
+    assert json.loads((tmp_path / "tables/study.json").read_text())["cells"][1]["ppl"] is None
     assert {path.name for path in (tmp_path / "tables").iterdir()} == {"cells.csv", "cells.md", "study.json"}
     plots = sorted((tmp_path / "plots").iterdir())
     assert sorted(written["plots"]) == sorted(map(str, plots))

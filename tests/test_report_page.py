@@ -64,15 +64,19 @@ class Browser:
         return rows
 
     def errors(self) -> list[Any]:
-        return [entry for entry in self.driver.get_log("browser") if entry["level"] != "INFO"]
+        return [entry for entry in self._log("browser") if entry["level"] != "INFO"]
 
     def requests(self) -> set[str]:
-        messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        messages = [json.loads(entry["message"])["message"] for entry in self._log("performance")]
         return {
             message["params"]["request"]["url"]
             for message in messages
             if message["method"] == "Network.requestWillBeSent"
         }
+
+    def _log(self, kind: str) -> list[dict[str, Any]]:
+        entries: list[dict[str, Any]] = self.driver.get_log(kind)  # type: ignore[no-untyped-call]
+        return entries
 
 
 @pytest.fixture(scope="module")

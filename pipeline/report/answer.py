@@ -93,10 +93,10 @@ def _beside_source(cell: Cell, results: Results) -> str:
 
 
 def _yardstick(best: Cell | None, combinations: list[Cell]) -> str:
-    meaning = f"whose 95% interval lies below {LIMIT:g} nats a token, which is about a tenth more perplexity"
+    limit = f"below {LIMIT:g} nats a token, which is about a tenth more perplexity"
     if best:
-        return f"It is the smallest file among {_count(combinations)} {meaning}."
-    return f"There is none among {_count(combinations)} {meaning}."
+        return f"Of {_count(combinations)}, it is the smallest file whose 95% interval lies {limit}."
+    return f"Of {_count(combinations)}, none has a 95% interval that lies {limit}."
 
 
 def _what_surgery_does(best: Cell, combinations: list[Cell]) -> Iterator[str]:

@@ -53,8 +53,8 @@ def render_page(results: Results, answer: Answer, figures: Sequence[Figure]) -> 
 
 
 def unbroken(text: str) -> str:
-    """`text` with every error kept on the line of its value."""
-    return text.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
+    """`text` with every number kept on one line with its error and its unit."""
+    return re.sub(r"(?<=\d) (?=±|MB|MiB)|(?<=±) ", "\N{NO-BREAK SPACE}", text)
 
 
 def facts(cell: Cell, base: dict[str, Any]) -> list[tuple[str, str, str]]:
