@@ -20,6 +20,7 @@ COMMANDS = {
     "run": "Answer a prompt, or chat; --beside compares two models.",
     "eval": "Perplexity, and KL divergence to a base.",
     "compare": "Measure a grid of surgeries and quantisations.",
+    "report": "A study as one HTML page, with tables and pictures.",
     "inspect": "Architecture, tensors, and ranks that the variance needs.",
 }
 

@@ -134,7 +134,8 @@ def open_ledger(folder: Path, *, create: bool = False) -> Iterator[Ledger]:
     connection = None
     try:
         connection = sqlite3.connect(path, timeout=30)
-        connection.execute("PRAGMA journal_mode = WAL")
+        if create:
+            _lay_out(connection)
         _check_format(connection, path)
         yield Ledger(connection)
     except sqlite3.OperationalError as error:  # locked, a full disk, a read-only folder
@@ -155,18 +156,25 @@ def make_folder(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
 
 
+def _lay_out(connection: sqlite3.Connection) -> None:
+    """Make the tables in an empty file, in one transaction: whoever reads meanwhile sees all of them or none."""
+    connection.execute("PRAGMA journal_mode = WAL")
+    if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        connection.executescript(
+            f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA application_id = {APPLICATION_ID};"
+            f" PRAGMA user_version = {FORMAT_VERSION}; COMMIT;"
+        )
+
+
 def _check_format(connection: sqlite3.Connection, path: Path) -> None:
     application = connection.execute("PRAGMA application_id").fetchone()[0]
     version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if application == APPLICATION_ID and version > FORMAT_VERSION:
-        raise SurgeryError(f"{path}: was made by a newer version of surgery; update, or name another folder")
-    if application == 0 and not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-        with connection:
-            connection.executescript(
-                f"BEGIN; {SCHEMA} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT_VERSION}; COMMIT;"
-            )
-    elif application != APPLICATION_ID:
+    if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        raise UsageError(f"{path}: is empty; make a study with surgery compare MODEL -o {path.parent}")
+    if application != APPLICATION_ID:
         raise SurgeryError(f"{path}: is another program's database; name another folder")
+    if version > FORMAT_VERSION:
+        raise SurgeryError(f"{path}: was made by a newer version of surgery; update, or name another folder")
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from native.scoring import TokenScores
 from pipeline import __version__
 from pipeline.compare.cell import Cell, StudySubject, base_key
 from pipeline.compare.ledger import Ledger, open_ledger
+from pipeline.errors import UsageError
 from pipeline.statistics import divergence_summary, interval, jackknife_interval, pareto_front, perplexity
 
 WARM_UP_TOKENS = 8
@@ -29,8 +30,10 @@ def study_results(folder: Path) -> dict[str, Any]:
 
 
 def ledger_results(ledger: Ledger) -> dict[str, Any]:
-    """`study_results` of an open ledger."""
+    """`study_results` of an open ledger. Raises UsageError for one that is empty."""
     facts = ledger.facts()
+    if not facts:
+        raise UsageError("the study has only been begun: nothing is measured yet")
     subject = StudySubject(**{name: facts[name] for name in StudySubject.__dataclass_fields__})
     key = base_key(subject)
     base_run, base_chunks = ledger.run(key), ledger.chunks(key)

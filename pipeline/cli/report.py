@@ -1,0 +1,41 @@
+"""`surgery report`: the page, tables and pictures of a study."""
+
+from pathlib import Path
+
+import click
+
+from pipeline.cli.options import json_option
+from pipeline.cli.output import print_json
+from pipeline.errors import UsageError
+from pipeline.report.packages import require_packages
+
+
+@click.command("report")
+@click.argument("study", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="The HTML file to write; tables/ and plots/ go beside it.  [default: STUDY/report.html]",
+)
+@json_option
+def command(study: Path, output: Path | None, as_json: bool) -> None:
+    """Write what came out of STUDY, a folder of surgery compare, as one HTML page that needs no network.
+
+    Beside it go tables/ (CSV, Markdown, JSON) and plots/ (SVG, PNG). An unfinished study is reported as far as it is.
+    """
+    if not study.is_dir():
+        raise UsageError(f"{study}: no such folder; expected one that surgery compare -o has made")
+    require_packages()
+    from pipeline.compare.results import study_results
+    from pipeline.report.write import check_page, write_report
+
+    page = output or study / "report.html"
+    check_page(page)
+    written = write_report(study_results(study), page)
+    if as_json:
+        print_json(written)
+        return
+    click.echo("\n".join(written["answer"]))
+    size = page.stat().st_size / 1e6
+    click.echo(f"\nwrote {page} ({size:.1f} MB), {len(written['tables'])} tables and {len(written['plots'])} pictures")

@@ -1,0 +1,162 @@
+"""The question of a study answered in sentences, from its numbers."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from pipeline.report.cells import (
+    CACHE,
+    FACTORED,
+    FILE,
+    Cell,
+    Results,
+    Size,
+    different,
+    is_measured,
+    is_operated,
+    is_source,
+    name,
+    smallest,
+)
+from pipeline.report.numbers import interval, mebibytes, megabytes, with_error
+
+QUESTION = "Which combination of surgery and quantisation loses least for its size?"
+LIMITS = (0.01, 0.03, 0.1, 0.3, 1.0)
+LIMIT = 0.1
+VERDICTS = {
+    "adds up": "add up",
+    "more than adds up": "are more than the sum of both alone",
+    "less than adds up": "are less than the sum of both alone",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`headline` follows `label`, the name of the cell `best`; when nothing is measured both are without a cell.
+
+    `choices` has a row for every limit in nats a token: the smallest cell within it, by each of `sizes`.
+    """
+
+    best: Cell | None
+    label: str
+    headline: str
+    sentences: list[str] = field(default_factory=list)
+    sizes: list[Size] = field(default_factory=list)
+    choices: list[tuple[float, list[Cell | None]]] = field(default_factory=list)
+
+    @property
+    def text(self) -> list[str]:
+        return [f"{self.label}{self.headline}", *self.sentences]
+
+
+def answer(results: Results) -> Answer:
+    """The combination to take within LIMIT, or that which loses least when none stays within it."""
+    combinations = [cell for cell in results["cells"] if is_measured(cell) and not is_source(cell)]
+    if not combinations:
+        return Answer(None, "Nothing", f" is measured yet, of {_count(results['cells'])}.", [*_unfinished(results)])
+    best = smallest(combinations, FILE, LIMIT)
+    chosen = best or min(combinations, key=lambda cell: float(cell["kld_mean"]))
+    verb = "loses least for its size" if best else "loses least, but much"
+    headline = f" {verb}: {_loss(chosen)}{_beside_source(chosen, results)}."
+    sizes = [size for size in (FILE, FACTORED, CACHE) if len(different(combinations, size.key)) > 1 or size is FILE]
+    return Answer(
+        chosen,
+        name(chosen),
+        headline,
+        [
+            _yardstick(best, combinations),
+            *(_what_surgery_does(best, combinations) if best else ()),
+            *_beyond_quantisation(combinations),
+            *_smaller_cache(combinations, results),
+            *_interactions(combinations),
+            *_unfinished(results),
+        ],
+        sizes,
+        [(limit, [smallest(combinations, size, limit) for size in sizes]) for limit in LIMITS],
+    )
+
+
+def _loss(cell: Cell) -> str:
+    loss = f"{with_error(cell['kld_mean'], cell['kld_se'])} nats a token"
+    known = cell["kld_low"] is not None and cell["kld_high"] is not None
+    return loss + (f" (95% interval {interval(cell['kld_low'], cell['kld_high'])})" if known else "")
+
+
+def _beside_source(cell: Cell, results: Results) -> str:
+    size, source = cell["file_bytes"], results["base"]["file_bytes"]
+    if size is None:
+        return ""
+    if not source:
+        return f" at {megabytes(size)}"
+    share = f"{size / source:.0%} of the source's {megabytes(source)}"
+    return f" at {megabytes(size)}, {share}" + (", so nothing is saved on disk" if size >= source else "")
+
+
+def _yardstick(best: Cell | None, combinations: list[Cell]) -> str:
+    limit = f"below {LIMIT:g} nats a token, which is about a tenth more perplexity"
+    if best:
+        return f"Of {_count(combinations)}, it is the smallest file whose 95% interval lies {limit}."
+    return f"Of {_count(combinations)}, none has a 95% interval that lies {limit}."
+
+
+def _what_surgery_does(best: Cell, combinations: list[Cell]) -> Iterator[str]:
+    operated = [cell for cell in combinations if is_operated(cell)]
+    alone = smallest([cell for cell in combinations if not is_operated(cell)], FILE, LIMIT)
+    if not operated:
+        return
+    if is_operated(best):
+        if alone:
+            size = megabytes(alone["file_bytes"])
+            yield f"Without surgery the smallest within that limit is {name(alone)}: {_loss(alone)} at {size}."
+        else:
+            yield "No quantisation alone stays within that limit."
+        return
+    factored = smallest(combinations, FACTORED, LIMIT)
+    if factored and is_operated(factored) and factored["factored_bytes"] < best["file_bytes"]:
+        less = 1 - factored["factored_bytes"] / best["file_bytes"]
+        yield (
+            "Surgery makes no file smaller, because its product is stored, not its factors. If the factors were stored, "
+            f"{name(factored)} would take {megabytes(factored['factored_bytes'])}, {less:.0%} less, and lose {_loss(factored)}."
+        )
+    else:
+        yield "Surgery gains nothing within that limit, even if its factors were stored instead of their product."
+
+
+def _beyond_quantisation(combinations: list[Cell]) -> Iterator[str]:
+    measured = [cell for cell in combinations if cell["over_quant"] and cell["over_quant"]["low"] is not None]
+    if measured:
+        cell = min(measured, key=lambda cell: float(cell["over_quant"]["mean"]))
+        over = cell["over_quant"]
+        error = (over["high"] - over["low"]) / 4
+        between = interval(over["low"], over["high"])
+        unclear = ", not told apart from 0" if over["low"] <= 0 <= over["high"] else ""
+        yield (
+            f"The surgery that adds least to its quantisation, {name(cell)}, adds "
+            f"{with_error(over['mean'], error).split(' ')[0]} nats a token (95% interval {between}{unclear})."
+        )
+
+
+def _smaller_cache(combinations: list[Cell], results: Results) -> Iterator[str]:
+    cell, source = smallest(combinations, CACHE, LIMIT), results["base"]["kv_cache_bytes"]
+    if cell and source and cell["kv_cache_bytes"] < source:
+        sizes = f"{mebibytes(cell['kv_cache_bytes'])} instead of {mebibytes(source)}"
+        yield f"The smallest KV cache within that limit, {sizes}, is that of {name(cell)}: {_loss(cell)}."
+
+
+def _interactions(combinations: list[Cell]) -> Iterator[str]:
+    verdicts = Counter(cell["interaction"]["verdict"] for cell in combinations if cell["interaction"])
+    if verdicts:
+        counts = ", ".join(f"{count} {VERDICTS.get(verdict, verdict)}" for verdict, count in verdicts.most_common())
+        yield f"Of {verdicts.total()} losses of surgery and quantisation together, {counts}."
+
+
+def _unfinished(results: Results) -> Iterator[str]:
+    states = Counter(cell["status"] for cell in results["cells"] if cell["status"] != "done")
+    if states:
+        counts = ", ".join(f"{count} {state}" for state, count in states.most_common())
+        may_change = "; the answer may change" if states.keys() & {"pending", "running"} else ""
+        yield f"Not all of {_count(results['cells'])} are complete: {counts}{may_change}."
+
+
+def _count(cells: list[Cell]) -> str:
+    return f"{len(cells)} combination{'s' if len(cells) != 1 else ''}"

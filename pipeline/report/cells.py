@@ -1,0 +1,92 @@
+"""What the parts of the report ask of a study's cells, each a dictionary as `pipeline.compare.results` gives it."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.report.numbers import mebibytes, megabytes, millions, percent
+
+Results = dict[str, Any]
+Cell = dict[str, Any]
+
+SETTINGS = {"threshold": "threshold", "budget": "budget", "rank": "rank"}
+METHODS = ("none", "shared-kv", "separate", "cross-layer", "latent", "random")
+SAME_SIZE = 1.001  # files differ by what their metadata say
+
+
+@dataclass(frozen=True)
+class Size:
+    """A size that the loss is held against: `front` is its name in a cell's `pareto`, `key` the cell's field."""
+
+    front: str
+    key: str
+    label: str
+    text: Callable[[float | None], str]
+    per_unit: float
+    unit: str
+
+
+FILE = Size("file", "file_bytes", "file on disk", megabytes, 1e6, "MB")
+FACTORED = Size("factored", "factored_bytes", "file if factors were stored", megabytes, 1e6, "MB")
+STORED = Size("stored", "factors", "numbers stored", millions, 1e6, "million")
+CACHE = Size("kv", "kv_cache_bytes", "KV cache", mebibytes, 2**20, "MiB")
+SIZES = (FILE, FACTORED, STORED, CACHE)
+
+
+def is_measured(cell: Cell) -> bool:
+    """Whether the loss is final: neither running nor unknown. A cell that was stopped early has one, too."""
+    return cell["status"] in ("done", "stopped") and cell["kld_mean"] is not None
+
+
+def is_source(cell: Cell) -> bool:
+    """Whether the cell is the source itself, neither operated on nor quantised."""
+    return cell["method"] == "none" and cell["quant"] == "source" and cell["cache_type"] == "f16"
+
+
+def is_operated(cell: Cell) -> bool:
+    return bool(cell["method"] != "none")
+
+
+def share_stored(cell: Cell) -> float | None:
+    """Numbers stored if the factors were kept, as a share of the dense matrices'. None for what is not operated on."""
+    if not is_operated(cell) or not cell["factors"] or not cell["dense"]:
+        return None
+    return float(cell["factors"] / cell["dense"])
+
+
+def share_stored_text(cell: Cell) -> str:
+    return percent(share_stored(cell))
+
+
+def setting(cell: Cell) -> str:
+    """What decides the cell's ranks, such as `threshold 0.9`; empty when nothing does."""
+    return next((f"{name} {cell[key]:g}" for key, name in SETTINGS.items() if cell[key] is not None), "")
+
+
+def name(cell: Cell) -> str:
+    """What the cell is called in the report: what is not operated on goes by what was done to it instead."""
+    if is_source(cell):
+        return "the source"
+    if is_operated(cell):
+        return str(cell["label"])
+    quant = "the source" if cell["quant"] == "source" else cell["quant"]
+    return f"{quant} alone" + (f", cache {cell['cache_type']}" if cell["cache_type"] != "f16" else "")
+
+
+def upper_loss(cell: Cell) -> float:
+    """The upper end of the 95 % interval of the KL divergence, in nats a token, or its mean when there is none."""
+    return float(cell["kld_high"] if cell["kld_high"] is not None else cell["kld_mean"])
+
+
+def smallest(cells: Iterable[Cell], size: Size, limit: float) -> Cell | None:
+    """The smallest of the cells that surely lose less than `limit`; among equally small ones, that which loses least."""
+    within = [c for c in cells if is_measured(c) and c[size.key] is not None and upper_loss(c) < limit]
+    if not within:
+        return None
+    least = min(c[size.key] for c in within)
+    return min((c for c in within if c[size.key] <= least * SAME_SIZE), key=lambda c: float(c["kld_mean"]))
+
+
+def different(cells: Iterable[Cell], key: str) -> list[Any]:
+    """The values of a field that occur, in order of appearance, without None."""
+    return list(dict.fromkeys(cell[key] for cell in cells if cell[key] is not None))

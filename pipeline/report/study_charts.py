@@ -1,0 +1,126 @@
+"""The figures of a study: loss over what was kept, loss over size, ranks by layer."""
+
+import math
+from dataclasses import dataclass
+
+import altair as alt
+
+from pipeline.report.cells import SIZES, Results, Size, different, is_measured
+from pipeline.report.chart_parts import (
+    chart_of,
+    error_bars,
+    log_axis,
+    method_colour,
+    method_keys,
+    points,
+    shape_scale,
+)
+from pipeline.report.chart_rows import Row, method_order, rank_rows, size_rows
+from pipeline.report.figures import REFERENCE_COLOUR, Chart, Figure, Key, Panel, Selector, View
+from pipeline.report.loss_charts import VALUES, loss_figure
+
+MOST_LAYER_LABELS = 10
+RANK_LABELS = [0, 0.25, 0.5, 0.75, 1]
+
+
+def study_figures(results: Results) -> list[Figure]:
+    """Those that have anything to show."""
+    figures = [loss_figure(results), size_figure(results), ranks_figure(results)]
+    return [figure for figure in figures if figure.views]
+
+
+def size_figure(results: Results) -> Figure:
+    cells = [cell for cell in results["cells"] if is_measured(cell)]
+    shapes = shape_scale([str(quant) for quant in different(cells, "quant")])
+    views = [size_view(size_rows(results, size), size, shapes) for size in SIZES]
+    return Figure(
+        "size",
+        "What is lost, the smaller it is",
+        "Every measured combination; the line joins those that nothing of at most their size beats.",
+        [view for view in views if view],
+        [*method_keys(method_order(cells)), *(Key(quant, shape=shape) for quant, shape in shapes.items())],
+    )
+
+
+def size_view(rows: list[Row], size: Size, shapes: dict[str, str]) -> View | None:
+    differs = len({row["x"] for row in rows}) > 1
+    if not rows or not (differs or size.front == "file"):
+        return None
+    for_page, for_file = (SizeChart(rows, size, shapes, legend).layers() for legend in (False, True))
+    front = sorted((row for row in rows if row["front"]), key=lambda row: float(row["x"]))
+    return View(
+        f"kld-over-{size.front}",
+        size.label[0].upper() + size.label[1:],
+        [Panel("", for_page.properties(height=340), f"KL divergence over {size.label}")],
+        for_file.properties(width=620, height=340),
+        [f"{row['combination']}: {row['size']}, {row['KL divergence']} nats a token" for row in front],
+    )
+
+
+@dataclass(frozen=True)
+class SizeChart:
+    """KL divergence over one size, with its Pareto front; `shapes` are the quantisations'."""
+
+    rows: list[Row]
+    size: Size
+    shapes: dict[str, str]
+    legend: bool
+
+    def layers(self) -> Chart:
+        methods = sorted({row["method"] for row in self.rows})
+        y = log_axis([row[end] for row in self.rows for end in ("low", "high")], VALUES["kld"])
+        cells = chart_of(self.rows).encode(x=self.x, color=method_colour(methods, legend=self.legend))
+        front = chart_of([row for row in self.rows if row["front"]]).encode(x=self.x, y=y)
+        return alt.layer(
+            front.mark_line(interpolate="step-after", strokeWidth=1.5, color=REFERENCE_COLOUR),
+            error_bars(cells),
+            points(cells.encode(y=y), methods).encode(shape=self.shape),
+        )
+
+    @property
+    def x(self) -> alt.X:
+        title = f"{self.size.label}, {self.size.unit}"
+        return alt.X("x:Q", title=title, scale=alt.Scale(zero=False, padding=16), axis=alt.Axis(tickCount=6))
+
+    @property
+    def shape(self) -> alt.Shape:
+        scale = alt.Scale(domain=list(self.shapes), range=list(self.shapes.values()))
+        return alt.Shape("quantisation:N", scale=scale, legend=alt.Legend() if self.legend else None)
+
+
+def ranks_figure(results: Results) -> Figure:
+    rows = rank_rows(results)
+    caption = "How many components every layer keeps, as a share of all that there are."
+    if not rows:
+        return Figure("ranks", "", caption, [])
+    operations = list(dict.fromkeys(row["operation"] for row in rows))
+    chart = ranks_chart(rows, operations[0])
+    picture = chart.properties(width=700, title=operations[0])
+    selector = Selector("operation", "Operation", operations)
+    view = View("ranks", "Ranks", [Panel("", chart, "Rank by layer and group")], picture)
+    return Figure("ranks", "Where the ranks go", caption, [view], selector=selector)
+
+
+def ranks_chart(rows: list[Row], chosen: str) -> alt.Chart:
+    """A heat map of the operation that the parameter `operation` names, `chosen` at first."""
+    layers = sorted({row["layer"] for row in rows})
+    labelled = layers[:: math.ceil(len(layers) / MOST_LAYER_LABELS)]
+    colour = alt.Color(
+        "share of the full rank:Q",
+        scale=alt.Scale(scheme="viridis", domain=[0, 1]),
+        legend=alt.Legend(orient="bottom", format="%", title="rank, share of the full rank", values=RANK_LABELS),
+    )
+    tooltip = ["layer", "group", "rank", "full rank", "variance kept"]
+    return (
+        chart_of(rows)
+        .mark_rect()
+        .encode(
+            x=alt.X("layer:O", title="layer", axis=alt.Axis(values=labelled, labelAngle=0)),
+            y=alt.Y("group:N", title=None, sort=None),
+            color=colour,
+            tooltip=[alt.Tooltip(heading, type="nominal") for heading in tooltip],
+        )
+        .properties(height=44 * len({row["group"] for row in rows}))
+        .transform_filter("datum.operation == operation")
+        .add_params(alt.param(name="operation", value=chosen))
+    )

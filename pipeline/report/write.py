@@ -1,0 +1,87 @@
+"""The files of a report: the page, and beside it the tables and the pictures."""
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import vl_convert
+
+from pipeline.errors import UsageError
+from pipeline.output_file import check_output, complete_or_absent
+from pipeline.report.answer import answer
+from pipeline.report.cells import Results
+from pipeline.report.chart_style import PICTURE
+from pipeline.report.figures import Figure, View
+from pipeline.report.page import render_page
+from pipeline.report.study_charts import study_figures
+from pipeline.report.tables import as_csv, as_markdown
+
+PICTURE_SCALE = 2  # pixels of a PNG for one of an SVG
+
+
+def check_page(page: Path) -> None:
+    """Raise UsageError unless `page` can be written. Only a page's name is taken: what is there is overwritten."""
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"{page}: expected a name that ends in .html")
+    check_output(page, force=True)
+    for folder in (page.parent / "tables", page.parent / "plots"):
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"{folder}: is no folder, but the report needs one of that name; move it, or use -o")
+
+
+def write_report(results: Results, page: Path) -> dict[str, Any]:
+    """Write `page`, and beside it the folders `tables` and `plots`; what was there is overwritten.
+
+    Returns the paths, the answer's sentences, and how many cells have which status. Raises as `check_page` does.
+    """
+    check_page(page)
+    results = without_infinities(results)
+    found, figures = answer(results), study_figures(results)
+    written = {
+        "tables": write_tables(results, page.parent / "tables"),
+        "plots": write_plots(figures, page.parent / "plots"),
+    }
+    _write(page, render_page(results, found, figures).encode())
+    cells = Counter(cell["status"] for cell in results["cells"])
+    return {"page": str(page), **written, "answer": found.text, "cells": dict(cells)}
+
+
+def write_tables(results: Results, folder: Path) -> list[str]:
+    """The cells as CSV and Markdown, and all results as JSON."""
+    folder.mkdir(exist_ok=True)
+    as_json = json.dumps(results, indent=1, allow_nan=False) + "\n"
+    tables = {"cells.csv": as_csv(results), "cells.md": as_markdown(results), "study.json": as_json}
+    return [_write(folder / name, text.encode()) for name, text in tables.items()]
+
+
+def write_plots(figures: list[Figure], folder: Path) -> list[str]:
+    """Every view of every figure as SVG and as PNG."""
+    folder.mkdir(exist_ok=True)
+    written = []
+    for view in (view for figure in figures for view in figure.views):
+        svg = picture(view)
+        written.append(_write(folder / f"{view.name}.svg", svg.encode()))
+        written.append(_write(folder / f"{view.name}.png", vl_convert.svg_to_png(svg, scale=PICTURE_SCALE)))
+    return written
+
+
+def picture(view: View) -> str:
+    """The view as an SVG file, on white."""
+    return vl_convert.vegalite_to_svg(view.picture.to_dict() | {"config": PICTURE})
+
+
+def without_infinities(value: Any) -> Any:
+    """`value` with None for every number that is not finite, which JSON has no name for."""
+    if isinstance(value, dict):
+        return {key: without_infinities(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_infinities(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _write(path: Path, content: bytes) -> str:
+    with complete_or_absent(path, force=True, size=len(content)) as temporary:
+        temporary.write_bytes(content)
+    return str(path)

@@ -1,0 +1,170 @@
+"""Results of a study as `pipeline.compare.results` gives them, made up: no model is run."""
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+
+LAYERS = 30
+QUANTS = {"F16": (0.00002, 269.1e6, 16.0), "Q8_0": (0.0014, 144.8e6, 8.5), "Q4_K_M": (0.0493, 105.4e6, 4.8)}
+CACHES = {"f16": (0.0, 11.25), "q8_0": (0.0007, 5.98)}
+LOSS = {("shared-kv", "attention"): 0.08, ("separate", "attention"): 0.11, ("separate", "weights"): 1.9}
+SCRIPT = "<script>alert(1)</script>"
+BASE_ANSWER = ["Machine", " learning", " is", " a", " subset", " of", " artificial", " intelligence", "."]
+OTHER_ANSWER = ["Machine", " learning", " is", " a", " way", " of", " writing", f" {SCRIPT}", " & more", "."]
+
+
+def made_up_study(
+    *,
+    methods: tuple[tuple[str, str], ...] = tuple(LOSS),
+    thresholds: tuple[float, ...] = (0.99, 0.9, 0.7, 0.5),
+    quants: tuple[str, ...] = tuple(QUANTS),
+    caches: tuple[str, ...] = ("f16",),
+    axis: str = "threshold",
+) -> dict[str, Any]:
+    """Every combination of the given ones, and each quantisation alone. `axis` is what `thresholds` are."""
+    plain = [made_up_cell("none", None, None, quant, cache) for quant, cache in itertools.product(quants, caches)]
+    operated = [
+        made_up_cell(method, metric, threshold, quant, cache, axis)
+        for (method, metric), threshold, quant, cache in itertools.product(methods, thresholds, quants, caches)
+    ]
+    cells = plain + operated
+    for cell in cells:
+        mark_fronts(cell, cells)
+    return {"study": dict(STUDY), "base": dict(BASE), "cells": cells}
+
+
+def speed(median: float) -> dict[str, float]:
+    return {"median": median, "low": median * 0.97, "high": median * 1.02}
+
+
+def made_up_cell(
+    method: str, metric: str | None, setting: float | None, quant: str, cache: str, axis: str = "threshold"
+) -> dict[str, Any]:
+    quant_loss, quant_bytes, bits = QUANTS[quant]
+    cache_loss, mebibytes = CACHES[cache]
+    surgery = LOSS[method, str(metric)] * 6 * (1.02 - setting) ** 1.5 if setting is not None else 0.0
+    kld = surgery + quant_loss * (1 + surgery / 4) + cache_loss
+    share = 0.25 + 0.85 * setting if setting is not None else 1.0
+    se = kld * 0.017
+    operation = " ".join(str(part) for part in (method, setting, metric) if part is not None)
+    dense = 16_588_800
+    operated = setting is not None
+    cell: dict[str, Any] = dict.fromkeys(UNKNOWN) | {
+        "label": f"{operation}, {quant}" + (f", cache {cache}" if cache != "f16" else ""),
+        "status": "done",
+        "method": method,
+        "targets": "qkv" if operated else None,
+        axis: setting,
+        "metric": metric,
+        "mean": "keep" if operated else None,
+        "layers": "all" if operated else None,
+        "seed": 0 if operated else None,
+        "quant": quant,
+        "cache_type": cache,
+        "chunks": 20,
+        "ppl": 23.9 * math.exp(kld),
+        "ppl_se": 0.6 * math.exp(kld),
+        "kld_mean": kld,
+        "kld_se": se,
+        "kld_low": kld - 2.09 * se,
+        "kld_high": kld + 2.09 * se,
+        "kld_median": kld * 0.6,
+        "kld_p99": kld * 9,
+        "same_top": math.exp(-1.4 * math.sqrt(kld)),
+        "file_bytes": int(quant_bytes + 2048 * operated),
+        "factored_bytes": int(quant_bytes - dense * (1 - share) * bits / 8),
+        "factors": int(dense * share) if operated else None,
+        "dense": dense if operated else None,
+        "kv_cache_bytes": int(mebibytes * 2**20),
+        "prompt_speed": speed(900.0),
+        "generation_speed": speed(95.0),
+        "ranks": made_up_ranks(share) if operated else None,
+        "answer": OTHER_ANSWER if operated else BASE_ANSWER,
+        "first_difference": 4 if operated else None,
+        "seconds": 31.5,
+        "machine": "Laptop",
+        "threads": 2,
+    }
+    if operated:
+        cell["over_quant"] = {"mean": surgery, "low": surgery * 0.96, "high": surgery * 1.04}
+        cell["interaction"] = {"ratio": 1.04, "low": 0.99, "high": 1.09, "verdict": "adds up"}
+    return cell
+
+
+def made_up_ranks(share: float) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(0)
+    return [
+        {
+            "layer": layer,
+            "group": group,
+            "rank": int(full * min(1, share * rng.uniform(0.3, 0.9) * (0.5 + layer / LAYERS))),
+            "full_rank": full,
+            "explained": share,
+        }
+        for layer in range(LAYERS)
+        for group, full in (("q", 576), ("kv", 384))
+    ]
+
+
+def mark_fronts(cell: dict[str, Any], cells: list[dict[str, Any]]) -> None:
+    sizes = {"file": "file_bytes", "factored": "factored_bytes", "stored": "factors", "kv": "kv_cache_bytes"}
+    cell["pareto"] = [
+        name
+        for name, key in sizes.items()
+        if cell[key] is not None
+        and not any(
+            (other[key] <= cell[key] and other["kld_mean"] < cell["kld_mean"])
+            or (other[key] < cell[key] and other["kld_mean"] <= cell["kld_mean"])
+            for other in cells
+            if other[key] is not None
+        )
+    ]
+
+
+def unknown(cell: dict[str, Any], status: str, reason: str | None = None) -> None:
+    """Make `cell` one that was not measured."""
+    cell.update(dict.fromkeys(MEASURED), pareto=[], status=status, reason=reason)
+
+
+MEASURED = (
+    *("chunks", "ppl", "ppl_se", "kld_mean", "kld_se", "kld_low", "kld_high", "kld_median", "kld_p99", "same_top"),
+    *("file_bytes", "factored_bytes", "factors", "dense", "kv_cache_bytes", "prompt_speed", "generation_speed"),
+    *("over_quant", "interaction", "ranks", "answer", "first_difference", "seconds", "machine", "threads"),
+)
+UNKNOWN = ["reason", "threshold", "rank", "budget", *MEASURED]
+
+STUDY: dict[str, Any] = {
+    "model": "smollm2.gguf",
+    "model_sha256": "5f" * 32,
+    "architecture": "llama",
+    "text": "wikitext-2 test",
+    "text_sha256": "a1" * 32,
+    "n_ctx": 512,
+    "chunks": 20,
+    "calibration": {"text": "wikitext-2 valid", "text_sha256": "b2" * 32, "chunks": 64},
+    "prompt": "What is machine learning?",
+    "command": "surgery compare smollm2.gguf --methods shared-kv,separate --thresholds 0.99,0.9,0.7,0.5"
+    " --metrics weights,attention --quants F16,Q8_0,Q4_K_M --text test.txt -o study",
+    "created": "2026-11-21T22:10:00+00:00",
+    "versions": {
+        "surgery": "0.1.0",
+        "llama-cpp-python": "0.3.36",
+        "gguf": "0.17.1",
+        "numpy": "2.2.0",
+        "python": "3.11.7",
+    },
+    "machine": "Laptop, 2 cores",
+    "threads": 2,
+    "seconds": 1268.4,
+}
+BASE: dict[str, Any] = {
+    "ppl": 23.9,
+    "ppl_se": 0.6,
+    "file_bytes": 270_900_000,
+    "kv_cache_bytes": int(11.25 * 2**20),
+    "prompt_speed": speed(880.0),
+    "generation_speed": speed(90.0),
+    "answer": BASE_ANSWER,
+}
