@@ -14,8 +14,35 @@ from pipeline.decompose.eigenpairs import leading_eigenpairs
 MEANS = ("keep", "none", "drop")
 
 
+class RankedEnergies:
+    """Components in the order in which they are kept: `energies`, (m,), the part of `total` that each carries."""
+
+    energies: np.ndarray
+    total: float
+
+    @property
+    def full_rank(self) -> int:
+        """The number of components with which the reconstruction is exact."""
+        raise NotImplementedError
+
+    def rank_for(self, threshold: float) -> int:
+        """The fewest components whose share of the variance reaches `threshold`, in (0, 1]; 0 if there is none."""
+        if self.total == 0:
+            return 0
+        if threshold >= 1:
+            return self.full_rank
+        shares = np.cumsum(self.energies) / self.total
+        return min(int(np.searchsorted(shares, threshold * (1 - 1e-12))) + 1, self.full_rank)
+
+    def explained(self, rank: int) -> float:
+        """The share of the variance, in [0, 1], that the first `rank` components carry."""
+        if self.total == 0 or rank >= self.full_rank:
+            return 1.0
+        return float(min(self.energies[:rank].sum() / self.total, 1.0))
+
+
 @dataclass(frozen=True)
-class RowDecomposition:
+class RowDecomposition(RankedEnergies):
     """Rows as `mean + basis @ (basis.T @ centred)` or, for tall matrices, `mean + (centred @ basis) @ basis.T`.
 
     centred: (n, d), the rows less the mean that was removed before the fit
@@ -35,21 +62,6 @@ class RowDecomposition:
     def full_rank(self) -> int:
         """The number of components with which the reconstruction is exact."""
         return min(self.centred.shape)
-
-    def rank_for(self, threshold: float) -> int:
-        """The fewest components whose share of the variance reaches `threshold`, in (0, 1]; 0 if there is none."""
-        if self.total == 0:
-            return 0
-        if threshold >= 1:
-            return self.full_rank
-        shares = np.cumsum(self.energies) / self.total
-        return min(int(np.searchsorted(shares, threshold * (1 - 1e-12))) + 1, self.full_rank)
-
-    def explained(self, rank: int) -> float:
-        """The share of the variance, in [0, 1], that the first `rank` components carry."""
-        if self.total == 0 or rank >= self.full_rank:
-            return 1.0
-        return float(min(self.energies[:rank].sum() / self.total, 1.0))
 
     def reconstruct(self, rank: int) -> np.ndarray:
         """The rows from their first `rank` components: (n, d), in the dtype of `centred`."""
