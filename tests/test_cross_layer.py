@@ -7,6 +7,7 @@ from sklearn.decomposition import PCA
 
 from pipeline.decompose.cross_layer import (
     CrossLayerComponents,
+    WeightedCrossLayerComponents,
     cross_layer_components,
     least_error,
     weighted_cross_layer_components,
@@ -19,10 +20,15 @@ from tests.test_principal_components import reference
 Layers = list[tuple[np.ndarray, Metric]]
 
 
+def fit(layers: Layers, mean: str) -> WeightedCrossLayerComponents:
+    return weighted_cross_layer_components(rows_of(layers), metrics_of(layers), mean)
+
+
 def random_layers(count: int, n: int, d: int, seed: int = 0, spread: float = 1.0) -> Layers:
     """Rows with a mean, and a metric of its own for each layer; `spread` says how far the inputs' moments differ."""
     rng = np.random.default_rng(seed)
-    common, layers = rng.standard_normal((d, d)), []
+    common = rng.standard_normal((d, d))
+    layers: Layers = []
     for _ in range(count):
         mixing = common + spread * rng.standard_normal((d, d))
         blocks = [b @ b.T for b in (rng.standard_normal((n // 2, n)) for _ in range(2))]
@@ -33,6 +39,10 @@ def random_layers(count: int, n: int, d: int, seed: int = 0, spread: float = 1.0
 
 def rows_of(layers: Layers) -> list[np.ndarray]:
     return [rows for rows, _ in layers]
+
+
+def metrics_of(layers: Layers) -> list[Metric]:
+    return [metric for _, metric in layers]
 
 
 def error(components: CrossLayerComponents, layers: Layers, rank: int) -> float:
@@ -47,7 +57,7 @@ def error(components: CrossLayerComponents, layers: Layers, rank: int) -> float:
 @pytest.mark.parametrize("mean", ["keep", "none", "drop"])
 @pytest.mark.parametrize(("count", "n", "d"), [(3, 24, 40), (2, 10, 40), (4, 30, 20)])
 def test_without_a_metric_it_is_scikit_learns_on_the_stack(count: int, n: int, d: int, mean: str, dtype: type) -> None:
-    layers = [rows.astype(dtype) for rows in rows_of(random_layers(count, n, d))]
+    layers: list[np.ndarray] = [rows.astype(dtype) for rows in rows_of(random_layers(count, n, d))]
     components = cross_layer_components(layers, mean)
     rebuilt = np.vstack([components.project(rows, 7) for rows in layers])
     assert rebuilt.dtype == dtype
@@ -69,7 +79,7 @@ def test_one_layer_is_the_ordinary_decomposition(n: int, d: int, mean: str) -> N
     ((rows, metric),) = layers = random_layers(1, n, d)
     plain, own = principal_components(rows, mean), cross_layer_components([rows], mean)
     weighted = weigh_rows(rows, metric, mean)
-    calibrated, shared = principal_components(weighted.rows, "none"), weighted_cross_layer_components(layers, mean)
+    calibrated, shared = principal_components(weighted.rows, "none"), fit(layers, mean)
     for rank in (1, 7, min(n, d)):
         np.testing.assert_allclose(own.project(rows, rank), plain.reconstruct(rank), atol=1e-8)
         expected = weighted.restore(calibrated.reconstruct(rank))
@@ -83,10 +93,12 @@ def test_equal_layers_need_the_rank_of_one() -> None:
     one, three = cross_layer_components([rows], "none"), cross_layer_components([rows] * 3, "none")
     assert [one.rank_for(t) for t in (0.5, 0.9, 0.99)] == [three.rank_for(t) for t in (0.5, 0.9, 0.99)]
     np.testing.assert_allclose(three.project(rows, 5), one.project(rows, 5), atol=1e-8)
-    one, three = (weighted_cross_layer_components([(rows, metric)] * count, "none") for count in (1, 3))
+    one, three = (fit([(rows, metric)] * count, "none") for count in (1, 3))
     np.testing.assert_allclose(three.project(rows, 5, metric), one.project(rows, 5, metric), atol=1e-4)
     layers = [(rows, metric)] * 3
-    assert error(three, layers, 5) == pytest.approx(least_error(layers, three.removed, 5), rel=1e-4)
+    assert error(three, layers, 5) == pytest.approx(
+        least_error(rows_of(layers), metrics_of(layers), three.removed, 5), rel=1e-4
+    )
 
 
 def test_layers_whose_inputs_differ_only_in_size_have_a_closed_form() -> None:
@@ -95,7 +107,7 @@ def test_layers_whose_inputs_differ_only_in_size_have_a_closed_form() -> None:
     mixing = rng.standard_normal((20, 20))
     moment, sizes = mixing @ mixing.T, (0.1, 1.0, 30.0)
     layers = [(rng.standard_normal((8, 20)), Metric(size * moment, [np.eye(8) / size])) for size in sizes]
-    shared = weighted_cross_layer_components(layers, "none")
+    shared = fit(layers, "none")
     stack = np.vstack([metric.weigh(rows) for rows, metric in layers])
     left = np.square(np.linalg.svd(stack, compute_uv=False)[6:]).sum()
     assert error(shared, layers, 6) == pytest.approx(left, rel=1e-3)
@@ -153,17 +165,17 @@ def test_a_general_optimiser_hardly_does_better(spread: float, slack: float, ran
     ratios = []
     for seed in range(4):
         layers = random_layers(3, 6, 8, seed, spread)
-        shared = weighted_cross_layer_components(layers, "none")
+        shared = fit(layers, "none")
         found, best = error(shared.refine(rank), layers, rank), brute_force(layers, rank, starts=8)
         ratios.append(found / best)
         assert found <= error(shared, layers, rank) * (1 + 1e-9)
-        assert found >= least_error(layers, shared.removed, rank) * (1 - 1e-6)
+        assert found >= least_error(rows_of(layers), metrics_of(layers), shared.removed, rank) * (1 - 1e-6)
     assert max(ratios) < slack
 
 
 def test_refining_helps_where_inputs_differ_and_says_what_it_keeps() -> None:
     layers = random_layers(4, 20, 30, seed=7, spread=2.0)
-    shared = weighted_cross_layer_components(layers, "keep")
+    shared = fit(layers, "keep")
     refined = shared.refine(8)
     assert error(refined, layers, 8) < 0.98 * error(shared, layers, 8)
     for components in (shared, refined):
@@ -175,7 +187,7 @@ def test_refining_helps_where_inputs_differ_and_says_what_it_keeps() -> None:
 def test_coefficients_are_the_best_for_the_directions() -> None:
     """B = A C V (V^T C V)^-1, which no change of a layer's coefficients improves on."""
     layers = random_layers(2, 10, 16)
-    shared = weighted_cross_layer_components(layers, "none").refine(5)
+    shared = fit(layers, "none").refine(5)
     rows, metric = layers[1]
     moment = metric.input_factor @ metric.input_factor.T
     kept = shared.directions[:, :5]
@@ -192,8 +204,8 @@ def test_a_planted_subspace_is_recovered() -> None:
     ]
     for components in (
         cross_layer_components(rows_of(layers), "none"),
-        weighted_cross_layer_components(layers, "none"),
-        weighted_cross_layer_components(layers, "none").refine(rank),
+        fit(layers, "none"),
+        fit(layers, "none").refine(rank),
     ):
         overlap = np.square(planted.T @ components.directions[:, :rank]).sum() / rank
         assert overlap == pytest.approx(1, abs=1e-6)
@@ -208,15 +220,15 @@ def test_layers_that_share_nothing_need_the_ranks_of_all() -> None:
         (rng.standard_normal((20, rank)) @ directions[:, rank * i : rank * (i + 1)].T, Metric(np.eye(d), [np.eye(20)]))
         for i in range(count)
     ]
-    plain, weighted = cross_layer_components(rows_of(layers), "none"), weighted_cross_layer_components(layers, "none")
+    plain, weighted = cross_layer_components(rows_of(layers), "none"), fit(layers, "none")
     for components in (plain, weighted):
         assert components.rank_for(1 - 1e-6) == rank * count
         assert components.explained(rank) < 0.5  # where one layer alone would keep everything
-    assert least_error(layers, plain.removed, rank) < 1e-9 * plain.total
+    assert least_error(rows_of(layers), metrics_of(layers), plain.removed, rank) < 1e-9 * plain.total
 
 
 def test_the_gradient_is_that_of_the_captured_energy() -> None:
-    terms = weighted_cross_layer_components(random_layers(3, 8, 12, spread=2.0), "none").terms
+    terms = fit(random_layers(3, 8, 12, spread=2.0), "none").terms
     rng = np.random.default_rng(1)
     basis, direction = np.linalg.qr(rng.standard_normal((12, 4)))[0], rng.standard_normal((12, 4))
     here = capture(basis, terms)

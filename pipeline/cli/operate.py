@@ -1,6 +1,7 @@
 """`surgery operate`: replace a model's attention projections by low-rank reconstructions."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pipeline.errors import UsageError
 from pipeline.operation.encode import OUTTYPES
 from pipeline.operation.operate import OperationReport, operate
 from pipeline.operation.operate_and_quantize import operate_and_quantize
-from pipeline.operation.plan import DEFAULT_THRESHOLD, Plan
+from pipeline.operation.plan import DEFAULT_THRESHOLD, GROUP_LAYERS, Plan
 from pipeline.output_file import check_output
 from pipeline.quantization import known_type, quantized_types
 from pipeline.sources import gguf_name, is_checkpoint, open_source
@@ -67,6 +68,11 @@ from pipeline.texts import CALIBRATION_TEXT
     show_default=True,
     type=click.Choice(MEANS),
     help="keep: PCA, the mean is added back; none: not centred; drop: centred, the mean is lost (even at threshold 1).",
+)
+@click.option(
+    "--group-layers",
+    metavar="GROUPS",
+    help=f"Which layers share components, for --method cross-layer: {GROUP_LAYERS}.",
 )
 @click.option("--layers", default="all", show_default=True, help="Layers to operate on, such as 0-10,12.")
 @click.option(
@@ -126,7 +132,7 @@ def command(
     if quant and (types := quantized_types(source)):
         warn(f"{source.name} is quantised already ({', '.join(types)}); quantising it again adds loss to loss")
     with (
-        ProgressReport("operating", unit="layers") as writing,
+        ProgressReport("operating", unit="groups") as writing,
         ProgressReport("quantising", unit="tensors") as quantising,
     ):
         if quant:
@@ -148,11 +154,22 @@ def given(option: str) -> bool:
     return click.get_current_context().get_parameter_source(option) == ParameterSource.COMMANDLINE
 
 
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers as they are written in --layers: 0-2,5."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
 def print_report(model: str, report: OperationReport) -> None:
     """The table of groups, the numbers that the factors would take, and what to do next."""
     rows = [
         (
-            group.layer,
+            ranges(group.layers),
             "+".join(group.group),
             f"{group.rows} x {group.columns}",
             group.rank,

@@ -14,7 +14,7 @@ the span of S_l^T V. No V can do better than each layer with `r` directions of i
 that is reached where layers read the same directions, and far below what is possible where they do not.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ import numpy as np
 from pipeline.decompose.eigenpairs import leading_eigenpairs
 from pipeline.decompose.principal_components import RankedEnergies
 from pipeline.decompose.shared_subspace import LayerTerm, climb, nested_energies
-from pipeline.decompose.weighted import Metric, WeightedRows
+from pipeline.decompose.weighted import Metric, WeightedRows, mean_input_factor
 
 
 @dataclass(frozen=True)
@@ -114,19 +114,23 @@ def cross_layer_components(layers: Iterable[np.ndarray], mean: str, share: float
 
 
 def weighted_cross_layer_components(
-    layers: Iterable[tuple[np.ndarray, Metric]], mean: str
+    layers: Iterable[np.ndarray],
+    metrics: Iterable[Metric],
+    mean: str,
+    keep: Callable[[np.ndarray], np.ndarray] = np.asarray,
 ) -> WeightedCrossLayerComponents:
-    """Fit the directions that `layers` share, each with rows (n_l, d) and a metric of its own: the start, unrefined.
+    """Fit the directions that `layers`, each (n_l, d), share under a metric each: the start, unrefined.
 
-    `layers` is gone through three times, a layer at a time; what is kept is a term a layer, d (n_l + d) numbers.
+    Both are gone through twice, a layer at a time. What stays is a term a layer, d (n_l + d) numbers, which `keep` may put
+    elsewhere than in memory.
     """
-    removed, added_back = stacked_mean((rows for rows, _ in layers), mean)
-    factor = np.linalg.cholesky(_mean_inputs(metric for _, metric in layers))
+    removed, added_back = stacked_mean(layers, mean)
+    factor = mean_input_factor(metrics)
     terms, product, total, count = [], np.zeros_like(factor), 0.0, 0
-    for rows, metric in layers:
+    for rows, metric in zip(layers, metrics, strict=True):
         weighted = metric.weigh(rows - removed)
-        seen = np.linalg.solve(factor, _unit_factor(metric)).T
-        terms.append(LayerTerm(weighted @ seen, seen.T @ seen))
+        seen = np.linalg.solve(factor, metric.unit_factor).T
+        terms.append(LayerTerm(keep(weighted @ seen), keep(seen.T @ seen)))
         unseen = np.linalg.solve(seen, weighted.T)  # the rows as they would be weighed if all layers had the mean C
         product += unseen @ unseen.T
         total, count = total + float(np.square(weighted).sum()), count + len(rows)
@@ -139,23 +143,9 @@ def weighted_cross_layer_components(
     )
 
 
-def least_error(layers: Iterable[tuple[np.ndarray, Metric]], removed: np.ndarray, rank: int) -> float:
+def least_error(layers: Iterable[np.ndarray], metrics: Iterable[Metric], removed: np.ndarray, rank: int) -> float:
     """The objective with `rank` directions for each layer alone: no shared directions leave less."""
     return sum(
         float(np.square(np.linalg.svd(metric.weigh(rows - removed), compute_uv=False)[rank:]).sum())
-        for rows, metric in layers
+        for rows, metric in zip(layers, metrics, strict=True)
     )
-
-
-def _unit_factor(metric: Metric) -> np.ndarray:
-    """S such that S S^T is the metric's M divided by its trace."""
-    return metric.input_factor / np.linalg.norm(metric.input_factor)
-
-
-def _mean_inputs(metrics: Iterable[Metric]) -> np.ndarray:
-    """The mean of M over the layers, each divided by its trace."""
-    total, count = np.zeros(()), 0
-    for metric in metrics:
-        factor = _unit_factor(metric)
-        total, count = total + factor @ factor.T, count + 1
-    return total / count
