@@ -13,7 +13,7 @@ DEFAULT_THRESHOLD = 0.9
 GROUP_LAYERS = (
     "N for N neighbours, all, stride:N for every Nth, similar:N for N alike, or a list such as 0-9/10-19/20,22"
 )
-GROUP_LAYERS_SYNTAX = r"all|(stride:|similar:)?0*[1-9]\d*|[\d,\s-]+(/[\d,\s-]+)*"
+GROUP_LAYERS_SYNTAX = r"all|(stride:|similar:)?0*[1-9]\d*|(?!0+$)\d[\d,\s-]*(/\s*\d[\d,\s-]*)*"
 
 
 @dataclass(frozen=True)
