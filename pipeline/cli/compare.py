@@ -3,7 +3,7 @@
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,9 @@ GRID_OPTIONS = (
     list_option("--metrics", *names("  [default: weights]", METRICS)),
     list_option("--means", *names("  [default: keep]", MEANS)),
     click.option("--layers", help="Layers to operate on, such as 0-10,12.  [default: all]"),
+    list_option(
+        "--group-layers", str, "Which layers share components, for method cross-layer: such as 2,5,all,similar:2."
+    ),
     list_option("--seeds", int, "Seeds of the random control.  [default: 0]"),
     list_option("--quants", str, "source (types as they are), F16, Q8_0, Q4_K_M, ...  [default: source,Q4_K_M]"),
     list_option("--cache-types", *names("  [default: f16]", CACHE_TYPES)),
@@ -75,7 +78,9 @@ def grid_options(command: Any) -> Any:
 @grid_options
 @click.option("--preset", type=click.Choice(list(PRESETS)), help="quick: a first look; original: the published cells.")
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="A grid in a file; options overrule it.")
-@click.option("--save-plan", type=click.Path(path_type=Path), help="Write the grid to this file; without -o, end there.")
+@click.option(
+    "--save-plan", type=click.Path(path_type=Path), help="Write the grid to this file; without -o, end there."
+)
 @click.option("--text", default=EVALUATION_TEXT, show_default=True, help="The text to measure on.")
 @click.option(
     "--calibration",
@@ -145,8 +150,7 @@ def chosen_grids(options: dict[str, Any]) -> list[Grid]:
     """The grids of a preset, a file or neither, with what the options say put in their place."""
     if options["preset"] and options["plan_file"]:
         raise UsageError("give one of --preset and --plan; options overrule either")
-    names = ("methods", "targets", "thresholds", "ranks", "budgets", "metrics", "means", "layers", "seeds", "quants")
-    given = {name: options[name] for name in (*names, "cache_types") if options[name] is not None}
+    given = {field.name: options[field.name] for field in fields(Grid) if options[field.name] is not None}
     for name, values in given.items():
         if not values:
             raise UsageError(f"--{name.replace('_', '-')}: is empty; the grid would have no cells")
