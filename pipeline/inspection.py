@@ -1,18 +1,10 @@
-"""What a model is made of, and how many components its attention needs."""
+"""What a model is made of."""
 
 import re
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
-from pipeline.attention import AttentionMap, find_attention, read_projection
-from pipeline.decompose.principal_components import explained_variance_ranks
 from pipeline.gguf_file.reader import GGUFModel
-
-SPECTRUM_THRESHOLDS = (0.99, 0.95, 0.9, 0.5, 0.3)
-SPECTRUM_GROUPS = ("q", "k", "v", "kv")
 
 
 def summarise(model: GGUFModel) -> dict[str, Any]:
@@ -44,15 +36,3 @@ def summarise(model: GGUFModel) -> dict[str, Any]:
 def _kind(name: str) -> str:
     """A tensor's kind: its name without the layer's number and without `.weight`."""
     return re.sub(r"^blk\.\d+\.", "", name).removesuffix(".weight")
-
-
-def spectra(model: GGUFModel) -> Iterator[dict[str, Any]]:
-    """For each layer, the ranks that each of SPECTRUM_THRESHOLDS needs, for q, k, v and k+v stacked (mean kept)."""
-    attention: AttentionMap = find_attention(model)
-    for number, layer in attention.layers.items():
-        matrices = {role: read_projection(model, projection) for role, projection in layer.items()}
-        ranks = {}
-        for group in SPECTRUM_GROUPS:
-            stack = np.vstack([matrices[role] for role in group])
-            ranks[group] = explained_variance_ranks(stack, SPECTRUM_THRESHOLDS)
-        yield {"layer": number, "ranks": ranks}

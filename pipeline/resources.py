@@ -1,10 +1,13 @@
-"""What the running process has used."""
+"""What the running process has used, and arrays that it need not hold in memory."""
 
 import platform
 import re
 import resource
 import sys
+import tempfile
 from pathlib import Path
+
+import numpy as np
 
 
 def peak_rss_bytes() -> int:
@@ -24,3 +27,11 @@ def machine_name() -> str:
     match = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
     processor = match[1].strip() if match else platform.processor() or "processor unknown"
     return f"{processor}, {platform.system()} {platform.machine()}"
+
+
+def on_disk(array: np.ndarray) -> np.ndarray:
+    """A copy in an unnamed temporary file, mapped into memory: the system may write it out and drop it from memory."""
+    with tempfile.TemporaryFile() as file:
+        copy = np.memmap(file, array.dtype, "w+", shape=array.shape)
+    copy[:] = array
+    return copy

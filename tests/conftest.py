@@ -7,7 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.calibration.calibrate import calibrate
+from pipeline.gguf_file.reader import open_gguf
 from pipeline.sources import embedded_model
+from pipeline.texts import read_text
 from tests.tiny_model import TinyModel, write_tiny_model
 
 
@@ -75,6 +78,15 @@ def english(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     path.write_text(" ".join(rng.choice(words, 4000)) + "\n")
     return path
+
+
+@pytest.fixture(scope="session")
+def taken(tiny: Path, english: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Statistics of the tiny model over two chunks: read-only."""
+    folder = tmp_path_factory.mktemp("statistics")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SURGERY_CACHE", str(folder))
+        return calibrate(open_gguf(tiny), read_text(str(english)), chunks=2).path  # with sensitivities
 
 
 SurgeryProcess = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -42,15 +42,6 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def taken(tiny: Path, english: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Statistics of the tiny model over two chunks: read-only."""
-    folder = tmp_path_factory.mktemp("statistics")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SURGERY_CACHE", str(folder))
-        return calibrate(open_gguf(tiny), read_text(str(english)), chunks=2).path  # with sensitivities
-
-
 @pytest.fixture
 def statistics(taken: Path, tmp_path: Path) -> Path:
     return Path(shutil.copy(taken, tmp_path / "statistics.gguf"))

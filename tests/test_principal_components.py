@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA, TruncatedSVD
 
-from pipeline.decompose.principal_components import explained_variance_ranks, principal_components
+from pipeline.decompose.principal_components import centre, explained_variance, principal_components, ranks_reaching
 
 SHAPES = {"tall": (90, 40), "wide": (40, 90), "square": (64, 64), "rank-deficient": (60, 80), "large": (700, 720)}
 TOLERANCE: dict[type, float] = {np.float32: 2e-5, np.float64: 1e-10}
@@ -51,7 +51,9 @@ def test_threshold_needs_scikit_learns_rank(kind: str, threshold: float) -> None
     assert rank == pca.n_components_
     assert components.explained(rank) == pytest.approx(pca.explained_variance_ratio_.sum(), abs=1e-9)
     assert components.explained(rank) >= threshold > components.explained(rank - 1)
-    assert explained_variance_ranks(rows, [threshold]) == [rank]
+    shares = explained_variance(centre(rows, "keep")[0])
+    assert ranks_reaching(shares, [threshold]) == [rank]
+    np.testing.assert_allclose(shares[:rank], pca.explained_variance_ratio_.cumsum(), atol=1e-9)
 
 
 def test_threshold_one_needs_every_component_and_is_exact() -> None:

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -322,7 +323,10 @@ def test_bad_input_gets_one_clear_line(study: Path, case: str) -> None:
 
 
 def test_without_the_extra_one_line_says_what_to_install(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.report.packages.find_spec", lambda name: None if name == "altair" else object())
+    monkeypatch.setitem(sys.modules, "altair", None)
     result = call(study)
     assert result.exit_code == 1
-    assert result.stderr == "surgery: a report needs altair; run: pip install 'surgery[report]'\n"
+    assert result.stderr.startswith(
+        "surgery: drawing needs the package altair; in Surgery's folder run: make install-report"
+    )
+    assert len(result.stderr.splitlines()) == 1

@@ -3,7 +3,7 @@
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from pipeline.decompose.methods import METHODS, METRICS
 from pipeline.decompose.principal_components import MEANS
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.gguf_file.reader import GGUFModel
-from pipeline.operation.groups import check_plan
+from pipeline.operation.layer_groups import check_plan
 from pipeline.quantization import quantized_types
 from pipeline.sources import open_model
 from pipeline.texts import CALIBRATION_TEXT, EVALUATION_TEXT, read_text
@@ -60,6 +60,9 @@ GRID_OPTIONS = (
     list_option("--metrics", *names("  [default: weights]", METRICS)),
     list_option("--means", *names("  [default: keep]", MEANS)),
     click.option("--layers", help="Layers to operate on, such as 0-10,12.  [default: all]"),
+    list_option(
+        "--group-layers", str, "Which layers share components, for method cross-layer: such as 2,5,all,similar:2."
+    ),
     list_option("--seeds", int, "Seeds of the random control.  [default: 0]"),
     list_option("--quants", str, "source (types as they are), F16, Q8_0, Q4_K_M, ...  [default: source,Q4_K_M]"),
     list_option("--cache-types", *names("  [default: f16]", CACHE_TYPES)),
@@ -152,8 +155,7 @@ def chosen_grids(options: dict[str, Any]) -> list[Grid]:
     """The grids of a preset, a file or neither, with what the options say put in their place."""
     if options["preset"] and options["plan_file"]:
         raise UsageError("give one of --preset and --plan; options overrule either")
-    names = ("methods", "targets", "thresholds", "ranks", "budgets", "metrics", "means", "layers", "seeds", "quants")
-    given = {name: options[name] for name in (*names, "cache_types") if options[name] is not None}
+    given = {field.name: options[field.name] for field in fields(Grid) if options[field.name] is not None}
     for name, values in given.items():
         if not values:
             raise UsageError(f"--{name.replace('_', '-')}: is empty; the grid would have no cells")

@@ -1,27 +1,33 @@
 """`surgery operate`: replace a model's attention projections by low-rank reconstructions."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from pipeline.cli.calibrate import obtain_calibration
-from pipeline.cli.options import force_option, json_option, model_argument, output_option
+from pipeline.cli.options import (
+    force_option,
+    json_option,
+    metric_options,
+    model_argument,
+    output_option,
+    refuse_idle_calibration,
+)
 from pipeline.cli.output import ProgressReport, print_json, print_table, warn
-from pipeline.decompose.methods import METHODS, METRICS
+from pipeline.decompose.methods import METHODS
 from pipeline.decompose.principal_components import MEANS
 from pipeline.errors import UsageError
 from pipeline.operation.encode import OUTTYPES
-from pipeline.operation.groups import check_plan
+from pipeline.operation.layer_groups import check_plan
 from pipeline.operation.operate import OperationReport, operate
 from pipeline.operation.operate_and_quantize import operate_and_quantize
-from pipeline.operation.plan import DEFAULT_THRESHOLD, Plan
+from pipeline.operation.plan import DEFAULT_THRESHOLD, GROUP_LAYERS, Plan
 from pipeline.output_file import check_output
 from pipeline.quantization import known_type, quantized_types
 from pipeline.sources import gguf_name, is_checkpoint, open_source
-from pipeline.texts import CALIBRATION_TEXT
 
 
 @click.command("operate")
@@ -48,26 +54,18 @@ from pipeline.texts import CALIBRATION_TEXT
     type=float,
     help="Share of the stored numbers to keep, 0 < B <= 1, spread over layers where it helps most, instead of a threshold.",
 )
-@click.option(
-    "--metric",
-    default="weights",
-    show_default=True,
-    type=click.Choice(list(METRICS)),
-    help="How much a direction counts. " + "; ".join(f"{name}: {summary}" for name, summary in METRICS.items()) + ".",
-)
-@click.option(
-    "--calibration",
-    metavar="STATS_OR_TEXT",
-    default=CALIBRATION_TEXT,
-    show_default=True,
-    help="Statistics that surgery calibrate wrote, or a text to calibrate on, for a metric other than weights.",
-)
+@metric_options
 @click.option(
     "--mean",
     default="keep",
     show_default=True,
     type=click.Choice(MEANS),
     help="keep: PCA, the mean is added back; none: not centred; drop: centred, the mean is lost (even at threshold 1).",
+)
+@click.option(
+    "--group-layers",
+    metavar="GROUPS",
+    help=f"Which layers share components, for --method cross-layer: {GROUP_LAYERS}.",
 )
 @click.option("--layers", default="all", show_default=True, help="Layers to operate on, such as 0-10,12.")
 @click.option(
@@ -112,8 +110,7 @@ def command(
     plan = Plan(threshold=threshold, rank=rank, budget=budget, **choices)
     if quant:
         known_type(quant)  # before anything takes long
-    if plan.metric == "weights" and given("calibration"):
-        raise UsageError("--calibration: is used by --metric inputs and --metric attention alone; add one of them")
+    refuse_idle_calibration(plan.metric)
     if is_checkpoint(model):
         check_output(output, force=force)  # before anything is fetched
         if plan.metric != "weights":
@@ -128,7 +125,7 @@ def command(
     if quant and (types := quantized_types(source)):
         warn(f"{source.name} is quantised already ({', '.join(types)}); quantising it again adds loss to loss")
     with (
-        ProgressReport("operating", unit="layers") as writing,
+        ProgressReport("operating", unit="groups") as writing,
         ProgressReport("quantising", unit="tensors") as quantising,
     ):
         if quant:
@@ -146,15 +143,22 @@ def command(
         print_report(model, report)
 
 
-def given(option: str) -> bool:
-    return click.get_current_context().get_parameter_source(option) == ParameterSource.COMMANDLINE
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers as they are written in --layers: 0-2,5."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def print_report(model: str, report: OperationReport) -> None:
     """The table of groups, the numbers that the factors would take, and what to do next."""
     rows = [
         (
-            group.layer,
+            ranges(group.layers),
             "+".join(group.group),
             f"{group.rows} x {group.columns}",
             group.rank,

@@ -4,6 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
+
+from pipeline.decompose.methods import METRICS
+from pipeline.errors import UsageError
+from pipeline.texts import CALIBRATION_TEXT
 
 model_argument = click.argument("model")
 output_option = click.option(
@@ -28,3 +33,33 @@ def cache_type_options(command: Any) -> Any:
             help=f"Type of the KV cache's {side.upper()}.",
         )(command)
     return command
+
+
+def metric_options(command: Any) -> Any:
+    """--metric and --calibration."""
+    command = click.option(
+        "--calibration",
+        metavar="STATS_OR_TEXT",
+        default=CALIBRATION_TEXT,
+        show_default=True,
+        help="Statistics that surgery calibrate wrote, or a text to calibrate on, for a metric other than weights.",
+    )(command)
+    summaries = "; ".join(f"{name}: {summary}" for name, summary in METRICS.items())
+    return click.option(
+        "--metric",
+        default="weights",
+        show_default=True,
+        type=click.Choice(list(METRICS)),
+        help=f"How much a direction counts. {summaries}.",
+    )(command)
+
+
+def refuse_idle_calibration(metric: str) -> None:
+    """Raise UsageError when --calibration was given for a metric that does without."""
+    if metric == "weights" and given("calibration"):
+        raise UsageError("--calibration: is used by --metric inputs and --metric attention alone; add one of them")
+
+
+def given(option: str) -> bool:
+    """Whether the user wrote this option of the running command."""
+    return click.get_current_context().get_parameter_source(option) == ParameterSource.COMMANDLINE

@@ -7,7 +7,7 @@ import click
 from pipeline.cli.options import json_option
 from pipeline.cli.output import print_json
 from pipeline.errors import UsageError
-from pipeline.report.packages import require_packages
+from pipeline.report.charts import require_charts
 
 
 @click.command("report")
@@ -26,7 +26,7 @@ def command(study: Path, output: Path | None, as_json: bool) -> None:
     """
     if not study.is_dir():
         raise UsageError(f"{study}: no such folder; expected one that surgery compare -o has made")
-    require_packages()
+    require_charts()
     from pipeline.compare.results import study_results
     from pipeline.report.write import check_page, write_report
 

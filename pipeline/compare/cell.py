@@ -82,6 +82,7 @@ def plan_label(plan: Plan) -> str:
         plan.metric if plan.metric != "weights" else "",
         f"mean {plan.mean}" if plan.mean != "keep" else "",
         f"layers {plan.layers}" if plan.layers != "all" else "",
+        f"shared by {plan.group_layers}" if plan.group_layers else "",
         f"seed {plan.seed}" if METHODS[plan.method].random and plan.seed else "",
     )
     return " ".join(filter(None, (plan.method, rule, *unusual)))
@@ -94,7 +95,7 @@ def effective_plan(plan: Plan | None) -> Plan | None:
     if not METHODS[plan.method].random:
         plan = replace(plan, seed=0)
         if plan.targets == "q":
-            plan = replace(plan, method="shared-kv")  # the methods differ in what they do to k and v
+            plan = replace(plan, method="shared-kv", group_layers=None)  # the methods differ in what they do to k and v
     return replace(plan, targets="".join(sorted(plan.targets, key="qkv".index)))
 
 

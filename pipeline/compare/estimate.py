@@ -71,7 +71,7 @@ def _operating_seconds(model: GGUFModel, plans: list[Plan]) -> float:
     plans = [replace(plan, metric="weights", budget=None, threshold=plan.threshold or 0.9, rank=None) for plan in plans]
     layers = find_attention(model).layers
     started = time.perf_counter()
-    for group in plan_groups(layers, [min(layers)], plans[0]):
+    for group in plan_groups(layers, [(min(layers),)], plans[0]):
         for _ in rebuild_group(model, layers, group, plans, None, [{}] * len(plans)):
             pass
     return (time.perf_counter() - started) * len(layers)
@@ -80,7 +80,7 @@ def _operating_seconds(model: GGUFModel, plans: list[Plan]) -> float:
 def _growth(model: GGUFModel, plan: Plan) -> int:
     """By how many bytes operating makes a file larger whose tensors keep their types."""
     layers = find_attention(model).layers
-    operated = {p.tensor for group in plan_groups(layers, layers, plan) for p in group.targets(plan)}
+    operated = {p.tensor for group in plan_groups(layers, [tuple(layers)], plan) for p in group.targets(plan)}
     growth = 0
     for name in operated:
         info = model.tensors[name]

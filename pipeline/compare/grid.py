@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.compare.cell import AS_IT_IS, CACHE_TYPES, Cell
+from pipeline.decompose.methods import METHODS
 from pipeline.errors import UsageError
 from pipeline.operation.plan import Plan
 from pipeline.output_file import complete_or_absent
@@ -17,7 +18,7 @@ from pipeline.quantization import known_type
 class Grid:
     """Choices whose product is measured: every operation in every quantisation with every type of KV cache.
 
-    Of thresholds, ranks and budgets any may be given; each value makes cells of its own.
+    `group_layers` are for the methods that share components between layers, and for them alone. Of thresholds, ranks and budgets any may be given; each value makes cells of its own.
     """
 
     methods: Sequence[str] = ("shared-kv", "separate")
@@ -28,6 +29,7 @@ class Grid:
     metrics: Sequence[str] = ("weights",)
     means: Sequence[str] = ("keep",)
     layers: str = "all"
+    group_layers: Sequence[str] = ()
     seeds: Sequence[int] = (0,)
     quants: Sequence[str] = (AS_IT_IS, "Q4_K_M")
     cache_types: Sequence[str] = ("f16",)
@@ -39,12 +41,19 @@ class Grid:
             *({"threshold": None, "rank": value} for value in self.ranks),
             *({"threshold": None, "budget": value} for value in self.budgets),
         ]
+        known = [method for method in self.methods if method in METHODS]
+        if self.group_layers and not any(METHODS[method].across_layers for method in known):
+            raise UsageError("--group-layers: no method of the grid shares components between layers")
         choices = product(self.methods, self.targets, self.metrics, self.means, self.seeds, rules)
         return [
-            Plan(method=method, targets=targets, metric=metric, mean=mean, seed=seed, layers=self.layers, **rule)
+            Plan(
+                method=method, targets=targets, metric=metric, mean=mean, seed=seed,
+                layers=self.layers, group_layers=groups, **rule,
+            )
             for method, targets, metric, mean, seed, rule in choices
+            for groups in (self.group_layers if method in known and METHODS[method].across_layers else ()) or (None,)
             if seed == self.seeds[0] or method == "random"
-        ]
+        ]  # fmt: skip
 
     def cells(self) -> list[Cell]:
         """The source in every quantisation first, then the operations. Raises UsageError for unknown types."""

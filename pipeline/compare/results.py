@@ -20,7 +20,7 @@ WARM_UP_TOKENS = 8
 FRONTS = {"file": "file_bytes", "factored": "factored_bytes", "stored": "factors", "kv": "kv_cache_bytes"}
 """What a cell costs, by the name of the front: bytes of its file, bytes if the factors were stored, numbers stored for
 the operated matrices, bytes of the KV cache."""
-PLAN_CHOICES = ("targets", "threshold", "rank", "budget", "metric", "mean", "layers", "seed")
+PLAN_CHOICES = ("targets", "threshold", "rank", "budget", "metric", "mean", "layers", "group_layers", "seed")
 
 
 def study_results(folder: Path) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def _sizes(facts: Mapping[str, Any], operation: Mapping[str, Any] | None) -> dic
 
 def _rank(group: Mapping[str, Any]) -> dict[str, Any]:
     full_rank = min(group["rows"], group["columns"])
-    return {**{name: group[name] for name in ("layer", "group", "rank", "explained")}, "full_rank": full_rank}
+    return {**{name: group[name] for name in ("layer", "layers", "group", "rank", "explained")}, "full_rank": full_rank}
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray | None) -> dict[str, float] | None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from pipeline.convert.extras import require
 from pipeline.convert.weights import INDEX_FILES, SINGLE_FILES, shard_names
 from pipeline.errors import SurgeryError
+from pipeline.extras import require
 
 HUB_ID = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?")
 SMALL_FILES = [

@@ -7,9 +7,9 @@ from typing import Any
 from gguf import TokenType
 
 from pipeline.convert.byte_level import model_vocabulary
-from pipeline.convert.extras import require
 from pipeline.convert.vocabulary import SPACE, Token, Vocabulary
 from pipeline.errors import SurgeryError
+from pipeline.extras import require
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 

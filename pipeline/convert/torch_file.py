@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.convert.extras import require
 from pipeline.convert.stored_tensor import StoredTensor
 from pipeline.errors import SurgeryError
+from pipeline.extras import require
 
 
 def read_torch_file(path: Path) -> dict[str, StoredTensor]:

@@ -14,8 +14,35 @@ from pipeline.decompose.eigenpairs import leading_eigenpairs
 MEANS = ("keep", "none", "drop")
 
 
+class RankedEnergies:
+    """Components in the order in which they are kept: `energies`, (m,), the part of `total` that each carries."""
+
+    energies: np.ndarray
+    total: float
+
+    @property
+    def full_rank(self) -> int:
+        """The number of components with which the reconstruction is exact."""
+        raise NotImplementedError
+
+    def rank_for(self, threshold: float) -> int:
+        """The fewest components whose share of the variance reaches `threshold`, in (0, 1]; 0 if there is none."""
+        if self.total == 0:
+            return 0
+        if threshold >= 1:
+            return self.full_rank
+        shares = np.cumsum(self.energies[: self.full_rank]) / self.total
+        return ranks_reaching(shares, [threshold])[0]
+
+    def explained(self, rank: int) -> float:
+        """The share of the variance, in [0, 1], that the first `rank` components carry."""
+        if self.total == 0 or rank >= self.full_rank:
+            return 1.0
+        return float(min(self.energies[:rank].sum() / self.total, 1.0))
+
+
 @dataclass(frozen=True)
-class RowDecomposition:
+class RowDecomposition(RankedEnergies):
     """Rows as `mean + basis @ (basis.T @ centred)` or, for tall matrices, `mean + (centred @ basis) @ basis.T`.
 
     centred: (n, d), the rows less the mean that was removed before the fit
@@ -35,21 +62,6 @@ class RowDecomposition:
     def full_rank(self) -> int:
         """The number of components with which the reconstruction is exact."""
         return min(self.centred.shape)
-
-    def rank_for(self, threshold: float) -> int:
-        """The fewest components whose share of the variance reaches `threshold`, in (0, 1]; 0 if there is none."""
-        if self.total == 0:
-            return 0
-        if threshold >= 1:
-            return self.full_rank
-        shares = np.cumsum(self.energies) / self.total
-        return min(int(np.searchsorted(shares, threshold * (1 - 1e-12))) + 1, self.full_rank)
-
-    def explained(self, rank: int) -> float:
-        """The share of the variance, in [0, 1], that the first `rank` components carry."""
-        if self.total == 0 or rank >= self.full_rank:
-            return 1.0
-        return float(min(self.energies[:rank].sum() / self.total, 1.0))
 
     def reconstruct(self, rank: int) -> np.ndarray:
         """The rows from their first `rank` components: (n, d), in the dtype of `centred`."""
@@ -96,11 +108,13 @@ def principal_components(matrix: np.ndarray, mean: str = "keep", share: float = 
     return RowDecomposition(centred, added_back, basis, energies, float(np.trace(product, dtype=np.float64)))
 
 
-def explained_variance_ranks(matrix: np.ndarray, thresholds: Iterable[float], mean: str = "keep") -> list[int]:
-    """The rank that each threshold needs, from eigenvalues alone."""
-    centred, added_back = centre(matrix, mean)
-    product = gram(centred)
+def explained_variance(rows: np.ndarray) -> np.ndarray:
+    """The share of the energy of `rows` (n, d), centred or not, that their first r components carry: (min(n, d),)."""
+    product = gram(rows)
     energies = np.clip(np.linalg.eigvalsh(product)[::-1].astype(np.float64), 0, None)
-    empty = np.empty((min(matrix.shape), 0), matrix.dtype)
-    rows = RowDecomposition(centred, added_back, empty, energies, float(np.trace(product, dtype=np.float64)))
-    return [rows.rank_for(threshold) for threshold in thresholds]
+    return np.minimum(np.cumsum(energies) / max(float(energies.sum()), np.finfo(float).tiny), 1.0)
+
+
+def ranks_reaching(shares: np.ndarray, thresholds: Iterable[float]) -> list[int]:
+    """For each of `thresholds`, in (0, 1], the fewest components whose cumulative `shares` (m,) reach it."""
+    return [min(int(np.searchsorted(shares, t * (1 - 1e-12))) + 1, len(shares)) for t in thresholds]

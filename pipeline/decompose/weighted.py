@@ -9,7 +9,7 @@ without centring, whose truncation is optimal (Eckart and Young, 1936), and what
 diagonal and stands for its Gram matrix: only L^T L is in the objective.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -35,6 +35,11 @@ class Metric:
         d = len(self.inputs)
         ridge = RIDGE * max(float(np.trace(self.inputs)), np.finfo(float).tiny)
         return np.linalg.cholesky(self.inputs + ridge * np.eye(d))
+
+    @property
+    def unit_factor(self) -> np.ndarray:
+        """S for M divided by its trace, such that the metrics of several layers can be averaged."""
+        return self.input_factor / np.linalg.norm(self.input_factor)
 
     @cached_property
     def output_factors(self) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -62,6 +67,14 @@ class Metric:
             result[part] = factors[which] @ rows[part]
             start = part.stop
         return result
+
+
+def mean_input_factor(metrics: Iterable[Metric]) -> np.ndarray:
+    """S, lower triangular, (d, d), of the mean of the layers' M, each divided by its trace."""
+    total, count = np.zeros(()), 0
+    for metric in metrics:
+        total, count = total + metric.unit_factor @ metric.unit_factor.T, count + 1
+    return np.linalg.cholesky(total / count)
 
 
 def _square_root(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from pipeline.calibration.statistics_file import Calibration
 from pipeline.decompose.budget import spread_budget
 from pipeline.gguf_file.reader import GGUFModel
-from pipeline.operation.groups import Group
+from pipeline.operation.groups import Group, Layers
 from pipeline.operation.plan import Plan
-from pipeline.operation.reconstruct import Layers, decompose_group
+from pipeline.operation.reconstruct import decompose_group
 
 
 def budgeted_ranks(
@@ -25,7 +27,8 @@ def budgeted_ranks(
     for group in groups:
         components = decompose_group(model, layers, group, plans, calibration).components
         whole = 1.0 if plans[0].metric == "attention" else components.total or 1.0
-        damages.append(components.energies[: components.full_rank] / whole)
+        energies = np.sort(components.energies[: components.full_rank])[::-1]  # of shared directions not in order
+        damages.append(energies / whole)
     result = []
     for plan in plans:
         fixed = sum(group.stored_numbers(plan, 0) for group in groups)

@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from pipeline.attention import Projection, find_attention, parse_layers
+from pipeline.attention import Projection
 from pipeline.decompose.methods import METHODS
 from pipeline.errors import UsageError
-from pipeline.gguf_file.reader import GGUFModel
 from pipeline.operation.plan import Plan
+
+Layers = Mapping[int, dict[str, Projection]]
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,21 @@ class Group:
 
     @property
     def layer(self) -> int:
+        """The first of the layers."""
         return self.members[0].layer
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers whose projections are members, most often one."""
+        return tuple(dict.fromkeys(projection.layer for projection in self.members))
+
+    @property
+    def described_layers(self) -> str:
+        return f"layer{'s' if len(self.layers) > 1 else ''} {', '.join(map(str, self.layers))}"
+
+    def of_layer(self, number: int) -> list[Projection]:
+        """The members that a layer has."""
+        return [projection for projection in self.members if projection.layer == number]
 
     @property
     def rows(self) -> int:
@@ -48,27 +63,24 @@ class Group:
         return sum(projection.rows for projection in self.targets(plan)) * self.columns
 
 
-def plan_groups(layers: Mapping[int, dict[str, Projection]], chosen: Iterable[int], plan: Plan) -> list[Group]:
-    """The groups of the `chosen` layers that have a matrix to replace, in the order of the layers.
+def plan_groups(layers: Layers, together: Iterable[tuple[int, ...]], plan: Plan) -> list[Group]:
+    """The groups of the chosen layers that have a matrix to replace, in the order of the layers.
 
+    `together` are the layers that share components where the method does so between layers, see `layer_groups`.
     Raises UsageError when the plan asks for a rank that a group cannot have.
     """
+    method = METHODS[plan.method]
     groups = [
-        Group(roles, tuple(layers[number][role] for role in roles))
-        for number in chosen
-        for roles in METHODS[plan.method].groups
+        Group(roles, tuple(layers[number][role] for number in numbers for role in roles))
+        for sharing in together
+        for roles in method.groups
         if set(roles) & set(plan.targets)
+        for numbers in ([sharing] if roles in method.across_layers else [(number,) for number in sharing])
     ]
     for group in groups:
         if plan.rank is not None and plan.rank > group.full_rank:
-            members = " and ".join(projection.role for projection in group.members)
+            members = " and ".join(group.roles)
             raise UsageError(
-                f"--rank {plan.rank}: {members} of layer {group.layer} has {group.full_rank} components at the most"
+                f"--rank {plan.rank}: {members} of {group.described_layers} has {group.full_rank} components at the most"
             )
     return groups
-
-
-def check_plan(model: GGUFModel, plan: Plan) -> None:
-    """Raise UsageError for layers that the model does not have or ranks that are too large, before anything takes long."""
-    layers = find_attention(model).layers
-    plan_groups(layers, parse_layers(plan.layers, layers), plan)

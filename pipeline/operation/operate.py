@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -21,23 +21,25 @@ from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
 from pipeline.operation.budgeting import budgeted_ranks
 from pipeline.operation.encode import encode_tensor, output_type
 from pipeline.operation.groups import Group, plan_groups
+from pipeline.operation.layer_groups import layer_groups
 from pipeline.operation.plan import Plan
 from pipeline.operation.provenance import UNKNOWN_HASH, operated_metadata
 from pipeline.operation.reconstruct import RebuiltGroup, rebuild_group
-from pipeline.progress import Progress, silent
+from pipeline.progress import Progress, Stopwatch, silent
 from pipeline.resources import peak_rss_bytes
 
 
 @dataclass(frozen=True)
 class GroupResult:
-    """What happened to one group of projections of one layer.
+    """What happened to one group of projections of one layer, or of the `layers` that share its components.
 
     `explained` is the share of the group's variance that is kept; `relative_error` maps each replaced matrix to
-    |A' - A| / |A| (Frobenius norms, before rounding to the tensor's type); `factor_numbers` is what storing the
+    |A' - A| / |A| (Frobenius norms over all its layers, before rounding to the tensor's type); `factor_numbers` is what storing the
     factors instead of the product would take, `dense_numbers` what the matrices take.
     """
 
     layer: int
+    layers: tuple[int, ...]
     group: str
     rows: int
     columns: int
@@ -94,7 +96,7 @@ def operate(
     """Write `output`: `model` with its q, k and v replaced as `plan` says, everything else byte-identical.
 
     A group that keeps all its components keeps its bytes; when all groups do, the output is the input, byte for byte.
-    `calibration` is needed for, and recorded with, any metric but `weights`. `progress` counts layers. Raises UsageError
+    `calibration` is needed for, and recorded with, any metric but `weights`. `progress` counts groups. Raises UsageError
     for a plan that this model cannot follow, SurgeryError when a tensor or the disk is at fault.
     """
     return operate_family(model, {output: plan}, calibration=calibration, force=force, progress=progress)[0]
@@ -118,11 +120,12 @@ def operate_family(
     plans = list(outputs.values())
     attention = find_attention(model)
     chosen = parse_layers(plans[0].layers, attention.layers)
-    for plan in plans:
-        groups = plan_groups(attention.layers, chosen, plan)
     calibration = _required_calibration(model, plans[0], calibration)
+    together = layer_groups(model, attention.layers, chosen, plans[0], calibration)
+    for plan in plans:
+        groups = plan_groups(attention.layers, together, plan)
     files = [
-        _OperatedFile(model, path, plan, groups, chosen, calibration, attention.skipped)
+        _OperatedFile(model, path, plan, groups, together, calibration, attention.skipped)
         for path, plan in outputs.items()
     ]
     operated = any(file.replaced for file in files)
@@ -130,26 +133,22 @@ def operate_family(
     with ThreadPoolExecutor(1) as background, ExitStack() as stack:
         stack.callback(stopped.set)  # before the pool waits: an error or Ctrl-C must not wait for the hash
         source_hash = background.submit(model.sha256, stopped.is_set) if operated else None
-        begun = time.perf_counter()
-        budgeted = budgeted_ranks(model, attention.layers, groups, plans, calibration)
-        decomposing = time.perf_counter() - begun
+        decomposing = Stopwatch()
+        with decomposing:
+            budgeted = budgeted_ranks(model, attention.layers, groups, plans, calibration)
         for file in files:
             file.open(stack, operated_only=operated_only, force=force)
-        for group in groups:
-            progress(chosen.index(group.layer), len(chosen), "")
-            begun = time.perf_counter()
-            for file, rebuilt in zip(
-                files, rebuild_group(model, attention.layers, group, plans, calibration, budgeted), strict=True
-            ):
-                decomposing += time.perf_counter() - begun
-                file.add(rebuilt)
-                begun = time.perf_counter()
-        progress(len(chosen), len(chosen), "")
+        for done, group in enumerate(groups):
+            progress(done, len(groups), "")
+            rebuilt = rebuild_group(model, attention.layers, group, plans, calibration, budgeted)
+            for file, result in zip(files, decomposing.timed(rebuilt), strict=True):
+                file.add(result, decomposing)
+        progress(len(groups), len(groups), "")
         for file in files:
             file.finish(source_hash.result() if source_hash else UNKNOWN_HASH)
     for file in files:
         file.report.output_bytes = file.path.stat().st_size
-        file.report.decomposition_seconds, file.report.seconds = decomposing, time.perf_counter() - started
+        file.report.decomposition_seconds, file.report.seconds = decomposing.seconds, time.perf_counter() - started
     return [file.report for file in files]
 
 
@@ -162,17 +161,18 @@ class _OperatedFile:
         path: Path,
         plan: Plan,
         groups: Sequence[Group],
-        layers: list[int],
+        together: Sequence[tuple[int, ...]],
         calibration: Calibration | None,
         skipped: tuple[int, ...],
     ) -> None:
-        self.model, self.path, self.plan, self.layers = model, path, plan, layers
+        self.model, self.path, self.plan, self.together = model, path, plan, together
+        self.layers = sorted(number for sharing in together for number in sharing)
         self.calibration_facts = calibration_facts(calibration)
         self.report = OperationReport(str(path), plan, skipped_layers=skipped)
         rebuilt = [group for group in groups if not plan.keeps_everything(group.full_rank)]
         self.waiting = Counter(projection.tensor for group in rebuilt for projection in group.targets(plan))
         self.replaced = {name: output_type(model.tensors[name], plan.outtype) for name in self.waiting}
-        self.ranks = {group.roles: [0] * len(layers) for group in groups}
+        self.ranks = {group.roles: [0] * len(self.layers) for group in groups}
         self.matrices: dict[Projection, np.ndarray] = {}
 
     def open(self, stack: ExitStack, *, operated_only: bool, force: bool) -> None:
@@ -193,17 +193,24 @@ class _OperatedFile:
             if tensor.name not in self.replaced:
                 self.writer.copy_from(model, tensor.name)
 
-    def add(self, rebuilt: RebuiltGroup) -> None:
+    def add(self, rebuilt: RebuiltGroup, rebuilding: Stopwatch) -> None:
         """Take a group's matrices, and write the tensors that are complete with them."""
-        self.ranks[rebuilt.group.roles][self.layers.index(rebuilt.group.layer)] = rebuilt.rank
-        self.report.layers.append(_group_result(self.plan, rebuilt))
-        self.matrices |= rebuilt.matrices
-        for projection in rebuilt.matrices:
-            name = projection.tensor
+        for number in rebuilt.group.layers:
+            self.ranks[rebuilt.group.roles][self.layers.index(number)] = rebuilt.rank
+        errors: defaultdict[str, float] = defaultdict(float)
+        energies: defaultdict[str, float] = defaultdict(float)
+        for matrix in rebuilding.timed(rebuilt.matrices):
+            role, name = matrix.projection.role, matrix.projection.tensor
+            errors[role] += matrix.error
+            energies[role] += matrix.energy
+            self.matrices[matrix.projection] = matrix.values
             self.waiting[name] -= 1
             if not self.waiting[name]:
                 mine = {p: self.matrices.pop(p) for p in list(self.matrices) if p.tensor == name}
                 self.writer.put(name, encode_tensor(self.model, name, mine, self.replaced[name]))
+        roles = dict.fromkeys(projection.role for projection in rebuilt.group.targets(self.plan))
+        relative = {role: (errors[role] / energies[role]) ** 0.5 if energies[role] else 0.0 for role in roles}
+        self.report.layers.append(_group_result(self.plan, rebuilt, relative))
 
     def finish(self, source_hash: str) -> None:
         self.writer.replace_metadata(self._metadata(source_hash))
@@ -211,7 +218,7 @@ class _OperatedFile:
     def _metadata(self, source_hash: str) -> Iterable[MetadataEntry]:
         if not self.replaced:
             return self.model.metadata.values()
-        return operated_metadata(self.model, self.plan, self.layers, self.ranks, source_hash, self.calibration_facts)
+        return operated_metadata(self.model, self.plan, self.together, self.ranks, source_hash, self.calibration_facts)
 
 
 def _required_calibration(model: GGUFModel, plan: Plan, calibration: Calibration | None) -> Calibration | None:
@@ -225,17 +232,18 @@ def _required_calibration(model: GGUFModel, plan: Plan, calibration: Calibration
     return calibration
 
 
-def _group_result(plan: Plan, rebuilt: RebuiltGroup) -> GroupResult:
+def _group_result(plan: Plan, rebuilt: RebuiltGroup, relative_error: dict[str, float]) -> GroupResult:
     group = rebuilt.group
     dense = group.dense_numbers(plan)
     return GroupResult(
         layer=group.layer,
+        layers=group.layers,
         group=group.roles,
         rows=group.rows,
         columns=group.columns,
         rank=rebuilt.rank,
         explained=rebuilt.explained,
-        relative_error=rebuilt.relative_error,
+        relative_error=relative_error,
         factor_numbers=dense if plan.keeps_everything(group.full_rank) else group.stored_numbers(plan, rebuilt.rank),
         dense_numbers=dense,
     )

@@ -1,5 +1,6 @@
 """What to do to a model: the choices of one operation, checked."""
 
+import re
 from dataclasses import dataclass
 
 from pipeline.attention import ROLES
@@ -9,6 +10,10 @@ from pipeline.errors import UsageError
 from pipeline.operation.encode import OUTTYPES
 
 DEFAULT_THRESHOLD = 0.9
+GROUP_LAYERS = (
+    "N for N neighbours, all, stride:N for every Nth, similar:N for N alike, or a list such as 0-9/10-19/20,22"
+)
+GROUP_LAYERS_SYNTAX = r"all|(stride:|similar:)?0*[1-9]\d*|(?!0+$)\d[\d,\s-]*(/\s*\d[\d,\s-]*)*"
 
 
 @dataclass(frozen=True)
@@ -16,7 +21,8 @@ class Plan:
     """What to do to a model. Exactly one of `threshold` (0 < T <= 1), `rank` (>= 1) and `budget` (0 < B <= 1) is set.
 
     `budget` is the share of stored numbers that remains, spread over layers and groups. A metric other than `weights`
-    needs calibration statistics, which are not part of the plan.
+    needs calibration statistics, which are not part of the plan. `group_layers`, see `pipeline.operation.layer_groups`,
+    is set for the methods that share components between layers, and for no other.
     """
 
     method: str = "shared-kv"
@@ -27,6 +33,7 @@ class Plan:
     metric: str = "weights"
     mean: str = "keep"
     layers: str = "all"
+    group_layers: str | None = None
     outtype: str = "auto"
     seed: int = 0
 
@@ -55,8 +62,20 @@ class Plan:
             )
         if self.rank is not None and self.rank < 1:
             raise UsageError(f"--rank {self.rank}: expected at least 1")
+        self._check_group_layers()
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"--seed {self.seed}: expected a number from 0 to {2**32 - 1}")
+
+    def _check_group_layers(self) -> None:
+        across = METHODS[self.method].across_layers
+        if self.group_layers is None and across:
+            raise UsageError(f"--method {self.method}: needs --group-layers: {GROUP_LAYERS}")
+        if self.group_layers is not None and not across:
+            raise UsageError(
+                f"--group-layers {self.group_layers}: --method {self.method} shares nothing between layers"
+            )
+        if self.group_layers is not None and not re.fullmatch(GROUP_LAYERS_SYNTAX, self.group_layers):
+            raise UsageError(f"--group-layers {self.group_layers!r}: expected {GROUP_LAYERS}")
 
     def keeps_everything(self, full_rank: int) -> bool:
         """Whether a group that has `full_rank` components loses nothing, so that its bytes can stay as they are."""

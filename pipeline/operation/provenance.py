@@ -1,13 +1,14 @@
 """What was done to a model, as `surgery.*` metadata of the file that was written."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from pipeline import __version__
 from pipeline.gguf_file.metadata import MetadataEntry, metadata_entry
 from pipeline.gguf_file.reader import GGUFModel
+from pipeline.operation.layer_groups import written_groups
 from pipeline.operation.plan import Plan
 
 PREFIX = "surgery."
@@ -17,14 +18,15 @@ UNKNOWN_HASH = "0" * 64
 def operated_metadata(
     model: GGUFModel,
     plan: Plan,
-    layers: list[int],
+    together: Sequence[tuple[int, ...]],
     ranks: dict[str, list[int]],
     source_hash: str,
     calibration: Mapping[str, Any],
 ) -> list[MetadataEntry]:
     """The model's metadata with what was done to it; as many bytes before ranks and hash are known as after.
 
-    `ranks` maps a group, such as `q` or `kv`, to its rank in each of `layers`; `calibration` says what the model was
+    `together` are the layers, those that share components in one tuple; `ranks` maps a group, such as `q` or `kv`, to its
+    rank in each layer, in ascending order; `calibration` says what the model was
     calibrated on. What an earlier operation on the same model left is kept, as JSON, in `surgery.previous`.
     """
     earlier = {key: entry.value for key, entry in model.metadata.items() if key.startswith(PREFIX)}
@@ -44,7 +46,8 @@ def operated_metadata(
         **{key: float(value) for key in ("threshold", "budget") if (value := getattr(plan, key)) is not None},
         **{f"calibration.{key}": value for key, value in calibration.items()},
         "seed": plan.seed,
-        "layers": layers,
+        "layers": sorted(number for sharing in together for number in sharing),
+        **({"group_layers": written_groups(together)} if plan.group_layers else {}),
         **{f"ranks.{group}": group_ranks for group, group_ranks in ranks.items()},
         "source.name": model.name,
         "source.sha256": source_hash,

@@ -1,6 +1,6 @@
 """One group of projections decomposed under a plan's metric, and rebuilt from some of its components."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,10 +13,9 @@ from pipeline.decompose.principal_components import RowDecomposition, principal_
 from pipeline.decompose.random_subspace import random_subspace
 from pipeline.decompose.weighted import WeightedRows, weigh_rows
 from pipeline.gguf_file.reader import GGUFModel
-from pipeline.operation.groups import Group
+from pipeline.operation.cross_layer import CrossLayerDecomposition, LayerRows, decompose_layers, largest_share
+from pipeline.operation.groups import Group, Layers
 from pipeline.operation.plan import Plan
-
-Layers = Mapping[int, dict[str, Projection]]
 
 
 @dataclass(frozen=True)
@@ -28,16 +27,13 @@ class GroupDecomposition:
     components: RowDecomposition
     weighted: WeightedRows | None
 
-    def reconstruct(self, rank: int) -> np.ndarray:
-        """The rows from their first `rank` components: (n, d) float32."""
+    def layers(self, rank: int) -> tuple[float, Iterator[LayerRows]]:
+        """The share of the variance that `rank` components keep, and the layer rebuilt from them."""
         rebuilt = self.components.reconstruct(rank)
-        return rebuilt if self.weighted is None else self.weighted.restore(rebuilt)
-
-    def rank(self, plan: Plan) -> int:
-        """The rank that the plan's threshold or its fixed rank asks for."""
-        rank = plan.rank if plan.threshold is None else self.components.rank_for(plan.threshold)
-        assert rank is not None  # a budget's ranks are not the group's own affair
-        return rank
+        rows = LayerRows(
+            self.group.layer, self.stack, rebuilt if self.weighted is None else self.weighted.restore(rebuilt)
+        )
+        return self.components.explained(rank), iter([rows])
 
     def randomised(self, rank: int, seed: int) -> "GroupDecomposition":
         """The control: the basis replaced by a random one of this rank."""
@@ -46,33 +42,42 @@ class GroupDecomposition:
 
 
 @dataclass(frozen=True)
-class RebuiltGroup:
-    """A group rebuilt under a plan: `matrices`, float32 (rows, columns), of the members that the plan replaces.
+class RebuiltMatrix:
+    """A projection replaced: `values`, float32 (rows, columns); squares of the norms of its error and of itself."""
 
-    `explained` is the share of the group's variance that is kept; `relative_error` maps each replaced matrix to
-    |A' - A| / |A| (Frobenius norms, before rounding to the tensor's type).
+    projection: Projection
+    values: np.ndarray
+    error: float
+    energy: float
+
+
+@dataclass(frozen=True)
+class RebuiltGroup:
+    """A group rebuilt under a plan: the `matrices` of the members that the plan replaces, each rebuilt as it is asked for.
+
+    `explained` is the share of the group's variance that is kept.
     """
 
     group: Group
     rank: int
     explained: float
-    relative_error: dict[str, float]
-    matrices: dict[Projection, np.ndarray]
+    matrices: Iterable[RebuiltMatrix]
 
 
 def decompose_group(
     model: GGUFModel, layers: Layers, group: Group, plans: Sequence[Plan], calibration: Calibration | None
-) -> GroupDecomposition:
+) -> GroupDecomposition | CrossLayerDecomposition:
     """Decompose a group once for `plans`, which may differ in threshold, rank and budget alone.
 
     `layers` are all projections of the model; `calibration` is needed for every metric but `weights`. Raises
     SurgeryError when a tensor cannot be read.
     """
     plan = plans[0]
+    if len(group.layers) > 1:
+        return decompose_layers(model, layers, group, plans, calibration)
     stack = np.vstack([read_projection(model, projection) for projection in group.members])
     if plan.metric == "weights":
-        share = max(1.0 if plan.threshold is None else plan.threshold for plan in plans)
-        return GroupDecomposition(group, stack, principal_components(stack, plan.mean, share), None)
+        return GroupDecomposition(group, stack, principal_components(stack, plan.mean, largest_share(plans)), None)
     assert calibration is not None  # `operate` checks
     metric = group_metric(plan.metric, model, calibration, layers[group.layer], group.roles)
     weighted = weigh_rows(stack, metric, plan.mean)
@@ -94,25 +99,35 @@ def rebuild_group(
     decomposition = None
     for plan, ranks in zip(plans, budgeted, strict=True):
         if plan.keeps_everything(group.full_rank):
-            unchanged = {projection.role: 0.0 for projection in group.targets(plan)}
-            yield RebuiltGroup(group, group.full_rank, 1.0, unchanged, {})
+            yield RebuiltGroup(group, group.full_rank, 1.0, [])
             continue
         if decomposition is None:
             decomposition = decompose_group(model, layers, group, plans, calibration)
-        yield _rebuild(decomposition, plan, ranks[group] if plan.budget else decomposition.rank(plan))
+        yield _rebuild(decomposition, plan, ranks[group] if plan.budget else _rank(decomposition, plan))
 
 
-def _rebuild(decomposition: GroupDecomposition, plan: Plan, rank: int) -> RebuiltGroup:
+def _rank(decomposition: GroupDecomposition | CrossLayerDecomposition, plan: Plan) -> int:
+    """The rank that the plan's threshold or its fixed rank asks for."""
+    rank = plan.rank if plan.threshold is None else decomposition.components.rank_for(plan.threshold)
+    assert rank is not None  # a budget's ranks are not the group's own affair
+    return rank
+
+
+def _rebuild(decomposition: GroupDecomposition | CrossLayerDecomposition, plan: Plan, rank: int) -> RebuiltGroup:
     if METHODS[plan.method].random:
+        assert isinstance(decomposition, GroupDecomposition)
         decomposition = decomposition.randomised(rank, plan.seed)
-    rebuilt = decomposition.reconstruct(rank)
-    errors, matrices, start = {}, {}, 0
-    for projection in decomposition.group.members:
-        rows = slice(start, start + projection.rows)
-        start = rows.stop
-        if projection.role in plan.targets:
-            original = decomposition.stack[rows]
-            matrices[projection] = rebuilt[rows]
-            norm = np.linalg.norm(original)
-            errors[projection.role] = float(np.linalg.norm(rebuilt[rows] - original) / norm) if norm else 0.0
-    return RebuiltGroup(decomposition.group, rank, decomposition.components.explained(rank), errors, matrices)
+    explained, layers = decomposition.layers(rank)
+    return RebuiltGroup(decomposition.group, rank, explained, _replaced(decomposition.group, plan, layers))
+
+
+def _replaced(group: Group, plan: Plan, layers: Iterable[LayerRows]) -> Iterator[RebuiltMatrix]:
+    for layer in layers:
+        start = 0
+        for projection in group.of_layer(layer.number):
+            rows = slice(start, start + projection.rows)
+            start = rows.stop
+            if projection.role in plan.targets:
+                values, original = layer.rebuilt[rows], layer.rows[rows]
+                error, energy = (float(np.linalg.norm(part)) ** 2 for part in (values - original, original))
+                yield RebuiltMatrix(projection, values, error, energy)

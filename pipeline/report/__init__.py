@@ -1,1 +1,1 @@
-"""The report of a study: a page, tables and pictures, made from its results and from nothing else."""
+"""Reports: charts, pages, tables and pictures, made from results and from nothing else."""

@@ -1,4 +1,4 @@
-"""Packages that only some checkpoints need: imported when they are, with the command that installs them."""
+"""Packages that only some work needs: imported when it comes to it, with the command that installs them."""
 
 import importlib
 from types import ModuleType

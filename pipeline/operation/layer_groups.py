@@ -1,0 +1,62 @@
+"""Which layers share components: what --group-layers means for the layers of a model."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pipeline.attention import find_attention, parse_layers
+from pipeline.calibration.statistics_file import Calibration
+from pipeline.errors import UsageError
+from pipeline.gguf_file.reader import GGUFModel
+from pipeline.operation.groups import Layers, plan_groups
+from pipeline.operation.plan import Plan
+from pipeline.subspaces import View, similar_layers
+
+
+def layer_groups(
+    model: GGUFModel, layers: Layers, chosen: Sequence[int], plan: Plan, calibration: Calibration | None
+) -> list[tuple[int, ...]]:
+    """The `chosen` layers, each once, in groups that share components under `plan`: each alone where it has no such choice.
+
+    `N` puts N neighbours together, `all` all, `stride:N` those that are N apart, `similar:N` at most N whose k+v read the
+    most similar subspaces; a list such as 0-9/10,12 says it outright, and layers that it leaves out stay alone. Raises
+    UsageError for a number that exceeds that of the layers, and a list that names a layer twice or one not operated on.
+    """
+    text = plan.group_layers
+    if text is None:
+        return [(number,) for number in chosen]
+    if text == "all":
+        return [tuple(chosen)]
+    kind, _, digits = text.rpartition(":")
+    if not digits.isdigit():
+        return _listed(text, layers, chosen)
+    size = int(digits)
+    if size > len(chosen):
+        raise UsageError(f"--group-layers {text}: {len(chosen)} layers are operated on")
+    if kind == "similar":
+        return similar_layers(View(model, layers, plan.metric, plan.mean, calibration), chosen, size)
+    if kind == "stride":
+        return [tuple(chosen[start::size]) for start in range(size)]
+    return [tuple(chosen[start : start + size]) for start in range(0, len(chosen), size)]
+
+
+def check_plan(model: GGUFModel, plan: Plan) -> None:
+    """Raise UsageError for layers that the model does not have or ranks that are too large, before anything takes long."""
+    layers = find_attention(model).layers
+    chosen = parse_layers(plan.layers, layers)
+    neighbours = replace(plan, group_layers=plan.group_layers and plan.group_layers.removeprefix("similar:"))
+    plan_groups(layers, layer_groups(model, layers, chosen, neighbours, None), plan)
+
+
+def _listed(text: str, layers: Layers, chosen: Sequence[int]) -> list[tuple[int, ...]]:
+    groups = [tuple(parse_layers(part, layers, "--group-layers")) for part in text.split("/")]
+    named = [number for group in groups for number in group]
+    if others := set(named) - set(chosen):
+        raise UsageError(f"--group-layers {text}: layer {min(others)} is not among --layers")
+    if twice := [number for number in named if named.count(number) > 1]:
+        raise UsageError(f"--group-layers {text}: layer {twice[0]} is in two groups")
+    return sorted([*groups, *((number,) for number in chosen if number not in named)])
+
+
+def written_groups(groups: Sequence[tuple[int, ...]]) -> str:
+    """The list that --group-layers takes, such as 0,1/2,3."""
+    return "/".join(",".join(map(str, group)) for group in groups)
