@@ -130,8 +130,8 @@ def test_pictures_are_not_overwritten_unasked(tiny: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--metric", "inputs"], "--metric: is for --spectrum and --overlap; add one of them"),
-        (["--plots", "x"], "--plots: is for --spectrum and --overlap; add one of them"),
+        (["--metric", "inputs"], "--metric: is for --spectrum, --overlap and --damage; add one of them"),
+        (["--plots", "x"], "--plots: is for --spectrum, --overlap and --damage; add one of them"),
         (["--overlap", "--calibration", "x"], "--calibration: is used by --metric inputs"),
     ],
 )

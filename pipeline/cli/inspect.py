@@ -7,6 +7,8 @@ import click
 
 from pipeline.attention import find_attention
 from pipeline.cli.calibrate import obtain_calibration
+from pipeline.cli.damage import damage, print_damage
+from pipeline.cli.inspection_tables import print_overlap, print_spectrum, print_summary
 from pipeline.cli.options import (
     force_option,
     given,
@@ -16,21 +18,21 @@ from pipeline.cli.options import (
     refuse_idle_calibration,
     threads_option,
 )
-from pipeline.cli.output import ProgressReport, print_json, print_table
+from pipeline.cli.output import ProgressReport, print_json
 from pipeline.errors import UsageError
 from pipeline.inspection import summarise
+from pipeline.operation.plan import DEFAULT_THRESHOLD
 from pipeline.output_file import check_output
 from pipeline.report.charts import FORMATS, require_charts, write_chart
 from pipeline.sources import open_model
 from pipeline.subspaces import (
-    SPECTRUM_GROUPS,
     SPECTRUM_THRESHOLDS,
     View,
     compared_layers,
     energies_within,
-    mean_of_pairs,
     spectrum,
 )
+from pipeline.texts import EVALUATION_TEXT
 
 
 @click.command("inspect")
@@ -41,12 +43,26 @@ from pipeline.subspaces import (
 @click.option(
     "--overlap", "with_overlap", is_flag=True, help="What k and v, and k+v of different layers, have in common."
 )
+@click.option(
+    "--damage",
+    "with_damage",
+    is_flag=True,
+    help="KL divergence with each of q, k and v of each layer operated on alone; takes minutes, and can be resumed.",
+)
+@click.option(
+    "--threshold", default=DEFAULT_THRESHOLD, show_default=True, help="Share of the variance that --damage keeps."
+)
+@click.option("--text", default=EVALUATION_TEXT, show_default=True, help="The text that --damage measures on.")
+@click.option("--chunks", default=4, show_default=True, type=click.IntRange(2), help="Its chunks of 512 tokens.")
+@click.option(
+    "--study", type=click.Path(path_type=Path), help="Folder of what --damage measured.  [default: in the cache]"
+)
 @metric_options
 @click.option(
     "--plots",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="Draw what --spectrum and --overlap find, as SVG and PNG files in this folder.",
+    help="Draw what --spectrum, --overlap and --damage find, as SVG and PNG files in this folder.",
 )
 @threads_option
 @force_option
@@ -55,6 +71,11 @@ def command(
     model: str,
     with_spectrum: bool,
     with_overlap: bool,
+    with_damage: bool,
+    threshold: float,
+    text: str,
+    chunks: int,
+    study: Path | None,
     metric: str,
     calibration: str,
     plots: Path | None,
@@ -63,12 +84,11 @@ def command(
     as_json: bool,
 ) -> None:
     """Show MODEL's architecture, heads, tensor types and parameter counts, and what its attention reads."""
-    if not (with_spectrum or with_overlap):
-        for option in ("metric", "calibration", "plots"):
-            if given(option):
-                raise UsageError(f"--{option}: is for --spectrum and --overlap; add one of them")
+    refuse_idle_options(with_spectrum or with_overlap, with_damage)
     refuse_idle_calibration(metric)
-    pictures = planned_pictures(plots, with_spectrum, with_overlap, force=force) if plots else []
+    wanted = {"spectrum": with_spectrum, "overlap-k-v": with_overlap, "overlap-layers": with_overlap}
+    names = [name for name, drawn in {**wanted, "damage": with_damage}.items() if drawn]
+    pictures = planned_pictures(plots, names, force=force) if plots else []
     opened = open_model(model)
     summary = summarise(opened)
     if with_spectrum or with_overlap:
@@ -76,6 +96,11 @@ def command(
         view = View(opened, find_attention(opened).layers, metric, "keep", statistics)
         summary["metric"] = metric
         summary |= looked_into(view, with_spectrum, with_overlap)
+    if with_damage:
+        summary["damage"] = damage(
+            opened, threshold=threshold, metric=metric, calibration=calibration, text=text, chunks=chunks,
+            threads=threads, folder=study,
+        )  # fmt: skip
     if plots:
         draw(plots, summary, metric, force=force)
     if as_json:
@@ -86,6 +111,8 @@ def command(
         print_spectrum(summary["spectrum"])
     if with_overlap:
         print_overlap(summary["overlap"])
+    if with_damage:
+        print_damage(summary["damage"])
     for picture in pictures:
         click.echo(f"drew {picture}")
 
@@ -110,11 +137,20 @@ def looked_into(view: View, with_spectrum: bool, with_overlap: bool) -> dict[str
     return found
 
 
-def planned_pictures(folder: Path, with_spectrum: bool, with_overlap: bool, *, force: bool) -> list[Path]:
+def refuse_idle_options(looked_into: bool, with_damage: bool) -> None:
+    """Raise UsageError for an option that nothing asked for would use."""
+    for option in ("threshold", "text", "chunks", "study"):
+        if given(option) and not with_damage:
+            raise UsageError(f"--{option}: is for --damage; add it")
+    for option in ("metric", "calibration", "plots"):
+        if given(option) and not (looked_into or with_damage):
+            raise UsageError(f"--{option}: is for --spectrum, --overlap and --damage; add one of them")
+
+
+def planned_pictures(folder: Path, names: list[str], *, force: bool) -> list[Path]:
     """The files that `draw` will write. Raises before anything takes long if they cannot be written or drawn."""
     require_charts()
     folder.mkdir(parents=True, exist_ok=True)
-    names = ["spectrum"] * with_spectrum + ["overlap-k-v", "overlap-layers"] * with_overlap
     pictures = [folder / f"{name}.{kind}" for name in names for kind in FORMATS]
     for picture in pictures:
         check_output(picture, force=force)
@@ -122,6 +158,7 @@ def planned_pictures(folder: Path, with_spectrum: bool, with_overlap: bool, *, f
 
 
 def draw(folder: Path, summary: dict[str, Any], metric: str, *, force: bool) -> None:
+    from pipeline.report.damage_chart import damage_chart
     from pipeline.report.subspace_charts import overlap_chart, spectrum_chart, within_chart
 
     charts: dict[str, Any] = {}
@@ -131,69 +168,8 @@ def draw(folder: Path, summary: dict[str, Any], metric: str, *, force: bool) -> 
         between = summary["overlap"]["between"]
         charts["overlap-k-v"] = within_chart(summary["overlap"]["within"], between["columns"], metric)
         charts["overlap-layers"] = overlap_chart(between, metric)
+    if "damage" in summary:
+        charts["damage"] = damage_chart(summary["damage"], metric)
     for name, chart in charts.items():
         for kind in FORMATS:
             write_chart(chart, folder / f"{name}.{kind}", force=force)
-
-
-def print_summary(summary: dict[str, Any]) -> None:
-    for label, key in (
-        ("file", "path"),
-        ("name", "name"),
-        ("architecture", "architecture"),
-        ("layers", "layers"),
-        ("width", "embedding_length"),
-        ("context", "context_length"),
-    ):
-        click.echo(f"{label:<14}{summary[key]}")
-    click.echo(f"{'heads':<14}{summary['heads']} query, {summary['kv_heads']} key/value")
-    click.echo(f"{'size':<14}{summary['file_bytes'] / 1e6:,.1f} MB, {summary['parameters']:,} parameters\n")
-    print_table(
-        ("type", "tensors", "MB"),
-        [(name, t["tensors"], f"{t['bytes'] / 1e6:,.1f}") for name, t in summary["types"].items()],
-    )
-    click.echo()
-    total = summary["parameters"]
-    print_table(
-        ("tensor", "parameters", "share"),
-        [(kind, f"{count:,}", f"{count / total:.1%}") for kind, count in summary["parameters_by_kind"].items()],
-    )
-    for key, value in summary["surgery"].items():
-        click.echo(f"{key:<24}{value if not isinstance(value, list) or len(value) < 200 else f'{len(value)} numbers'}")
-
-
-def print_spectrum(layers: list[dict[str, Any]]) -> None:
-    shares = " ".join(f"{threshold:g}" for threshold in SPECTRUM_THRESHOLDS)
-    click.echo(f"\nranks that keep {shares} of the variance")
-    rows = [
-        (layer["layer"], *(" ".join(f"{rank:>4}" for rank in layer["ranks"][group]) for group in SPECTRUM_GROUPS))
-        for layer in layers
-    ]
-    print_table(["layer", *map("+".join, SPECTRUM_GROUPS)], rows)
-
-
-def print_overlap(overlap: dict[str, Any]) -> None:
-    """Shares within a layer and means over pairs of layers, at the ranks at which layers are compared."""
-    within, between = overlap["within"], overlap["between"]
-    shown = [rank for rank in between["ranks"] if rank <= len(within[0]["v_in_k"])]
-    columns = ("v_in_k", "v_in_random", "k_in_v", "k_in_random")
-    click.echo(
-        f"\nshare of the energy in the first {' '.join(map(str, shown))} directions of the other, of random weights"
-    )
-    rows = [
-        (layer["layer"], *(" ".join(f"{layer[key][rank - 1]:.3f}" for rank in shown) for key in columns))
-        for layer in within
-    ]
-    print_table(("layer", "v in k", "v in random", "k in v", "k in random"), rows)
-    click.echo("\noverlap of the subspaces that k+v of two layers read")
-    compared = zip(between["ranks"], between["overlap"], between["random_weights"], between["random"], strict=True)
-    rows = [
-        (
-            rank,
-            *(f"{mean_of_pairs(m, distance):.3f}" for distance in (1, None) for m in (own, weights)),
-            f"{subspaces:.3f}",
-        )
-        for rank, own, weights, subspaces in compared
-    ]
-    headings = ("neighbours", "with random weights", "all pairs", "with random weights", "random subspaces")
-    print_table(("rank", *headings), rows)

@@ -1,0 +1,38 @@
+"""Which layers and which projections cannot take it: each operated on alone, and measured like any cell of a study."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from pipeline.compare.cell import Cell
+from pipeline.compare.study import Study
+from pipeline.operation.plan import Plan
+from pipeline.statistics import interval
+
+TARGETS = ("q", "k", "v", "qkv")
+
+
+def damage_cells(layers: Iterable[int], threshold: float, metric: str) -> list[Cell]:
+    """A cell for q, k and v of each layer alone and for the three together, each by a PCA of its own."""
+    return [
+        Cell(Plan(method="separate", targets=targets, threshold=threshold, metric=metric, layers=str(layer)))
+        for layer in layers
+        for targets in TARGETS
+    ]
+
+
+def measured_damage(study: Study, layers: Iterable[int], threshold: float, metric: str) -> list[dict[str, Any]]:
+    """For each layer, by targets, the KL divergence in nats a token with its 95 % interval and the ranks; None if missing."""
+    rows: dict[int, dict[str, Any]] = {layer: {"layer": layer} for layer in layers}
+    for cell in damage_cells(rows, threshold, metric):
+        assert cell.plan is not None
+        divergences = study.divergences(study.key(cell))
+        operation = study.ledger.operation(study.key(cell))
+        found = None
+        if divergences and operation:
+            mean, low, high = interval(np.array(divergences))
+            bounds = {"low": low, "high": high} if len(divergences) > 1 else {"low": None, "high": None}
+            found = {"kld_mean": mean, **bounds, "ranks": {g["group"]: g["rank"] for g in operation["layers"]}}
+        rows[int(cell.plan.layers)][cell.plan.targets] = found
+    return list(rows.values())
