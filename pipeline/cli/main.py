@@ -15,6 +15,7 @@ from pipeline.errors import SurgeryError
 COMMANDS = {
     "calibrate": "Measure what a model's attention sees, over a text.",
     "operate": "Replace attention projections by low-rank reconstructions.",
+    "latent": "Convert to latent attention: a smaller KV cache.",
     "convert": "Turn a Hugging Face checkpoint into a GGUF file.",
     "quantize": "Quantise a model with llama.cpp's quantiser.",
     "run": "Answer a prompt, or chat; --beside compares two models.",

@@ -48,11 +48,19 @@ class Metric:
 
     def weigh(self, rows: np.ndarray) -> np.ndarray:
         """L rows S, (n, d)."""
-        return self._left(rows.astype(np.float64), 0) @ self.input_factor
+        return self.weigh_outputs(rows) @ self.input_factor
+
+    def weigh_outputs(self, rows: np.ndarray) -> np.ndarray:
+        """L rows, (n, d)."""
+        return self._left(rows.astype(np.float64), 0)
+
+    def unweigh_outputs(self, rows: np.ndarray) -> np.ndarray:
+        """L^-1 rows, (n, d)."""
+        return self._left(rows, 1)
 
     def unweigh(self, rows: np.ndarray) -> np.ndarray:
         """L^-1 rows S^-1, (n, d)."""
-        return self._left(np.linalg.solve(self.input_factor.T, rows.T).T, 1)
+        return self.unweigh_outputs(np.linalg.solve(self.input_factor.T, rows.T).T)
 
     def error(self, difference: np.ndarray) -> float:
         """The objective for A' - A = `difference` (n, d)."""

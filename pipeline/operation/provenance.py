@@ -29,12 +29,6 @@ def operated_metadata(
     rank in each layer, in ascending order; `calibration` says what the model was
     calibrated on. What an earlier operation on the same model left is kept, as JSON, in `surgery.previous`.
     """
-    earlier = {key: entry.value for key, entry in model.metadata.items() if key.startswith(PREFIX)}
-    if PREFIX + "previous" in earlier:
-        with suppress(
-            ValueError
-        ):  # nested as JSON, not as JSON within a string, which would double with each operation
-            earlier[PREFIX + "previous"] = json.loads(earlier[PREFIX + "previous"])
     kept = [entry for key, entry in model.metadata.items() if not key.startswith(PREFIX)]
     values = {
         "version": __version__,
@@ -51,6 +45,17 @@ def operated_metadata(
         **{f"ranks.{group}": group_ranks for group, group_ranks in ranks.items()},
         "source.name": model.name,
         "source.sha256": source_hash,
-        **({"previous": json.dumps(earlier)} if earlier else {}),
+        **earlier_operations(model),
     }
     return kept + [metadata_entry(PREFIX + key, value) for key, value in values.items()]
+
+
+def earlier_operations(model: GGUFModel) -> dict[str, str]:
+    """What operations on the same model left, as JSON under `previous`; empty if there were none."""
+    earlier = {key: entry.value for key, entry in model.metadata.items() if key.startswith(PREFIX)}
+    if PREFIX + "previous" in earlier:
+        with suppress(
+            ValueError
+        ):  # nested as JSON, not as JSON within a string, which would double with each operation
+            earlier[PREFIX + "previous"] = json.loads(earlier[PREFIX + "previous"])
+    return {"previous": json.dumps(earlier)} if earlier else {}

@@ -1,0 +1,129 @@
+"""How latent attention is written for llama.cpp's `deepseek2` (src/models/deepseek2.cpp), dense layers only.
+
+`deepseek2` puts an RMS norm on the latent, whose epsilon is that of all norms. It is neutralised: epsilon is made so
+large beside the latent's mean square that the norm divides by a constant. The other norms must not notice, so the whole
+residual stream grows with the epsilon's root, RESIDUAL_SCALE: what writes to it (token embeddings, attn_output, ffn_down) is
+multiplied, and if the embeddings are the output matrix as well, the output norm's weights are divided.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFValueType
+
+from pipeline.gguf_file.metadata import MetadataEntry, metadata_entry
+from pipeline.gguf_file.reader import FLOAT_TYPES, GGUFModel
+from pipeline.gguf_file.writer import TensorDeclaration
+from pipeline.latent.plan import CacheLayout
+from pipeline.latent.scaled import scaled_type
+from pipeline.latent.source import LatentSource
+from pipeline.latent.weights import LatentWeights
+
+ARCHITECTURE = "deepseek2"
+RESIDUAL_SCALE = 2048.0  # a power of two: exact
+LATENT_SHARE = 1e-4  # of epsilon: the mean square of the latent before its norm
+GROWING = ("token_embd.weight", "attn_output.weight", "ffn_down.weight")
+
+
+def grows(name: str) -> bool:
+    """Whether a tensor writes to the residual stream."""
+    return name.endswith(GROWING)
+
+
+def shrinks(model: GGUFModel, name: str) -> bool:
+    """Whether a tensor undoes the growth of the embeddings where they are the output matrix, too."""
+    return name == "output_norm.weight" and "output.weight" not in model.tensors
+
+
+def latent_metadata(model: GGUFModel, source: LatentSource, layout: CacheLayout) -> list[MetadataEntry]:
+    """The converted model's metadata without provenance: general and tokenizer entries stay as they are."""
+    numbers = {
+        "block_count": len(source.layers),
+        "context_length": model.hyperparameter("context_length", 0),
+        "embedding_length": source.width,
+        "feed_forward_length": model.hyperparameter("feed_forward_length", 0),
+        "vocab_size": model.tensors["token_embd.weight"].shape[0],
+        "attention.head_count": source.heads,
+        "attention.head_count_kv": 1,
+        "attention.q_lora_rank": 0,
+        "attention.kv_lora_rank": layout.rank,
+        "attention.key_length": layout.cached_numbers,
+        "attention.value_length": layout.rank,
+        "attention.key_length_mla": source.head_size + 2 * layout.pairs,
+        "attention.value_length_mla": source.head_size,
+        "rope.dimension_count": 2 * layout.pairs,
+        "leading_dense_block_count": len(source.layers),
+        "expert_count": 0,
+        "expert_used_count": 0,
+        "expert_shared_count": 0,
+        "expert_feed_forward_length": 0,
+    }
+    floats = {
+        "attention.layer_norm_rms_epsilon": source.epsilon * RESIDUAL_SCALE**2,
+        # llama.cpp: theta_i = base^(-2 i / dimension_count); this base gives the source's highest frequencies
+        "rope.freq_base": source.frequency_base ** (layout.pairs / source.pairs),
+    }
+    kept = [e for key, e in model.metadata.items() if not key.startswith((f"{model.architecture}.", "surgery."))]
+    kept = [e for e in kept if e.key != "general.architecture"]
+    own = [metadata_entry(f"{ARCHITECTURE}.{key}", n, GGUFValueType.UINT32) for key, n in numbers.items()]
+    own += [metadata_entry(f"{ARCHITECTURE}.{key}", x, GGUFValueType.FLOAT32) for key, x in floats.items()]
+    return [metadata_entry("general.architecture", ARCHITECTURE), *kept, *own]
+
+
+def declare_tensors(
+    model: GGUFModel, source: LatentSource, layout: CacheLayout, outtype: str
+) -> tuple[list[TensorDeclaration], dict[str, TensorDeclaration]]:
+    """The tensors of the file, those that stay first, and by name the new ones among them."""
+    replaced = {projection.tensor for roles in source.layers.values() for projection in roles.values()}
+    stay = [
+        TensorDeclaration(t.name, t.shape, scaled_type(t.type) if grows(t.name) else t.type)
+        for t in model.tensors.values()
+        if t.name not in replaced
+    ]
+    new = {}
+    nope, rope = source.head_size, 2 * layout.pairs
+    for layer, roles in source.layers.items():
+        shapes = {
+            "attn_q": (source.heads * (nope + rope), source.width),
+            "attn_kv_a_mqa": (layout.cached_numbers, source.width),
+            "attn_kv_a_norm": (layout.rank,),
+            "attn_k_b": (source.heads, layout.rank, nope),
+            "attn_v_b": (source.heads, source.head_size, layout.rank),
+        }
+        kind = new_type(model.tensors[roles["q"].tensor].type, outtype)
+        for name, shape in shapes.items():
+            full = f"blk.{layer}.{name}.weight"
+            new[full] = TensorDeclaration(full, shape, kind if len(shape) > 1 else GGMLQuantizationType.F32)
+    return [*stay, *new.values()], new
+
+
+def new_type(source_type: GGMLQuantizationType, outtype: str) -> GGMLQuantizationType:
+    """The type of new matrices: `auto` keeps a float type and makes a quantised one F16."""
+    if outtype != "auto":
+        return GGMLQuantizationType[outtype.upper()]
+    return source_type if source_type in FLOAT_TYPES else GGMLQuantizationType.F16
+
+
+def layer_tensors(
+    source: LatentSource, layer: int, queries: np.ndarray, weights: LatentWeights, latent_square: float
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Each new tensor of a layer by name, float32.
+
+    queries: the source's q, (heads, b, d); `latent_square`: the mean square of the latent over the calibration text
+    """
+    epsilon = source.epsilon * RESIDUAL_SCALE**2
+    before_norm = np.sqrt(LATENT_SHARE * epsilon / latent_square)
+    after_norm = np.sqrt(epsilon * (1 + LATENT_SHARE)) / before_norm
+    rotary = np.einsum("hbp,hbd->hpd", weights.rotary_query, queries)
+    key_length = source.head_size + len(weights.rotary_key)
+    # llama.cpp divides scores by the root of key_length_mla, the source by that of its head size
+    q = np.concatenate([queries, rotary], axis=1) * np.sqrt(key_length / source.head_size)
+    tensors = {
+        "attn_q": q.reshape(-1, q.shape[-1]),
+        "attn_kv_a_mqa": np.vstack([before_norm * weights.latent, weights.rotary_key]),
+        "attn_kv_a_norm": np.full(len(weights.latent), after_norm),
+        "attn_k_b": weights.latent_query.transpose(0, 2, 1),
+        "attn_v_b": weights.value,
+    }
+    for name, values in tensors.items():
+        yield f"blk.{layer}.{name}.weight", np.ascontiguousarray(values, np.float32)

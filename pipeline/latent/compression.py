@@ -1,0 +1,35 @@
+"""The latent: principal components that keys without rotation and values share, under what errors of them cost."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.decompose.weighted import Metric
+
+
+@dataclass(frozen=True)
+class Compression:
+    """Rows A (n, d) as `expand` (n, rank) times `latent` (rank, d), float64; `kept` is the share of energy in [0, 1]."""
+
+    latent: np.ndarray
+    expand: np.ndarray
+    kept: float
+
+
+def compress(rows: np.ndarray, metric: Metric, rank: int, seed: int) -> Compression:
+    """The best rank-`rank` approximation of `rows` (n, d) under `metric`, see `pipeline.decompose.weighted`.
+
+    The latent's basis is one in which errors in all directions cost the same, at random: a cache that rounds its
+    numbers in blocks loses least where all are alike. `rank` may exceed what the rows have; the rest is 0.
+    """
+    left, values, _ = np.linalg.svd(metric.weigh(rows), full_matrices=False)
+    used = min(rank, len(values))
+    basis = np.zeros((len(rows), rank))
+    basis[:, :used] = left[:, :used]
+    turn = np.linalg.qr(np.random.default_rng(seed).standard_normal((rank, rank)))[0]
+    basis = basis @ turn.T
+    latent = basis.T @ metric.weigh_outputs(rows)
+    size = np.sqrt(np.mean(np.sum((latent @ metric.inputs) * latent, axis=1)))
+    total = float(np.square(values).sum())
+    kept = float(np.square(values[:used]).sum()) / total if total else 1.0
+    return Compression(latent / size, metric.unweigh_outputs(basis) * size, kept)

@@ -1,0 +1,168 @@
+"""Convert a Llama to latent attention: a file of `deepseek2`'s, layer by layer, in the memory of one layer."""
+
+import time
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import __version__
+from pipeline.attention import read_projection
+from pipeline.calibration.statistics_file import Calibration, calibration_facts, require_fit
+from pipeline.errors import UsageError
+from pipeline.gguf_file.metadata import MetadataEntry, metadata_entry
+from pipeline.gguf_file.reader import GGUFModel
+from pipeline.gguf_file.writer import GGUFWriter, TensorDeclaration, create_gguf
+from pipeline.latent.architecture import (
+    RESIDUAL_SCALE,
+    declare_tensors,
+    grows,
+    latent_metadata,
+    layer_tensors,
+    shrinks,
+)
+from pipeline.latent.layer import convert_layer, measured_distances, sampled_attention
+from pipeline.latent.plan import CacheLayout, LatentPlan, choose_layout
+from pipeline.latent.refit import refit_queries
+from pipeline.latent.samples import calibration_text, sample_inputs
+from pipeline.latent.scaled import read_scaled
+from pipeline.latent.source import LatentSource, require_convertible
+from pipeline.operation.encode import encode_rows
+from pipeline.operation.provenance import PREFIX, earlier_operations
+from pipeline.output_file import check_output
+from pipeline.progress import Progress, silent
+from pipeline.resources import peak_rss_bytes
+
+
+@dataclass(frozen=True)
+class LatentLayer:
+    """What happened to a layer.
+
+    energy_kept: the share, in [0, 1], of what the latent stands for, weighted by what errors cost
+    score_error_before, score_error: of the attention scores over sampled text, before and after the queries were refitted,
+        as a share of the scores' variance
+    """
+
+    layer: int
+    energy_kept: float
+    score_error_before: float
+    score_error: float
+
+
+@dataclass
+class LatentReport:
+    """What `convert_to_latent` did; `to_dict` is the JSON object that the command prints."""
+
+    output: str
+    plan: LatentPlan
+    layout: CacheLayout
+    source_numbers: int
+    layers: list[LatentLayer] = field(default_factory=list)
+    output_bytes: int = 0
+    seconds: float = 0.0
+
+    @property
+    def share(self) -> float:
+        """The cache's share of the source's."""
+        return self.layout.cached_numbers / self.source_numbers
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "output": self.output,
+            **asdict(self.plan),
+            "cached_numbers": self.layout.cached_numbers,
+            "source_cached_numbers": self.source_numbers,
+            "share": self.share,
+            "latent_rank": self.layout.rank,
+            "rotary_numbers": 2 * self.layout.pairs,
+            "layers": [asdict(layer) for layer in self.layers],
+            "output_bytes": self.output_bytes,
+            "seconds": self.seconds,
+            "peak_rss_bytes": peak_rss_bytes(),
+        }
+
+
+def convert_to_latent(
+    model: GGUFModel,
+    output: Path,
+    plan: LatentPlan,
+    calibration: Calibration,
+    *,
+    threads: int = 0,
+    force: bool = False,
+    progress: Progress = silent,
+    sampling: Progress = silent,
+) -> LatentReport:
+    """Write `output`: `model` as a `deepseek2` model that caches what `plan` says instead of keys and values.
+
+    `model` is run over some of the text of its `calibration`; `sampling` counts chunks of that, `progress` layers.
+    Raises SurgeryError for a model that cannot be converted, UsageError for a plan or calibration that does not fit,
+    NativeError when llama.cpp cannot run the model; all before anything is written.
+    """
+    started = time.perf_counter()
+    source = require_convertible(model)
+    layout = choose_layout(plan, source)
+    check_output(output, force=force, sources=model.paths)
+    require_fit(calibration, model)
+    if not calibration.has_sensitivities:
+        raise UsageError(f"--calibration {calibration.path}: lacks sensitivities; make it with surgery calibrate")
+    text = calibration_text(calibration)
+    report = LatentReport(str(output), plan, layout, source.cached_numbers)
+    declared, new = declare_tensors(model, source, layout, plan.outtype)
+    metadata = [*latent_metadata(model, source, layout), *_provenance(model, plan, layout, source, calibration)]
+    with ExitStack() as stack:
+        samples = stack.enter_context(sample_inputs(model, calibration, text, threads, sampling))
+        writer = stack.enter_context(
+            create_gguf(output, metadata, declared, alignment=model.alignment, force=force, sources=model.paths)
+        )
+        _carry_over(model, writer, declared, new)
+        for number, layer in source.layers.items():
+            progress(number, len(source.layers), "")
+            attention = sampled_attention(model, source, layer, samples.of_layer(number))
+            weights, kept = convert_layer(model, source, layer, calibration, layout, measured_distances(attention))
+            before, after = refit_queries(weights, attention)
+            report.layers.append(LatentLayer(number, kept, before, after))
+            queries = read_projection(model, layer["q"]).astype(np.float64).reshape(source.heads, -1, source.width)
+            square = float(np.sum((weights.latent @ calibration.layer(number).inputs) * weights.latent)) / layout.rank
+            for name, values in layer_tensors(source, number, queries, weights, square):
+                writer.put(name, encode_rows(name, values, new[name].type))
+        progress(len(source.layers), len(source.layers), "")
+    report.output_bytes = output.stat().st_size
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+def _carry_over(
+    model: GGUFModel, writer: GGUFWriter, declared: list[TensorDeclaration], new: dict[str, TensorDeclaration]
+) -> None:
+    """Write all tensors but the new ones: as they are, or scaled with the residual stream."""
+    for tensor in declared:
+        if tensor.name in new:
+            continue
+        if grows(tensor.name):
+            writer.put(tensor.name, read_scaled(model, tensor.name, RESIDUAL_SCALE))
+        elif shrinks(model, tensor.name):
+            writer.put(tensor.name, read_scaled(model, tensor.name, 1 / RESIDUAL_SCALE))
+        else:
+            writer.copy_from(model, tensor.name)
+
+
+def _provenance(
+    model: GGUFModel, plan: LatentPlan, layout: CacheLayout, source: LatentSource, calibration: Calibration
+) -> Iterable[MetadataEntry]:
+    values = {
+        "version": __version__,
+        "method": "latent",
+        "cache": float(plan.cache),
+        "cached_numbers": layout.cached_numbers,
+        "source_cached_numbers": source.cached_numbers,
+        "rotary_numbers": 2 * layout.pairs,
+        **{f"calibration.{key}": value for key, value in calibration_facts(calibration).items()},
+        "source.name": model.name,
+        "source.sha256": calibration.source.model_sha256,
+        **earlier_operations(model),
+    }
+    return [metadata_entry(PREFIX + key, value) for key, value in values.items()]

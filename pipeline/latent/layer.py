@@ -1,0 +1,87 @@
+"""Latent attention for one layer: keys aligned over heads, some of them rotated, the rest and the values compressed."""
+
+import numpy as np
+
+from pipeline.attention import Projection, read_projection
+from pipeline.calibration.metrics import energy, role_blocks, role_metric
+from pipeline.calibration.statistics_file import Calibration
+from pipeline.decompose.weighted import Metric
+from pipeline.gguf_file.reader import GGUFModel
+from pipeline.latent.compression import compress
+from pipeline.latent.plan import CacheLayout
+from pipeline.latent.rotary import align_keys, as_complex, as_real, frequencies, mean_turns, multiplication
+from pipeline.latent.scores import SampledAttention
+from pipeline.latent.source import LatentSource
+from pipeline.latent.weights import LatentWeights
+
+
+def sampled_attention(
+    model: GGUFModel, source: LatentSource, layer: dict[str, Projection], inputs: np.ndarray
+) -> SampledAttention:
+    """The source's attention in a layer over sampled `inputs`, float32 (chunks, n, d)."""
+    q, k = (read_projection(model, layer[role]).reshape(-1, source.head_size, source.width) for role in "qk")
+    return SampledAttention(inputs, q, k, frequencies(source.frequency_base, source.pairs))
+
+
+def measured_distances(attention: SampledAttention) -> np.ndarray:
+    """How much each distance between query and key counts for each head, (heads, n)."""
+    heads = range(len(attention.q))
+    return np.stack([attention.distances(attention.probabilities(attention.scores(head))) for head in heads])
+
+
+def convert_layer(
+    model: GGUFModel,
+    source: LatentSource,
+    layer: dict[str, Projection],
+    calibration: Calibration,
+    layout: CacheLayout,
+    distances: np.ndarray,
+) -> tuple[LatentWeights, float]:
+    """The layer's latent attention from the calibration's moments, and the share of energy that its latent keeps.
+
+    The strongest component of the keys at each of the `layout.pairs` highest frequencies is cached rotated. All others
+    lose their rotation, and in exchange are multiplied by its mean over the `distances` (heads, n) that each head's attention
+    spans. They and the values are compressed together: an error counts by what it was measured to cost.
+    """
+    number = layer["q"].layer
+    moments = calibration.layer(number)
+    metric_v = role_metric(model, calibration, layer, "v")
+    inputs = metric_v.inputs
+    q, k, v = (read_projection(model, layer[role]).astype(np.float64) for role in "qkv")
+    queries = as_complex(q, source.heads)
+    per_head = np.einsum("hfd,de,hfe->hf", queries, moments.inputs, queries.conj(), optimize=True).real
+    group = source.heads // source.kv_heads
+    aligned = align_keys(
+        as_complex(k, source.kv_heads), per_head.reshape(source.kv_heads, group, -1).sum(axis=1), inputs
+    )
+    rotated = np.arange(source.pairs) < layout.pairs
+    frequency, component = np.nonzero(~rotated[:, None] | (np.arange(source.kv_heads) > 0))
+    turns = mean_turns(distances, frequencies(source.frequency_base, source.pairs))
+    maps, rotary = [], []
+    for head in range(source.heads):
+        restore = aligned.restore[:, head // group]
+        factors = (turns[head, frequency] * restore[frequency, component]).conj()
+        maps.append(multiplication(factors, frequency, source.pairs))
+        kept = np.arange(layout.pairs)
+        rotary.append(multiplication(restore[kept, 0].conj(), kept, source.pairs))
+    cost_k = calibration.sensitivity("k", number) / energy(
+        k, inputs, role_blocks("k", model, calibration.rope, layer, moments)
+    )
+    cost_v = calibration.sensitivity("v", number)
+    meeting = sum(
+        m.T @ part @ moments.inputs @ part.T @ m for m, part in zip(maps, np.split(q, source.heads), strict=True)
+    )
+    blocks = [cost_v * block for block in metric_v.outputs or ()]
+    if len(frequency):
+        blocks.insert(0, cost_k * meeting)
+    residual = as_real(aligned.rows[frequency, component])
+    compression = compress(np.vstack([residual, v]), Metric(inputs, blocks), layout.rank, seed=number)
+    keys, values = np.split(compression.expand, [len(residual)])
+    weights = LatentWeights(
+        latent=compression.latent,
+        rotary_key=as_real(aligned.rows[: layout.pairs, 0]),
+        latent_query=np.stack([m @ keys for m in maps]),
+        rotary_query=np.stack(rotary),
+        value=np.repeat(values.reshape(source.kv_heads, source.head_size, -1), group, axis=0),
+    )
+    return weights, compression.kept

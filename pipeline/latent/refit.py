@@ -1,0 +1,124 @@
+"""Refit the queries once the cache is chosen: weighted least squares on the source's own attention scores.
+
+The cache of the sampled tokens being given, scores are linear in the maps from queries to cache. They minimise
+
+    sum over queries m and keys n of p_mn (s'_mn - s_mn - mean_n)^2
+
+where p are the source's attention probabilities, mean_n is the error's mean under them, as a softmax does not see what
+all keys share: to second order twice the KL divergence between old and new attention. Conjugate gradients on the normal
+equations (Hestenes and Stiefel, 1952) with both sides whitened start at the maps of the moments, and end early;
+a ridge draws to the start. So what few samples do not determine stays where the moments put it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.latent.rotary import rotate
+from pipeline.latent.scores import SampledAttention, rotate_at
+from pipeline.latent.weights import LatentWeights
+
+ITERATIONS = 6
+RIDGE = 3e-3  # of the whitened problem, whose eigenvalues are at most about 1
+SMALLEST = 1e-4  # eigenvalue, of the largest, that is still whitened
+NEGLIGIBLE = 1e-8  # error, of the scores' variance, that is left alone
+
+
+@dataclass
+class HeadProblem:
+    """One head's problem; maps are pairs of matrices (b, rank) and (b, 2 pairs), both whitened: see `Whitening`."""
+
+    queries: np.ndarray  # (chunks, m, b)
+    cache: np.ndarray  # (chunks, n, rank + 2 pairs), rotated
+    weights: np.ndarray  # (chunks, m, n), zero where a key is not seen
+    angles: np.ndarray  # (m, pairs)
+    rank: int
+
+    def scores(self, maps: np.ndarray) -> np.ndarray:
+        """Scores (chunks, m, n) of `maps` (b, rank + 2 pairs)."""
+        mapped = self.queries @ maps
+        mapped[..., self.rank :] = rotate(mapped[..., self.rank :], self.angles)
+        return mapped @ self.cache.transpose(0, 2, 1)
+
+    def weigh(self, errors: np.ndarray) -> np.ndarray:
+        """The gradient of half the objective by the scores."""
+        mean = (self.weights * errors).sum(axis=2, keepdims=True) / self.weights.sum(axis=2, keepdims=True)
+        return self.weights * (errors - mean)
+
+    def gradient(self, weighed: np.ndarray) -> np.ndarray:
+        """The gradient by the maps, (b, rank + 2 pairs)."""
+        keys = weighed @ self.cache
+        keys[..., self.rank :] = rotate(keys[..., self.rank :], -self.angles)
+        return np.tensordot(self.queries, keys, axes=((0, 1), (0, 1)))
+
+
+def refit_queries(weights: LatentWeights, attention: SampledAttention) -> tuple[float, float]:
+    """Change `weights`' maps of queries, head by head, to those that fit the source's scores best.
+
+    Returns the weighted error before and after, as shares of the scores' weighted variance.
+    """
+    rank, pairs = len(weights.latent), len(weights.rotary_key) // 2
+    turning = attention.frequencies[:pairs]
+    plain = attention.inputs @ np.vstack([weights.latent, weights.rotary_key]).astype(np.float32).T
+    cache = plain.copy()
+    cache[..., rank:] = rotate_at(plain[..., rank:], np.arange(plain.shape[1]), turning)
+    right = _cache_whitening(plain, rank)
+    angles = attention.positions[:, None] * turning
+    before = after = total = 0.0
+    for head in range(len(attention.q)):
+        target = attention.scores(head)
+        problem = HeadProblem(attention.queries(head), cache, attention.probabilities(target), angles, rank)
+        start = np.hstack([weights.latent_query[head], weights.rotary_query[head]]).astype(np.float32)
+        moment = np.tensordot(problem.queries, problem.queries, axes=((0, 1), (0, 1)))
+        left = _inverse_root(moment / problem.queries[..., 0].size)
+        residual = target - problem.scores(start)
+        variance, error = (float(np.vdot(e, problem.weigh(e))) for e in (target, residual))
+        total, before = total + variance, before + error
+        if error > NEGLIGIBLE * variance:
+            change, residual = _descend(problem, residual, left, right)
+            maps = (start + change).astype(np.float64)
+            weights.latent_query[head], weights.rotary_query[head] = maps[:, :rank], maps[:, rank:]
+            error = float(np.vdot(residual, problem.weigh(residual)))
+        after += error
+    return before / max(total, np.finfo(float).tiny), after / max(total, np.finfo(float).tiny)
+
+
+def _descend(
+    problem: HeadProblem, residual: np.ndarray, left: np.ndarray, right: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Conjugate gradients from zero: the change of the maps, and what of the scores remains."""
+    ridge = RIDGE * float(problem.weights.sum())
+    done = np.zeros((len(left), len(right)), np.float32)
+    gradient = left @ problem.gradient(problem.weigh(residual)) @ right
+    direction, size = gradient.copy(), float(np.vdot(gradient, gradient))
+    for _ in range(ITERATIONS):
+        step = problem.scores(left @ direction @ right)
+        curvature = float(np.vdot(step, problem.weigh(step))) + ridge * float(np.vdot(direction, direction))
+        if curvature <= 0:
+            break
+        length = np.float32(size / curvature)
+        done += length * direction
+        residual = residual - length * step
+        gradient = left @ problem.gradient(problem.weigh(residual)) @ right - ridge * done
+        size, before = float(np.vdot(gradient, gradient)), size
+        direction = gradient + np.float32(size / before) * direction
+    return left @ done @ right, residual
+
+
+def _cache_whitening(plain: np.ndarray, rank: int) -> np.ndarray:
+    """(rank + 2 pairs) squared: whitens the latent, and scales each rotated pair alike so that rotation commutes."""
+    count = plain.shape[0] * plain.shape[1]
+    moment = np.tensordot(plain, plain, axes=((0, 1), (0, 1))) / count
+    result = np.zeros_like(moment)
+    result[:rank, :rank] = _inverse_root(moment[:rank, :rank])
+    energy = np.repeat(np.diag(moment)[rank:].reshape(-1, 2).mean(axis=1), 2)
+    floor = SMALLEST * float(energy.max()) + np.finfo(np.float32).tiny
+    result[range(rank, len(moment)), range(rank, len(moment))] = 1 / np.sqrt(energy + floor)
+    return result
+
+
+def _inverse_root(moment: np.ndarray) -> np.ndarray:
+    """The symmetric inverse square root of a moment matrix, its smallest eigenvalues lifted, float32."""
+    values, vectors = np.linalg.eigh(moment.astype(np.float64))
+    largest = float(values[-1]) + np.finfo(float).tiny
+    return ((vectors / np.sqrt(np.maximum(values, 0) + SMALLEST * largest)) @ vectors.T).astype(np.float32)
