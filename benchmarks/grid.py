@@ -14,6 +14,7 @@ from pipeline.compare.study import StudySettings, open_study
 from pipeline.evaluation import evaluate
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.operation.operate import operate
+from pipeline.operation.plan import Plan
 from pipeline.quantization import quantize
 from pipeline.sources import EMBEDDED_NAME, open_model
 from pipeline.texts import EVALUATION_TEXT, read_text
@@ -28,7 +29,7 @@ def by_hand(folder: Path) -> dict[str, float]:
     model, text = open_model(EMBEDDED_NAME), read_text(EVALUATION_TEXT)
     divergences = {}
     for cell in grid_cells([GRID]):
-        if cell.plan:
+        if isinstance(cell.plan, Plan):
             operate(model, folder / "operated.gguf", cell.plan, force=True)
             quantize(open_gguf(folder / "operated.gguf"), folder / "cell.gguf", cell.quant, force=True)
             result = evaluate(folder / "cell.gguf", text, base=model.path, chunks=CHUNKS)

@@ -242,7 +242,7 @@ def test_cells_that_do_the_same_are_measured_once(tiny: Path, english: Path, tmp
 def test_presets_and_grid_files(tmp_path: Path) -> None:
     original = grid_cells(PRESETS["original"])
     assert len(original) == 13
-    assert {cell.plan.targets for cell in original if cell.plan} == {"q"}
+    assert {getattr(cell.plan, "targets", None) for cell in original} == {"q"}
     grids = [GRID, Grid(methods=("random",), ranks=(4,), seeds=(0, 1), quants=("source",))]
     save_grids(tmp_path / "grid.yaml", grids, force=False)
     assert load_grids(tmp_path / "grid.yaml") == grids
@@ -307,3 +307,21 @@ def test_the_command(study: Path, tiny: Path, english: Path, tmp_path: Path) -> 
         assert message in result.output
         assert len(result.output.splitlines()) == 1
     assert not Path("s").exists()
+
+
+def test_latent_attention_is_one_more_method(tiny: Path, english: Path, tmp_path: Path) -> None:
+    """Its files are other models, quantised whole; calibrated, and beside other methods."""
+    folder = tmp_path / "study"
+    command = [
+        "compare", str(tiny), "-o", str(folder), "--text", str(english), "--calibration", "python-docs-calibration",
+        "--methods", "latent,shared-kv", "--caches", "0.75", "--thresholds", "0.9", "--quants", "source,q8_0",
+        "--ctx", "64", "--chunks", "2", "--answer-tokens", "4", "--json",
+    ]  # fmt: skip
+    result = CliRunner(env={"SURGERY_CACHE": str(tmp_path)}).invoke(cli, command)
+    assert result.exit_code == 0, result.output
+    results = json.loads(result.stdout)
+    plain, quantised = cell_of(results, "latent 0.75"), cell_of(results, "latent 0.75, Q8_0")
+    assert (plain["method"], plain["cache"]) == ("latent", 0.75)
+    assert plain["kv_cache_bytes"] < results["base"]["kv_cache_bytes"]
+    assert quantised["file_bytes"] < plain["file_bytes"]
+    assert quantised["interaction"]["verdict"]

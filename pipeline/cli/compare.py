@@ -17,7 +17,7 @@ from pipeline.cli.options import force_option, json_option, threads_option
 from pipeline.cli.output import warn
 from pipeline.cli.study_display import StudyDisplay
 from pipeline.cli.study_table import show_estimate, show_study
-from pipeline.compare.cell import CACHE_TYPES, Cell
+from pipeline.compare.cell import CACHE_TYPES, LATENT, Cell
 from pipeline.compare.cluster import ClusterRunner
 from pipeline.compare.estimate import estimate_study
 from pipeline.compare.grid import PRESETS, Grid, grid_cells, load_grids, save_grids
@@ -29,6 +29,8 @@ from pipeline.decompose.methods import METHODS, METRICS
 from pipeline.decompose.principal_components import MEANS
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.gguf_file.reader import GGUFModel
+from pipeline.latent.plan import LatentPlan, choose_layout
+from pipeline.latent.source import require_convertible
 from pipeline.operation.layer_groups import check_plan
 from pipeline.quantization import quantized_types
 from pipeline.sources import open_model
@@ -52,7 +54,7 @@ def names(text: str, values: Iterable[str]) -> tuple[Any, str]:
 
 
 GRID_OPTIONS = (
-    list_option("--methods", *names("", METHODS)),
+    list_option("--methods", *names("", (*METHODS, LATENT))),
     list_option("--targets", str, "Such as qkv,kv.  [default: qkv]"),
     list_option("--thresholds", float, "Shares of the variance to keep, such as 0.99,0.9."),
     list_option("--ranks", int, "Components to keep."),
@@ -63,6 +65,7 @@ GRID_OPTIONS = (
     list_option(
         "--group-layers", str, "Which layers share components, for method cross-layer: such as 2,5,all,similar:2."
     ),
+    list_option("--caches", float, "Shares of the KV cache to keep, for method latent.  [default: 0.5]"),
     list_option("--seeds", int, "Seeds of the random control.  [default: 0]"),
     list_option("--quants", str, "source (types as they are), F16, Q8_0, Q4_K_M, ...  [default: source,Q4_K_M]"),
     list_option("--cache-types", *names("  [default: f16]", CACHE_TYPES)),
@@ -129,7 +132,10 @@ def command(model: str | None, folder: Path | None, status_of: Path | None, as_j
     settings = study_settings(options)
     source = open_model(model)
     for plan in dict.fromkeys(cell.plan for cell in cells if cell.plan):
-        check_plan(source, plan)
+        if isinstance(plan, LatentPlan):
+            choose_layout(plan, require_convertible(source))
+        else:
+            check_plan(source, plan)
     if options["dry_run"]:
         show_estimate(estimate_study(source, cells, settings), len(cells), as_json)
         return
@@ -190,7 +196,7 @@ def calibration_for(
     source: GGUFModel, cells: Sequence[Cell], settings: StudySettings, options: dict[str, Any]
 ) -> Calibration | None:
     """The statistics that the cells' metrics need. Warns of a text that is also measured on."""
-    metrics = {cell.plan.metric for cell in cells if cell.plan} - {"weights"}
+    metrics = {getattr(cell.plan, "metric", "attention") for cell in cells if cell.calibrated}
     if not metrics:
         return None
     calibration = obtain_calibration(

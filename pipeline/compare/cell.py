@@ -7,10 +7,14 @@ from typing import Any
 
 from pipeline import __version__
 from pipeline.decompose.methods import METHODS
+from pipeline.latent.plan import LatentPlan
 from pipeline.operation.plan import Plan
 
 AS_IT_IS = "source"  # as a quantisation: every tensor keeps the type that it has in the source
 CACHE_TYPES = ("f16", "q8_0", "q4_0")
+LATENT = "latent"  # among the methods: its plan is a LatentPlan
+
+Operation = Plan | LatentPlan
 
 
 @dataclass(frozen=True)
@@ -28,9 +32,19 @@ class StudySubject:
 class Cell:
     """`plan` None: the source itself. `quant` AS_IT_IS or a type of llama.cpp's quantiser; `cache_type` for k and v."""
 
-    plan: Plan | None
+    plan: Operation | None
     quant: str = AS_IT_IS
     cache_type: str = "f16"
+
+    @property
+    def method(self) -> str:
+        """The operation's method; `none` for the source itself."""
+        return LATENT if isinstance(self.plan, LatentPlan) else self.plan.method if self.plan else "none"
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the operation needs calibration statistics."""
+        return isinstance(self.plan, LatentPlan) or (self.plan is not None and self.plan.metric != "weights")
 
     @property
     def label(self) -> str:
@@ -41,12 +55,18 @@ class Cell:
 
     def parameters(self) -> dict[str, Any]:
         """The cell as JSON, from which `Cell.of` makes it again."""
-        return {"plan": asdict(self.plan) if self.plan else None, "quant": self.quant, "cache_type": self.cache_type}
+        plan = {"method": self.method, **asdict(self.plan)} if self.plan else None
+        return {"plan": plan, "quant": self.quant, "cache_type": self.cache_type}
 
     @staticmethod
     def of(parameters: dict[str, Any]) -> "Cell":
-        plan = parameters["plan"]
-        return Cell(Plan(**plan) if plan else None, parameters["quant"], parameters["cache_type"])
+        choices = dict(parameters["plan"] or {})
+        plan: Operation | None = None
+        if choices.get("method") == LATENT:
+            plan = LatentPlan(**{name: value for name, value in choices.items() if name != "method"})
+        elif choices:
+            plan = Plan(**choices)
+        return Cell(plan, parameters["quant"], parameters["cache_type"])
 
     def key(self, subject: StudySubject) -> str:
         """The name of this cell's measurement: equal for cells that do the same, such as q alone by two methods."""
@@ -54,7 +74,7 @@ class Cell:
         facts = {
             "version": __version__,
             "subject": asdict(subject)
-            | ({} if plan and plan.metric != "weights" else {"calibration_sha256": ""})
+            | ({} if self.calibrated else {"calibration_sha256": ""})
             | ({"importance_sha256": ""} if self.quant == AS_IT_IS else {}),
             **replace(self, plan=plan).parameters(),
         }
@@ -66,8 +86,11 @@ def base_key(subject: StudySubject) -> str:
     return sha256_of(["base", Cell(None).key(subject)])
 
 
-def plan_label(plan: Plan) -> str:
+def plan_label(plan: Operation) -> str:
     """A plan in a few words: its method and rank rule, then whatever is not usual."""
+    if isinstance(plan, LatentPlan):
+        rotary = f" rotary {plan.rotary}" if plan.rotary else ""
+        return f"{LATENT} {plan.cache:g}{rotary}"
     rule = next(
         text
         for text, value in (
@@ -88,8 +111,10 @@ def plan_label(plan: Plan) -> str:
     return " ".join(filter(None, (plan.method, rule, *unusual)))
 
 
-def effective_plan(plan: Plan | None) -> Plan | None:
+def effective_plan(plan: Operation | None) -> Operation | None:
     """The plan with what makes no difference set to its default; None when it changes nothing."""
+    if isinstance(plan, LatentPlan):
+        return plan
     if plan is None or (plan.rank is None and plan.keeps_everything(0)):
         return None
     if not METHODS[plan.method].random:

@@ -26,7 +26,7 @@ def measured_damage(study: Study, layers: Iterable[int], threshold: float, metri
     """For each layer, by targets, the KL divergence in nats a token with its 95 % interval and the ranks; None if missing."""
     rows: dict[int, dict[str, Any]] = {layer: {"layer": layer} for layer in layers}
     for cell in damage_cells(rows, threshold, metric):
-        assert cell.plan is not None
+        assert isinstance(cell.plan, Plan)
         divergences = study.divergences(study.key(cell))
         operation = study.ledger.operation(study.key(cell))
         found = None

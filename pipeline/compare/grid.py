@@ -6,9 +6,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pipeline.compare.cell import AS_IT_IS, CACHE_TYPES, Cell
+from pipeline.compare.cell import AS_IT_IS, CACHE_TYPES, LATENT, Cell, Operation
 from pipeline.decompose.methods import METHODS
 from pipeline.errors import UsageError
+from pipeline.latent.plan import LatentPlan
 from pipeline.operation.plan import Plan
 from pipeline.output_file import complete_or_absent
 from pipeline.quantization import known_type
@@ -18,7 +19,8 @@ from pipeline.quantization import known_type
 class Grid:
     """Choices whose product is measured: every operation in every quantisation with every type of KV cache.
 
-    `group_layers` are for the methods that share components between layers, and for them alone. Of thresholds, ranks and budgets any may be given; each value makes cells of its own.
+    `group_layers` are for the methods that share components between layers, and for them alone, `caches` for `latent`:
+    shares of the KV cache. Of thresholds, ranks and budgets any may be given; each value makes cells of its own.
     """
 
     methods: Sequence[str] = ("shared-kv", "separate")
@@ -31,11 +33,16 @@ class Grid:
     layers: str = "all"
     group_layers: Sequence[str] = ()
     seeds: Sequence[int] = (0,)
+    caches: Sequence[float] = (0.5,)
     quants: Sequence[str] = (AS_IT_IS, "Q4_K_M")
     cache_types: Sequence[str] = ("f16",)
 
-    def plans(self) -> list[Plan]:
+    def plans(self) -> list[Operation]:
         """The operations. Raises UsageError for a value that no plan can have."""
+        latent = [LatentPlan(cache=cache) for cache in self.caches] if LATENT in self.methods else []
+        return [*self._low_rank_plans(), *latent]
+
+    def _low_rank_plans(self) -> list[Plan]:
         rules: list[dict[str, Any]] = [
             *({"threshold": value} for value in self.thresholds),
             *({"threshold": None, "rank": value} for value in self.ranks),
@@ -44,7 +51,8 @@ class Grid:
         known = [method for method in self.methods if method in METHODS]
         if self.group_layers and not any(METHODS[method].across_layers for method in known):
             raise UsageError("--group-layers: no method of the grid shares components between layers")
-        choices = product(self.methods, self.targets, self.metrics, self.means, self.seeds, rules)
+        methods = [method for method in self.methods if method != LATENT]
+        choices = product(methods, self.targets, self.metrics, self.means, self.seeds, rules)
         return [
             Plan(
                 method=method, targets=targets, metric=metric, mean=mean, seed=seed,
@@ -132,7 +140,7 @@ def load_grids(path: Path) -> list[Grid]:
 
 def _choices(path: Path, block: Mapping[str, Any]) -> dict[str, Any]:
     known = {field.name: field.default for field in fields(Grid)}
-    kinds = {"thresholds": (int, float), "budgets": (int, float), "ranks": int, "seeds": int}
+    kinds = {"thresholds": (int, float), "budgets": (int, float), "caches": (int, float), "ranks": int, "seeds": int}
     for key, value in block.items():
         if key not in known:
             raise UsageError(f"--plan {path}: unknown key {key!r}; known are {', '.join(known)}")

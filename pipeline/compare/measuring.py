@@ -13,9 +13,10 @@ from native.isolated import isolated
 from native.measure import MeasuredAnswer, MeasuredChunk, MeasurementStart, measure
 from native.model import ContextOptions, default_threads
 from native.quantize_file import read_importance_matrix
-from pipeline.compare.cell import AS_IT_IS, Cell
+from pipeline.compare.cell import AS_IT_IS, LATENT, Cell
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
 from pipeline.operation.patch import write_operated, write_patched
+from pipeline.quantization import quantize
 from pipeline.resources import machine_name
 from pipeline.statistics import interval, require_finite
 
@@ -52,7 +53,7 @@ class CellJob:
     """All that measuring a cell takes, on this machine or another that sees the same files.
 
     `model` is the source, or its quantisation if the cell has one; `operated` holds the cell's operated tensors, if
-    any; `divergences` are those of the chunks that were measured before, from number 0 on; the cell's file
+    any, and for latent attention the whole model; `divergences` are those of the chunks that were measured before, from number 0 on; the cell's file
     is made in the folder `scratch`.
     """
 
@@ -111,7 +112,8 @@ def measure_cell(job: CellJob) -> Iterator[MeasuredChunk | CellFinished]:
 
 def _size_facts(model: GGUFModel, job: CellJob) -> dict[str, Any]:
     """Bytes of the cell's file, and the operated tensors' bytes and numbers in it."""
-    operated = [model.tensors[name] for name in (open_gguf(job.operated).tensors if job.operated else ())]
+    patched = job.operated if job.cell.method != LATENT else None
+    operated = [model.tensors[name] for name in (open_gguf(patched).tensors if patched else ())]
     return {
         "file_bytes": sum(path.stat().st_size for path in model.paths),
         "operated_bytes": sum(info.nbytes for info in operated),
@@ -138,6 +140,11 @@ def write_cell_file(job: CellJob, path: Path) -> Path:
     """The file that the cell is measured on: written to `path`, or one that is there already."""
     if job.operated is None:
         return job.model
+    if job.cell.method == LATENT:  # other tensors altogether: nothing to put into the source's quantisation
+        if job.cell.quant == AS_IT_IS:
+            return job.operated
+        quantize(open_gguf(job.operated), path, job.cell.quant, threads=job.options.threads)
+        return path
     model, operated = open_gguf(job.model), open_gguf(job.operated)
     if job.cell.quant == AS_IT_IS:
         write_operated(model, operated, path)

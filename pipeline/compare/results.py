@@ -14,6 +14,8 @@ from pipeline import __version__
 from pipeline.compare.cell import Cell, StudySubject, base_key
 from pipeline.compare.ledger import Ledger, open_ledger
 from pipeline.errors import UsageError
+from pipeline.latent.plan import LatentPlan
+from pipeline.operation.plan import Plan
 from pipeline.statistics import divergence_summary, interval, jackknife_interval, pareto_front, perplexity
 
 WARM_UP_TOKENS = 8
@@ -88,8 +90,9 @@ def _cell_result(
         "label": cell.label,
         "status": run.status,
         "reason": run.reason,
-        "method": cell.plan.method if cell.plan else "none",
-        **{name: getattr(cell.plan, name) if cell.plan else None for name in PLAN_CHOICES},
+        "method": cell.method,
+        **{name: getattr(cell.plan, name, None) for name in PLAN_CHOICES},
+        "cache": cell.plan.cache if isinstance(cell.plan, LatentPlan) else None,
         "quant": cell.quant,
         "cache_type": cell.cache_type,
         **_divergence(chunks),
@@ -101,7 +104,8 @@ def _cell_result(
         if cell not in (alone, unoperated)
         else None,
         "pareto": [],
-        "ranks": operation and [_rank(group) for group in operation["layers"]],
+        "ranks": (operation and isinstance(cell.plan, Plan) and [_rank(group) for group in operation["layers"]])
+        or None,
         "answer": facts.get("answer"),
         "first_difference": first_difference(base.get("answer"), facts.get("answer")),
         "seconds": sum(seconds) if seconds else None,
@@ -129,7 +133,7 @@ _DIVERGENCE = (
 def _sizes(facts: Mapping[str, Any], operation: Mapping[str, Any] | None) -> dict[str, Any]:
     """Bytes and numbers. Stored as factors, the operated matrices would take as many bytes a number as they do now."""
     sizes: dict[str, Any] = {"file_bytes": facts.get("file_bytes"), "kv_cache_bytes": facts.get("kv_cache_bytes")}
-    numbers: dict[str, Any] = operation["stored_numbers"] if operation else {"factors": None, "dense": None}
+    numbers: dict[str, Any] = (operation or {}).get("stored_numbers") or {"factors": None, "dense": None}
     factored = sizes["file_bytes"]
     if operation and factored is not None and facts.get("operated_numbers"):
         bytes_a_number = facts["operated_bytes"] / facts["operated_numbers"]

@@ -14,11 +14,13 @@ from native.measure import MeasuredAnswer, MeasurementStart, logits_file, measur
 from native.model import ContextOptions
 from pipeline import __version__
 from pipeline.calibration.statistics_file import Calibration, calibration_facts
-from pipeline.compare.cell import AS_IT_IS, Cell, StudySubject, base_key, effective_plan, sha256_of
+from pipeline.compare.cell import AS_IT_IS, Cell, Operation, StudySubject, base_key, effective_plan, sha256_of
 from pipeline.compare.ledger import Ledger, Run, make_folder, open_ledger, sole_writer
 from pipeline.compare.measuring import CellJob, StopRule, answer_facts, machine_facts
 from pipeline.errors import UsageError
 from pipeline.gguf_file.reader import GGUFModel
+from pipeline.latent.convert import convert_to_latent
+from pipeline.latent.plan import LatentPlan
 from pipeline.operation.operate import operate_family
 from pipeline.operation.plan import Plan
 from pipeline.quantization import quantize
@@ -136,7 +138,7 @@ class Study:
             importance_matrix=self.settings.importance_matrix, threads=self.settings.threads,
         )  # fmt: skip
 
-    def operated(self, plan: Plan) -> Path:
+    def operated(self, plan: Operation) -> Path:
         """Where the tensors are that `plan` operates on, see `operate`."""
         return self._folder("operated") / f"{self.key(Cell(plan))[:32]}.gguf"
 
@@ -144,17 +146,25 @@ class Study:
         """Make the operated tensors of a family's cells, whichever are missing, from one decomposition."""
         plans = {self.operated(plan): plan for cell in cells if (plan := effective_plan(cell.plan))}
         missing = {path: plan for path, plan in plans.items() if not path.exists() or not self.operation(plan)}
-        if missing:
-            reports = operate_family(self.model, missing, calibration=self.calibration, operated_only=True, force=True)
-            for plan, report in zip(missing.values(), reports, strict=True):
+        low_rank = {path: plan for path, plan in missing.items() if isinstance(plan, Plan)}
+        if low_rank:
+            reports = operate_family(self.model, low_rank, calibration=self.calibration, operated_only=True, force=True)
+            for plan, report in zip(low_rank.values(), reports, strict=True):
                 self.ledger.add_operation(self.key(Cell(plan)), report.to_dict())
+        for path, plan in missing.items():
+            if isinstance(plan, LatentPlan):
+                assert self.calibration is not None  # the caller sees to it
+                latent = convert_to_latent(
+                    self.model, path, plan, self.calibration, threads=self.settings.threads, force=True
+                )
+                self.ledger.add_operation(self.key(Cell(plan)), latent.to_dict())
 
     def operation_key(self, cell: Cell) -> str | None:
         """Under which key the ledger has what was done to the cell's model."""
         plan = effective_plan(cell.plan)
         return self.key(Cell(plan)) if plan else None
 
-    def operation(self, plan: Plan) -> dict[str, object] | None:
+    def operation(self, plan: Operation) -> dict[str, object] | None:
         return self.ledger.operation(self.key(Cell(plan)))
 
     def remove_operated(self, cells: Sequence[Cell]) -> None:
@@ -187,7 +197,9 @@ class Study:
 def family_of(cell: Cell) -> str:
     """A name for all cells whose operations come from one decomposition; empty for the source's own."""
     plan = effective_plan(cell.plan)
-    return json.dumps(asdict(replace(plan, threshold=1.0, rank=None, budget=None)), sort_keys=True) if plan else ""
+    if isinstance(plan, Plan):
+        plan = replace(plan, threshold=1.0, rank=None, budget=None)
+    return json.dumps(asdict(plan), sort_keys=True) if plan else ""
 
 
 def families(cells: Sequence[Cell]) -> Iterator[tuple[str, list[Cell]]]:
