@@ -3,7 +3,18 @@
 import math
 from typing import Any
 
-from pipeline.report.cells import METHODS, Cell, Results, Size, different, is_measured, is_operated, name, setting
+from pipeline.report.cells import (
+    METHODS,
+    Cell,
+    Results,
+    Size,
+    different,
+    is_measured,
+    is_operated,
+    name,
+    quantisation,
+    setting,
+)
 from pipeline.report.numbers import NOTHING, interval, with_error
 from pipeline.report.tables import status
 
@@ -29,8 +40,7 @@ def variants(cells: list[Cell]) -> dict[int, str]:
 
 
 def panel_title(cell: Cell, cells: list[Cell]) -> str:
-    quant = "not quantised" if cell["quant"] == "source" else str(cell["quant"])
-    return quant + (f", cache {cell['cache_type']}" if len(different(cells, "cache_type")) > 1 else "")
+    return quantisation(cell) + (f", cache {cell['cache_type']}" if len(different(cells, "cache_type")) > 1 else "")
 
 
 def cell_row(cell: Cell, size: str = "") -> Row:
@@ -105,7 +115,7 @@ def size_rows(results: Results, size: Size) -> list[Row]:
         if is_measured(cell) and count is not None and drawn:
             value, low, high = drawn
             place_of_cell = {"x": count / size.per_unit, "value": value, "low": low, "high": high}
-            group = {"quantisation": str(cell["quant"]), "front": size.front in (cell["pareto"] or ())}
+            group = {"quantisation": quantisation(cell), "front": size.front in (cell["pareto"] or ())}
             rows.append(cell_row(cell, size.text(count)) | place_of_cell | group)
     return rows
 

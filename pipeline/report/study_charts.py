@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import altair as alt
 
-from pipeline.report.cells import SIZES, Results, Size, different, is_measured
+from pipeline.report.cells import SIZES, Results, Size, is_measured, quantisation
 from pipeline.report.chart_parts import (
     chart_of,
     error_bars,
@@ -33,7 +33,7 @@ def study_figures(results: Results) -> list[Figure]:
 
 def size_figure(results: Results) -> Figure:
     cells = [cell for cell in results["cells"] if is_measured(cell)]
-    shapes = shape_scale([str(quant) for quant in different(cells, "quant")])
+    shapes = shape_scale(list(dict.fromkeys(map(quantisation, cells))))
     views = [size_view(size_rows(results, size), source_size(results, size), size, shapes) for size in SIZES]
     return Figure(
         "size",
@@ -80,13 +80,18 @@ class SizeChart:
         y = log_axis([row[end] for row in self.rows for end in ("low", "high")], VALUES["kld"])
         cells = chart_of(self.rows).encode(x=self.x, color=method_colour(methods, legend=self.legend))
         front = chart_of([row for row in self.rows if row["front"]]).encode(x=self.x, y=y)
-        source = chart_of([{"x": self.source}]).mark_rule(strokeDash=[3, 3], color=REFERENCE_COLOUR).encode(x=self.x)
         return alt.layer(
-            *([source] if self.source else []),
+            *(self.source_line() if self.source else ()),
             front.mark_line(interpolate="step-after", strokeWidth=1.5, color=REFERENCE_COLOUR),
             error_bars(cells),
             points(cells.encode(y=y), methods).encode(shape=self.shape),
         )
+
+    def source_line(self) -> tuple[alt.Chart, alt.Chart]:
+        """The source has no place on a log axis of losses, as it loses nothing."""
+        source = chart_of([{"x": self.source, "text": "source"}]).encode(x=self.x)
+        named = source.mark_text(align="left", baseline="top", dx=4, fontSize=11).encode(y=alt.value(0), text="text:N")
+        return source.mark_rule(strokeDash=[3, 3], color=REFERENCE_COLOUR), named
 
     @property
     def x(self) -> alt.X:
