@@ -183,6 +183,14 @@ def test_ranks_are_shown_once_an_operation() -> None:
     assert all(0 <= row["share of the full rank"] <= 1 for row in rows)
 
 
+def test_layers_that_share_components_each_have_their_rank() -> None:
+    results = made_up_study(**ONE_LINE)
+    shared = {"layer": 3, "layers": [3, 4, 5], "group": "kv", "rank": 7, "full_rank": 384, "explained": None}
+    results["cells"][1]["ranks"] = [shared]
+    rows = [row for row in rank_rows(results) if row["operation"] == "shared-kv threshold 0.9"]
+    assert [(row["layer"], row["rank"], row["variance kept"]) for row in rows] == [(n, 7, NOTHING) for n in (3, 4, 5)]
+
+
 @pytest.mark.parametrize(
     ("values", "ticks"),
     [

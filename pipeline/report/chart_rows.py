@@ -22,7 +22,14 @@ Row = dict[str, Any]
 
 MEASURES = {"kld": "KL divergence", "ppl": "perplexity"}
 TOOLTIP = ["combination", "KL divergence", "95% interval", "perplexity", "size", "status"]
-VARIANT = {"targets": "", "metric": "", "mean": "mean ", "layers": "layers ", "seed": "seed "}
+VARIANT = {
+    "targets": "",
+    "metric": "",
+    "mean": "mean ",
+    "layers": "layers ",
+    "group_layers": "shared by ",
+    "seed": "seed ",
+}
 
 
 def method_order(cells: list[Cell]) -> list[str]:
@@ -121,21 +128,26 @@ def size_rows(results: Results, size: Size) -> list[Row]:
 
 
 def rank_rows(results: Results) -> list[Row]:
-    """A row for every layer and group of every operation with ranks. Ranks do not depend on the quantisation."""
+    """A row for every layer and group of every operation with ranks, which do not depend on the quantisation.
+
+    Layers that share components have the same rank, one row each.
+    """
     variant = variants(results["cells"])
     operations: dict[str, list[Row]] = {}
     for cell in results["cells"]:
         operation = " ".join(filter(None, (cell["method"], setting(cell), variant[id(cell)])))
         if cell["ranks"] and operation not in operations:
-            operations[operation] = [rank_row(entry, operation) for entry in cell["ranks"]]
+            operations[operation] = [
+                rank_row(entry, operation, layer) for entry in cell["ranks"] for layer in entry["layers"]
+            ]
     return [row for rows in operations.values() for row in rows]
 
 
-def rank_row(entry: dict[str, Any], operation: str) -> Row:
+def rank_row(entry: dict[str, Any], operation: str, layer: int) -> Row:
     explained = entry["explained"]
     return {
         "operation": operation,
-        "layer": entry["layer"],
+        "layer": layer,
         "group": "+".join(entry["group"]) if entry["group"] in ("qk", "kv", "qkv") else str(entry["group"]),
         "rank": entry["rank"],
         "full rank": entry["full_rank"],
