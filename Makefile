@@ -28,7 +28,7 @@ HUB = $(if $(filter-out smollm2-135m %.gguf,$(MODEL)),$(VENV)/installed-hub)
 BASE = $(if $(HUB),$(firstword $(subst @, ,$(notdir $(MODEL)))).gguf,$(MODEL))
 
 .DEFAULT_GOAL := help
-.PHONY: install install-hub install-hf install-report install-report gguf run eval compare inspect test lint bench watch clean help
+.PHONY: install install-hub install-hf install-report gguf run eval compare inspect test lint bench watch clean help
 .DELETE_ON_ERROR:
 
 $(VENV)/bin/python:
@@ -54,8 +54,6 @@ install: $(VENV)/installed ## make a virtual environment and install everything 
 install-hub: $(VENV)/installed-hub ## also what Hugging Face checkpoints need; make gguf sees to it by itself
 
 install-hf: $(VENV)/installed-hf ## also torch, for checkpoints in its own format (.bin)
-
-install-report: $(VENV)/installed-report ## also what pictures need
 
 install-report: $(VENV)/installed-report ## also what draws: surgery report, surgery inspect --plot; make compare sees to it
 

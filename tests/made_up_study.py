@@ -60,6 +60,7 @@ def made_up_cell(
         "metric": metric,
         "mean": "keep" if operated else None,
         "layers": "all" if operated else None,
+        "group_layers": None,
         "seed": 0 if operated else None,
         "quant": quant,
         "cache_type": cache,
@@ -98,6 +99,7 @@ def made_up_ranks(share: float) -> list[dict[str, Any]]:
     return [
         {
             "layer": layer,
+            "layers": [layer],
             "group": group,
             "rank": int(full * min(1, share * rng.uniform(0.3, 0.9) * (0.5 + layer / LAYERS))),
             "full_rank": full,

@@ -53,7 +53,9 @@ def test_a_value_is_rounded_to_its_error(value: float | None, error: float, text
 
 
 def test_other_numbers() -> None:
-    assert interval(0.0476, 0.0510) == "0.0476 to 0.0510"
+    assert interval(0.04761, 0.05102) == "0.0476 to 0.0510"
+    assert interval(0.9, 7.23) == "0.9 to 7.2"
+    assert interval(0.5, 0.5) == "0.50 to 0.50"
     assert interval(None, 0.1) == NOTHING
     assert (significant(0), significant(0.000123456), significant(1234.5)) == ("0", "0.000123", "1,234")
     assert megabytes(105_400_000) == "105.4 MB"
@@ -123,16 +125,23 @@ def test_a_study_that_has_only_begun() -> None:
 def test_a_file_that_is_no_smaller_than_the_source_is_not_praised() -> None:
     results = made_up_study(quants=("Q8_0",))
     results["base"]["file_bytes"] = 98_000_000
-    assert "148% of the source's 98.0 MB, so nothing is saved on disk." in answer(results).headline
+    assert (
+        answer(results)
+        .text[0]
+        .startswith(
+            "The source itself loses least for its size: nothing that loses little is smaller than its 98.0 MB."
+            " Nearest comes Q8_0 alone: 0.00140 ±"
+        )
+    )
 
 
 def test_interactions_are_counted() -> None:
     results = made_up_study()
     find(results, "separate 0.9 weights, Q4_K_M")["interaction"]["verdict"] = "more than adds up"
     assert (
-        "Of 36 losses of surgery and quantisation together, 35 add up, 1 are more than the sum of both alone."
-        in answer(results).sentences
-    )
+        "Surgery and quantisation together lose the sum of both alone in 35 cases,"
+        " more than the sum of both alone in 1 case."
+    ) in answer(results).sentences
 
 
 def test_the_lines_of_the_loss_figure() -> None:
@@ -174,6 +183,14 @@ def test_ranks_are_shown_once_an_operation() -> None:
     assert all(0 <= row["share of the full rank"] <= 1 for row in rows)
 
 
+def test_layers_that_share_components_each_have_their_rank() -> None:
+    results = made_up_study(**ONE_LINE)
+    shared = {"layer": 3, "layers": [3, 4, 5], "group": "kv", "rank": 7, "full_rank": 384, "explained": None}
+    results["cells"][1]["ranks"] = [shared]
+    rows = [row for row in rank_rows(results) if row["operation"] == "shared-kv threshold 0.9"]
+    assert [(row["layer"], row["rank"], row["variance kept"]) for row in rows] == [(n, 7, NOTHING) for n in (3, 4, 5)]
+
+
 @pytest.mark.parametrize(
     ("values", "ticks"),
     [
@@ -213,7 +230,7 @@ def test_an_answer_parts_from_the_sources() -> None:
     source, other = results["base"]["answer"], find(results, "separate 0.5 weights, F16")
     shown = {passage.label: passage for passage in passages(results, None)}
     found = shown[other["label"]]
-    assert (found.before, found.different) == ("Machine learning is a", " way")
+    assert (found.before, found.different) == ("Machine learning is a ", "way")
     assert found.before + found.different + found.after == "".join(other["answer"])
     assert (
         found.verdict

@@ -176,7 +176,7 @@ def test_what_a_model_wrote_is_shown_as_text(browser: Browser) -> None:
     shown = [passage for passage in browser.all("[data-passage]") if passage.is_displayed()]
     assert len(shown) == 3
     assert SCRIPT in shown[-1].text
-    assert shown[-1].find_element(By.CSS_SELECTOR, "mark").get_attribute("textContent") == "first difference:  way"
+    assert shown[-1].find_element(By.CSS_SELECTOR, "mark").get_attribute("textContent") == "first difference:way"
     browser.click(".choose summary")
     browser.all(".choose input:not(:checked)")[0].click()
     assert len([passage for passage in browser.all("[data-passage]") if passage.is_displayed()]) == 4

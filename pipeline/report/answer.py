@@ -24,15 +24,15 @@ QUESTION = "Which combination of surgery and quantisation loses least for its si
 LIMITS = (0.01, 0.03, 0.1, 0.3, 1.0)
 LIMIT = 0.1
 VERDICTS = {
-    "adds up": "add up",
-    "more than adds up": "are more than the sum of both alone",
-    "less than adds up": "are less than the sum of both alone",
+    "adds up": "the sum of both alone",
+    "more than adds up": "more than the sum of both alone",
+    "less than adds up": "less than the sum of both alone",
 }
 
 
 @dataclass(frozen=True)
 class Answer:
-    """`headline` follows `label`, the name of the cell `best`; when nothing is measured both are without a cell.
+    """`headline` follows `label`, whoever is the best; `best` is the best cell, None when nothing is measured.
 
     `choices` has a row for every limit in nats a token: the smallest cell within it, by each of `sizes`.
     """
@@ -56,12 +56,11 @@ def answer(results: Results) -> Answer:
         return Answer(None, "Nothing", f" is measured yet, of {_count(results['cells'])}.", [*_unfinished(results)])
     best = smallest(combinations, FILE, LIMIT)
     chosen = best or min(combinations, key=lambda cell: float(cell["kld_mean"]))
-    verb = "loses least for its size" if best else "loses least, but much"
-    headline = f" {verb}: {_loss(chosen)}{_beside_source(chosen, results)}."
+    label, headline = _headline(chosen, results, within=best is not None)
     sizes = [size for size in (FILE, FACTORED, CACHE) if len(different(combinations, size.key)) > 1 or size is FILE]
     return Answer(
         chosen,
-        name(chosen),
+        label,
         headline,
         [
             _yardstick(best, combinations),
@@ -82,20 +81,25 @@ def _loss(cell: Cell) -> str:
     return loss + (f" (95% interval {interval(cell['kld_low'], cell['kld_high'])})" if known else "")
 
 
-def _beside_source(cell: Cell, results: Results) -> str:
+def _headline(cell: Cell, results: Results, *, within: bool) -> tuple[str, str]:
     size, source = cell["file_bytes"], results["base"]["file_bytes"]
-    if size is None:
-        return ""
-    if not source:
-        return f" at {megabytes(size)}"
-    share = f"{size / source:.0%} of the source's {megabytes(source)}"
-    return f" at {megabytes(size)}, {share}" + (", so nothing is saved on disk" if size >= source else "")
+    at = f" at {megabytes(size)}" if size is not None else ""
+    if size is None or not source:
+        return name(cell), f" loses least for its size: {_loss(cell)}{at}."
+    if size >= source:
+        return (
+            "The source itself",
+            f" loses least for its size: nothing that loses little is smaller than its {megabytes(source)}. "
+            f"Nearest comes {name(cell)}: {_loss(cell)}{at}.",
+        )
+    verb = "loses least for its size" if within else "loses least, but much"
+    return name(cell), f" {verb}: {_loss(cell)}{at}, {size / source:.0%} of the source's {megabytes(source)}."
 
 
 def _yardstick(best: Cell | None, combinations: list[Cell]) -> str:
     limit = f"below {LIMIT:g} nats a token, which is about a tenth more perplexity"
     if best:
-        return f"Of {_count(combinations)}, it is the smallest file whose 95% interval lies {limit}."
+        return f"Of {_count(combinations)}, {name(best)} is the smallest file whose 95% interval lies {limit}."
     return f"Of {_count(combinations)}, none has a 95% interval that lies {limit}."
 
 
@@ -146,8 +150,11 @@ def _smaller_cache(combinations: list[Cell], results: Results) -> Iterator[str]:
 def _interactions(combinations: list[Cell]) -> Iterator[str]:
     verdicts = Counter(cell["interaction"]["verdict"] for cell in combinations if cell["interaction"])
     if verdicts:
-        counts = ", ".join(f"{count} {VERDICTS.get(verdict, verdict)}" for verdict, count in verdicts.most_common())
-        yield f"Of {verdicts.total()} losses of surgery and quantisation together, {counts}."
+        counts = [
+            f"{VERDICTS.get(verdict, verdict)} in {number} case{'s' if number != 1 else ''}"
+            for verdict, number in verdicts.most_common()
+        ]
+        yield f"Surgery and quantisation together lose {', '.join(counts)}."
 
 
 def _unfinished(results: Results) -> Iterator[str]:

@@ -47,6 +47,10 @@ def is_operated(cell: Cell) -> bool:
     return bool(cell["method"] != "none")
 
 
+def quantisation(cell: Cell) -> str:
+    return "not quantised" if cell["quant"] == "source" else str(cell["quant"])
+
+
 def share_stored(cell: Cell) -> float | None:
     """Numbers stored if the factors were kept, as a share of the dense matrices'. None for what is not operated on."""
     if not is_operated(cell) or not cell["factors"] or not cell["dense"]:

@@ -39,7 +39,7 @@ def shape_scale(names: list[str]) -> dict[str, str]:
 def log_axis(values: list[float], title: str) -> alt.Y:
     """The axis of the field `value` on a log scale that holds all of `values`, which are positive."""
     domain, ticks = log_scale(values)
-    scale = alt.Scale(type="log", domain=domain)
+    scale = alt.Scale(type="log", domain=domain, nice=False)
     return alt.Y("value:Q", title=title, scale=scale, axis=alt.Axis(values=ticks, format="~g"))
 
 

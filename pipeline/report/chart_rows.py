@@ -3,7 +3,18 @@
 import math
 from typing import Any
 
-from pipeline.report.cells import METHODS, Cell, Results, Size, different, is_measured, is_operated, name, setting
+from pipeline.report.cells import (
+    METHODS,
+    Cell,
+    Results,
+    Size,
+    different,
+    is_measured,
+    is_operated,
+    name,
+    quantisation,
+    setting,
+)
 from pipeline.report.numbers import NOTHING, interval, with_error
 from pipeline.report.tables import status
 
@@ -11,7 +22,14 @@ Row = dict[str, Any]
 
 MEASURES = {"kld": "KL divergence", "ppl": "perplexity"}
 TOOLTIP = ["combination", "KL divergence", "95% interval", "perplexity", "size", "status"]
-VARIANT = {"targets": "", "metric": "", "mean": "mean ", "layers": "layers ", "seed": "seed "}
+VARIANT = {
+    "targets": "",
+    "metric": "",
+    "mean": "mean ",
+    "layers": "layers ",
+    "group_layers": "shared by ",
+    "seed": "seed ",
+}
 
 
 def method_order(cells: list[Cell]) -> list[str]:
@@ -29,8 +47,7 @@ def variants(cells: list[Cell]) -> dict[int, str]:
 
 
 def panel_title(cell: Cell, cells: list[Cell]) -> str:
-    quant = "not quantised" if cell["quant"] == "source" else str(cell["quant"])
-    return quant + (f", cache {cell['cache_type']}" if len(different(cells, "cache_type")) > 1 else "")
+    return quantisation(cell) + (f", cache {cell['cache_type']}" if len(different(cells, "cache_type")) > 1 else "")
 
 
 def cell_row(cell: Cell, size: str = "") -> Row:
@@ -105,27 +122,32 @@ def size_rows(results: Results, size: Size) -> list[Row]:
         if is_measured(cell) and count is not None and drawn:
             value, low, high = drawn
             place_of_cell = {"x": count / size.per_unit, "value": value, "low": low, "high": high}
-            group = {"quantisation": str(cell["quant"]), "front": size.front in (cell["pareto"] or ())}
+            group = {"quantisation": quantisation(cell), "front": size.front in (cell["pareto"] or ())}
             rows.append(cell_row(cell, size.text(count)) | place_of_cell | group)
     return rows
 
 
 def rank_rows(results: Results) -> list[Row]:
-    """A row for every layer and group of every operation with ranks. Ranks do not depend on the quantisation."""
+    """A row for every layer and group of every operation with ranks, which do not depend on the quantisation.
+
+    Layers that share components have the same rank, one row each.
+    """
     variant = variants(results["cells"])
     operations: dict[str, list[Row]] = {}
     for cell in results["cells"]:
         operation = " ".join(filter(None, (cell["method"], setting(cell), variant[id(cell)])))
         if cell["ranks"] and operation not in operations:
-            operations[operation] = [rank_row(entry, operation) for entry in cell["ranks"]]
+            operations[operation] = [
+                rank_row(entry, operation, layer) for entry in cell["ranks"] for layer in entry["layers"]
+            ]
     return [row for rows in operations.values() for row in rows]
 
 
-def rank_row(entry: dict[str, Any], operation: str) -> Row:
+def rank_row(entry: dict[str, Any], operation: str, layer: int) -> Row:
     explained = entry["explained"]
     return {
         "operation": operation,
-        "layer": entry["layer"],
+        "layer": layer,
         "group": "+".join(entry["group"]) if entry["group"] in ("qk", "kv", "qkv") else str(entry["group"]),
         "rank": entry["rank"],
         "full rank": entry["full_rank"],

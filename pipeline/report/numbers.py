@@ -20,10 +20,10 @@ def with_error(value: float | None, error: float | None, *, digits: int = 1) -> 
 
 
 def interval(low: float | None, high: float | None) -> str:
-    """`0.0115 to 0.0131`, to the first digit of half its width."""
+    """`0.0115 to 0.0131`, to the second digit of its width."""
     if not _known(low) or not _known(high):
         return NOTHING
-    places = _places((high - low) / 2) if high > low else _places(abs(high) / 100)
+    places = max(0, 1 - math.floor(math.log10((high - low) or abs(high) or 1)))
     if places > MOST_PLACES:
         return f"{low:.1e} to {high:.1e}"
     return f"{low:,.{places}f} to {high:,.{places}f}"

@@ -11,7 +11,7 @@ QUOTED = "\N{LEFT DOUBLE QUOTATION MARK}{}\N{RIGHT DOUBLE QUOTATION MARK}"
 
 @dataclass(frozen=True)
 class Passage:
-    """A cell's answer: `before` is what the source says, too, `different` the first piece that it does not, or "".
+    """A cell's answer: `before` is what the source says, too, `different` the first token that it does not, or "".
 
     `chosen` ones are shown at first.
     """
@@ -48,5 +48,7 @@ def passage(source: list[str], cell: Cell, chosen: bool) -> Passage:
         return Passage(name(cell), loss, "says what the source says", "".join(pieces), "", "", chosen)
     said = f"says {QUOTED.format(source[first].strip())}" if first < len(source) else "ends"
     verdict = f"parts at token {first + 1}, where the source {said}"
-    different = pieces[first] if first < len(pieces) else END
-    return Passage(name(cell), loss, verdict, "".join(pieces[:first]), different, "".join(pieces[first + 1 :]), chosen)
+    piece = pieces[first] if first < len(pieces) else f" {END}"
+    different = piece.lstrip() or piece
+    before = "".join(pieces[:first]) + piece.removesuffix(different)
+    return Passage(name(cell), loss, verdict, before, different, "".join(pieces[first + 1 :]), chosen)

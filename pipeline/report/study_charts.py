@@ -1,11 +1,12 @@
 """The figures of a study: loss over what was kept, loss over size, ranks by layer."""
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 import altair as alt
 
-from pipeline.report.cells import SIZES, Results, Size, different, is_measured
+from pipeline.report.cells import SIZES, Results, Size, is_measured, quantisation
 from pipeline.report.chart_parts import (
     chart_of,
     error_bars,
@@ -20,6 +21,7 @@ from pipeline.report.figures import REFERENCE_COLOUR, Chart, Figure, Key, Panel,
 from pipeline.report.loss_charts import VALUES, loss_figure
 
 MOST_LAYER_LABELS = 10
+GROUP_HEIGHT = 44  # pixels
 RANK_LABELS = [0, 0.25, 0.5, 0.75, 1]
 
 
@@ -31,22 +33,28 @@ def study_figures(results: Results) -> list[Figure]:
 
 def size_figure(results: Results) -> Figure:
     cells = [cell for cell in results["cells"] if is_measured(cell)]
-    shapes = shape_scale([str(quant) for quant in different(cells, "quant")])
-    views = [size_view(size_rows(results, size), size, shapes) for size in SIZES]
+    shapes = shape_scale(list(dict.fromkeys(map(quantisation, cells))))
+    views = [size_view(size_rows(results, size), source_size(results, size), size, shapes) for size in SIZES]
     return Figure(
         "size",
         "What is lost, the smaller it is",
-        "Every measured combination; the line joins those that nothing of at most their size beats.",
+        "Every measured combination; the line joins those that nothing of at most their size beats. The dashes are the source, which loses nothing.",
         [view for view in views if view],
         [*method_keys(method_order(cells)), *(Key(quant, shape=shape) for quant, shape in shapes.items())],
     )
 
 
-def size_view(rows: list[Row], size: Size, shapes: dict[str, str]) -> View | None:
+def source_size(results: Results, size: Size) -> float | None:
+    """Of the source, in the size's unit."""
+    count = results["base"].get(size.key)
+    return count / size.per_unit if count else None
+
+
+def size_view(rows: list[Row], source: float | None, size: Size, shapes: dict[str, str]) -> View | None:
     differs = len({row["x"] for row in rows}) > 1
     if not rows or not (differs or size.front == "file"):
         return None
-    for_page, for_file = (SizeChart(rows, size, shapes, legend).layers() for legend in (False, True))
+    for_page, for_file = (SizeChart(rows, source, size, shapes, legend).layers() for legend in (False, True))
     front = sorted((row for row in rows if row["front"]), key=lambda row: float(row["x"]))
     return View(
         f"kld-over-{size.front}",
@@ -59,9 +67,10 @@ def size_view(rows: list[Row], size: Size, shapes: dict[str, str]) -> View | Non
 
 @dataclass(frozen=True)
 class SizeChart:
-    """KL divergence over one size, with its Pareto front; `shapes` are the quantisations'."""
+    """KL divergence over one size, with its Pareto front and the size of the source; `shapes` are the quantisations'."""
 
     rows: list[Row]
+    source: float | None
     size: Size
     shapes: dict[str, str]
     legend: bool
@@ -72,10 +81,17 @@ class SizeChart:
         cells = chart_of(self.rows).encode(x=self.x, color=method_colour(methods, legend=self.legend))
         front = chart_of([row for row in self.rows if row["front"]]).encode(x=self.x, y=y)
         return alt.layer(
+            *(self.source_line() if self.source else ()),
             front.mark_line(interpolate="step-after", strokeWidth=1.5, color=REFERENCE_COLOUR),
             error_bars(cells),
             points(cells.encode(y=y), methods).encode(shape=self.shape),
         )
+
+    def source_line(self) -> tuple[alt.Chart, alt.Chart]:
+        """The source has no place on a log axis of losses, as it loses nothing."""
+        source = chart_of([{"x": self.source, "text": "source"}]).encode(x=self.x)
+        named = source.mark_text(align="left", baseline="top", dx=4, fontSize=11).encode(y=alt.value(0), text="text:N")
+        return source.mark_rule(strokeDash=[3, 3], color=REFERENCE_COLOUR), named
 
     @property
     def x(self) -> alt.X:
@@ -104,6 +120,7 @@ def ranks_figure(results: Results) -> Figure:
 def ranks_chart(rows: list[Row], chosen: str) -> alt.Chart:
     """A heat map of the operation that the parameter `operation` names, `chosen` at first."""
     layers = sorted({row["layer"] for row in rows})
+    groups = Counter(operation for operation, _ in {(row["operation"], row["group"]) for row in rows})
     labelled = layers[:: math.ceil(len(layers) / MOST_LAYER_LABELS)]
     colour = alt.Color(
         "share of the full rank:Q",
@@ -120,7 +137,7 @@ def ranks_chart(rows: list[Row], chosen: str) -> alt.Chart:
             color=colour,
             tooltip=[alt.Tooltip(heading, type="nominal") for heading in tooltip],
         )
-        .properties(height=44 * len({row["group"] for row in rows}))
+        .properties(height=GROUP_HEIGHT * max(groups.values()))
         .transform_filter("datum.operation == operation")
         .add_params(alt.param(name="operation", value=chosen))
     )
