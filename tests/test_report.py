@@ -318,6 +318,29 @@ def test_the_command_answers_and_writes(study: Path) -> None:
     assert Path("tables/cells.csv").read_text() == (study / "tables/cells.csv").read_text()
 
 
+def test_a_study_of_a_model(tiny: Path, english: Path) -> None:
+    grid = ("--methods", "shared-kv", "--thresholds", "0.6,0.9", "--quants", "source,Q8_0", "--answer-tokens", "8")
+    compared = ["compare", str(tiny), *grid, "--text", str(english), "--ctx", "64", "--chunks", "2", "-o", "study"]
+    assert CliRunner().invoke(cli, compared).exit_code == 0
+    result = call("study", "--json")
+    assert result.exit_code == 0, result.output
+    written = json.loads(result.stdout)
+    assert written["cells"] == {"done": 5}
+    found, made_up = json.loads(Path("study/tables/study.json").read_text()), made_up_study()
+    assert found["study"].keys() == made_up["study"].keys()
+    assert found["base"].keys() == made_up["base"].keys()
+    assert found["cells"][1].keys() == made_up["cells"][-1].keys()
+    assert found["cells"][1]["ranks"][0].keys() == made_up["cells"][-1]["ranks"][0].keys()
+
+
+def test_a_folder_without_a_study() -> None:
+    Path("empty").mkdir()
+    result = call("empty")
+    assert result.exit_code == 2
+    assert "empty: holds no study" in result.stderr
+    assert not list(Path("empty").iterdir())
+
+
 BAD_INPUT = {
     "no folder": ("nowhere", (), 2, "nowhere: no such folder"),
     "not html": (None, ("-o", "ledger.sqlite"), 2, "ledger.sqlite: expected a name that ends in .html"),
