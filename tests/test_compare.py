@@ -139,9 +139,12 @@ def test_a_killed_process_loses_a_chunk_at_the_most(tiny: Path, english: Path, t
     process.wait()
     before = measured(folder)
     assert 45 <= before < 80
+    left_behind = folder / "work" / "cells" / "cell-killed"
+    left_behind.mkdir(exist_ok=True)
     result = CliRunner().invoke(cli, [*command[3:], "--json"])
     assert result.exit_code == 0, result.output
     assert cell_of(json.loads(result.stdout), "shared-kv 0.9")["chunks"] == 40
+    assert not left_behind.exists()
 
 
 def measured(folder: Path) -> int:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from pipeline.operation.plan import Plan
 from pipeline.quantization import quantize
 from pipeline.statistics import require_finite
 from pipeline.texts import Text
+
+CELLS = "cells"  # the folder of the files that are being measured
 
 
 @dataclass(frozen=True)
@@ -190,7 +193,7 @@ class Study:
             divergences=self.divergences(self.key(cell)),
             prompt=settings.prompt,
             answer_tokens=settings.answer_tokens,
-            scratch=self._folder("cells"),
+            scratch=self._folder(CELLS),
         )
 
 
@@ -222,6 +225,7 @@ def open_study(
     """
     make_folder(folder)
     with sole_writer(folder), open_ledger(folder, create=True) as ledger:
+        shutil.rmtree(folder / "work" / CELLS, ignore_errors=True)  # what a killed process left
         known = ledger.facts()
         for what, name, digest in (
             ("model", model.name, model.sha256()),
