@@ -57,7 +57,7 @@ def log_scale(values: list[float]) -> tuple[list[float], list[float]]:
 
 
 def error_bars(base: alt.Chart) -> alt.Chart:
-    return base.mark_rule(strokeWidth=1.5).encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q"))
+    return base.mark_rule(strokeWidth=1.5, clip=True).encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q"))
 
 
 def points(base: alt.Chart, methods: list[str]) -> alt.Chart:

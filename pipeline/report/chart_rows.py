@@ -20,6 +20,7 @@ from pipeline.report.tables import status
 
 Row = dict[str, Any]
 
+BELOW = 1e-12  # what a log axis has in the place of zero and less
 MEASURES = {"kld": "KL divergence", "ppl": "perplexity"}
 TOOLTIP = ["combination", "KL divergence", "95% interval", "perplexity", "size", "status"]
 VARIANT = {
@@ -65,7 +66,7 @@ def cell_row(cell: Cell, size: str = "") -> Row:
 
 
 def bounds(cell: Cell, measure: str) -> tuple[float, float, float] | None:
-    """A measure with its 95% interval, as a log axis can show it: None unless positive and finite."""
+    """A measure with its 95% interval, as a log axis can show it: above BELOW; None unless positive and finite."""
     if measure == "kld":
         value, low, high = cell["kld_mean"], cell["kld_low"], cell["kld_high"]
     else:
@@ -73,7 +74,12 @@ def bounds(cell: Cell, measure: str) -> tuple[float, float, float] | None:
         low, high = (value - error, value + error) if value is not None else (None, None)
     if value is None or not math.isfinite(value) or value <= 0:
         return None
-    return value, low if low is not None and low > 0 else value, high if high is not None else value
+    return value, value if low is None else max(low, BELOW), value if high is None else high
+
+
+def ends(rows: list[Row]) -> list[float]:
+    """What an axis must hold of the rows' values and intervals; what reaches down to zero is cut off."""
+    return [row[end] for row in rows for end in ("value", "low", "high") if row[end] > BELOW]
 
 
 def loss_rows(results: Results, measure: str, axis: str) -> list[Row]:

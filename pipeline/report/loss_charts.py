@@ -7,7 +7,7 @@ import altair as alt
 
 from pipeline.report.cells import SETTINGS, Results, different, is_measured, is_operated
 from pipeline.report.chart_parts import chart_of, error_bars, log_axis, method_colour, method_keys, points
-from pipeline.report.chart_rows import MEASURES, Row, loss_rows, method_order, reference_rows
+from pipeline.report.chart_rows import MEASURES, Row, ends, loss_rows, method_order, reference_rows
 from pipeline.report.figures import DASHES, REFERENCE_COLOUR, Chart, Figure, Key, Panel, View
 
 AXES = {
@@ -80,12 +80,11 @@ class LossChart:
     @property
     def x(self) -> alt.X:
         axis = alt.Axis(format="%" if self.axis == "share" else "~g", tickCount=5)
-        return alt.X("x:Q", title=AXES[self.axis], scale=alt.Scale(zero=False, padding=12), axis=axis)
+        return alt.X("x:Q", title=AXES[self.axis], scale=alt.Scale(zero=False, nice=False, padding=12), axis=axis)
 
     @property
     def y(self) -> alt.Y:
-        ends = [row[end] for row in self.rows for end in ("low", "high")]
-        return log_axis([*ends, *(row["value"] for row in self.references)], VALUES[self.measure])
+        return log_axis([*ends(self.rows), *(row["value"] for row in self.references)], VALUES[self.measure])
 
     @property
     def dash(self) -> alt.StrokeDash:

@@ -16,7 +16,7 @@ from pipeline.report.chart_parts import (
     points,
     shape_scale,
 )
-from pipeline.report.chart_rows import Row, method_order, rank_rows, size_rows
+from pipeline.report.chart_rows import Row, ends, method_order, rank_rows, size_rows
 from pipeline.report.figures import REFERENCE_COLOUR, Chart, Figure, Key, Panel, Selector, View
 from pipeline.report.loss_charts import VALUES, loss_figure
 
@@ -77,7 +77,7 @@ class SizeChart:
 
     def layers(self) -> Chart:
         methods = sorted({row["method"] for row in self.rows})
-        y = log_axis([row[end] for row in self.rows for end in ("low", "high")], VALUES["kld"])
+        y = log_axis(ends(self.rows), VALUES["kld"])
         cells = chart_of(self.rows).encode(x=self.x, color=method_colour(methods, legend=self.legend))
         front = chart_of([row for row in self.rows if row["front"]]).encode(x=self.x, y=y)
         return alt.layer(
