@@ -69,12 +69,10 @@ def setting(cell: Cell) -> str:
 
 def name(cell: Cell) -> str:
     """What the cell is called in the report: what is not operated on goes by what was done to it instead."""
-    if is_source(cell):
-        return "the source"
     if is_operated(cell):
         return str(cell["label"])
-    quant = "the source" if cell["quant"] == "source" else cell["quant"]
-    return f"{quant} alone" + (f", cache {cell['cache_type']}" if cell["cache_type"] != "f16" else "")
+    quant = "the source" if cell["quant"] == "source" else f"{cell['quant']} alone"
+    return quant + (f", cache {cell['cache_type']}" if cell["cache_type"] != "f16" else "")
 
 
 def upper_loss(cell: Cell) -> float:

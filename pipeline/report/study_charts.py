@@ -40,7 +40,10 @@ def size_figure(results: Results) -> Figure:
         "What is lost, the smaller it is",
         "Every measured combination; the line joins those that nothing of at most their size beats. The dashes are the source, which loses nothing.",
         [view for view in views if view],
-        [*method_keys(method_order(cells)), *(Key(quant, shape=shape) for quant, shape in shapes.items())],
+        [
+            *method_keys(method_order(cells)),
+            *(Key(quant, shape=shape) for quant, shape in shapes.items() if len(shapes) > 1),
+        ],
     )
 
 
