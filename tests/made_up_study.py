@@ -15,6 +15,14 @@ BASE_ANSWER = ["Machine", " learning", " is", " a", " subset", " of", " artifici
 OTHER_ANSWER = ["Machine", " learning", " is", " a", " way", " of", " writing", f" {SCRIPT}", " & more", "."]
 
 
+ONE_LINE: dict[str, Any] = {"methods": (("shared-kv", "attention"),), "thresholds": (0.9, 0.5), "quants": ("Q8_0",)}
+
+
+def find(results: dict[str, Any], label: str) -> dict[str, Any]:
+    cell: dict[str, Any] = next(cell for cell in results["cells"] if cell["label"] == label)
+    return cell
+
+
 def made_up_study(
     *,
     methods: tuple[tuple[str, str], ...] = tuple(LOSS),
@@ -135,7 +143,7 @@ MEASURED = (
     *("file_bytes", "factored_bytes", "factors", "dense", "kv_cache_bytes", "prompt_speed", "generation_speed"),
     *("over_quant", "interaction", "ranks", "answer", "first_difference", "seconds", "machine", "threads"),
 )
-UNKNOWN = ["reason", "threshold", "rank", "budget", *MEASURED]
+UNKNOWN = ["reason", "threshold", "rank", "budget", "cache", *MEASURED]
 
 STUDY: dict[str, Any] = {
     "model": "smollm2.gguf",

@@ -1,4 +1,4 @@
-"""A report says what the study's numbers say, and shows what a model wrote as text."""
+"""A report: its tables, files and command; what a model wrote is shown as text."""
 
 import copy
 import csv
@@ -7,7 +7,6 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -15,215 +14,12 @@ from click.testing import CliRunner, Result
 
 from pipeline.cli.main import cli
 from pipeline.report.answer import answer
-from pipeline.report.cells import FACTORED, FILE
-from pipeline.report.chart_parts import log_scale
-from pipeline.report.chart_rows import ends, loss_rows, rank_rows, size_rows
-from pipeline.report.numbers import NOTHING, duration, interval, megabytes, significant, with_error
-from pipeline.report.page import render_page, specifications
+from pipeline.report.page import render_page
 from pipeline.report.passages import passages
 from pipeline.report.study_charts import study_figures
 from pipeline.report.tables import as_csv, as_markdown
 from pipeline.report.write import write_report
-from tests.made_up_study import SCRIPT, made_up_study, unknown
-
-ONE_LINE: dict[str, Any] = {"methods": (("shared-kv", "attention"),), "thresholds": (0.9, 0.5), "quants": ("Q8_0",)}
-
-
-def find(results: dict[str, Any], label: str) -> dict[str, Any]:
-    cell: dict[str, Any] = next(cell for cell in results["cells"] if cell["label"] == label)
-    return cell
-
-
-@pytest.mark.parametrize(
-    ("value", "error", "text"),
-    [
-        (0.01234, 0.00042, "0.0123 ± 0.0004"),
-        (0.01234, 0.00012, "0.01234 ± 0.00012"),
-        (12.9485, 0.755, "12.9 ± 0.8"),
-        (8.00951, 0.0199, "8.01 ± 0.02"),
-        (51872.9, 5357.8, "51,873 ± 5,358"),
-        (0.5, 0.0, "0.500"),
-        (2e-9, 3e-10, "2.0e-09 ± 3e-10"),
-        (None, 0.1, NOTHING),
-        (float("inf"), 0.1, NOTHING),
-    ],
-)
-def test_a_value_is_rounded_to_its_error(value: float | None, error: float, text: str) -> None:
-    assert with_error(value, error) == text
-
-
-def test_other_numbers() -> None:
-    assert interval(0.04761, 0.05102) == "0.0476 to 0.0510"
-    assert interval(0.9, 7.23) == "0.9 to 7.2"
-    assert interval(0.5, 0.5) == "0.50 to 0.50"
-    assert interval(None, 0.1) == NOTHING
-    assert (significant(0), significant(0.000123456), significant(1234.5)) == ("0", "0.000123", "1,234")
-    assert megabytes(105_400_000) == "105.4 MB"
-    assert [duration(seconds) for seconds in (31.4, 1268, 7500)] == ["31 s", "21 min", "2 h 5 min"]
-
-
-def test_the_answer_is_the_smallest_file_within_the_limit() -> None:
-    found = answer(made_up_study())
-    assert found.text[0] == (
-        "Q4_K_M alone loses least for its size: 0.0493 ± 0.0008 nats a token (95% interval 0.0475 to 0.0511)"
-        " at 105.4 MB, 39% of the source's 270.9 MB."
-    )
-    assert "Surgery gains nothing within that limit" in " ".join(found.sentences)
-    limits = {limit: [cell and cell["label"] for cell in row] for limit, row in found.choices}
-    assert limits[0.01] == ["none, Q8_0", "none, Q8_0"]
-    assert limits[1.0] == ["none, Q4_K_M", "shared-kv 0.5 attention, Q4_K_M"]
-
-
-def test_the_answer_says_what_stored_factors_would_save() -> None:
-    results = made_up_study(quants=("Q8_0",))
-    find(results, "shared-kv 0.7 attention, Q8_0").update(kld_high=0.0999)
-    assert (
-        "If the factors were stored, shared-kv 0.7 attention, Q8_0 would take 142.1 MB, 2% less, and lose 0.0883 ±"
-        in " ".join(answer(results).sentences)
-    )
-
-
-def test_the_upper_end_of_the_interval_decides() -> None:
-    results = made_up_study(methods=())
-    find(results, "none, Q4_K_M").update(kld_mean=0.0999, kld_high=0.1001)
-    best = answer(results).best
-    assert best
-    assert best["label"] == "none, Q8_0"
-
-
-def test_an_unmeasured_or_running_cell_is_never_the_answer() -> None:
-    results = made_up_study()
-    find(results, "none, Q4_K_M").update(status="running")
-    unknown(find(results, "none, Q8_0"), "failed", "llama.cpp refused")
-    found = answer(results)
-    assert found.best
-    assert found.best["quant"] == "Q4_K_M"
-    assert found.best["method"] == "shared-kv"
-    assert found.sentences[-1] == (
-        "Not all of 39 combinations are complete: 1 failed, 1 running; the answer may change."
-    )
-
-
-def test_a_study_in_which_everything_loses_much() -> None:
-    results = made_up_study(thresholds=(0.1,), quants=("F16",))
-    results["cells"] = [cell for cell in results["cells"] if cell["method"] != "none"]
-    found = answer(results)
-    assert found.headline.startswith(" loses least, but much: ")
-    assert "Of 3 combinations, none has a 95% interval that lies below 0.1" in found.sentences[0]
-
-
-def test_a_study_that_has_only_begun() -> None:
-    results = made_up_study(quants=("F16",))
-    for cell in results["cells"]:
-        unknown(cell, "pending")
-    results["base"] = dict.fromkeys(results["base"])
-    assert answer(results).text[0] == "Nothing is measured yet, of 13 combinations."
-    assert study_figures(results) == []
-    assert "Nothing" in render_page(results, answer(results), [])
-
-
-def test_a_file_that_is_no_smaller_than_the_source_is_not_praised() -> None:
-    results = made_up_study(quants=("Q8_0",))
-    results["base"]["file_bytes"] = 98_000_000
-    assert (
-        answer(results)
-        .text[0]
-        .startswith(
-            "The source itself loses least for its size: nothing that loses little is smaller than its 98.0 MB."
-            " Nearest comes Q8_0 alone: 0.00140 ±"
-        )
-    )
-
-
-def test_interactions_are_counted() -> None:
-    results = made_up_study()
-    find(results, "separate 0.9 weights, Q4_K_M")["interaction"]["verdict"] = "more than adds up"
-    assert (
-        "Surgery and quantisation together lose the sum of both alone in 35 cases,"
-        " more than the sum of both alone in 1 case."
-    ) in answer(results).sentences
-
-
-def test_the_lines_of_the_loss_figure() -> None:
-    rows = loss_rows(made_up_study(), "kld", "threshold")
-    assert len(rows) == 36
-    assert {row["panel"] for row in rows} == {"F16", "Q8_0", "Q4_K_M"}
-    assert {(row["method"], row["variant"]) for row in rows} == {
-        ("shared-kv", "attention"),
-        ("separate", "attention"),
-        ("separate", "weights"),
-    }
-    assert all(row["low"] < row["value"] < row["high"] for row in rows)
-    assert loss_rows(made_up_study(), "kld", "rank") == []
-    shares = [row["x"] for row in loss_rows(made_up_study(thresholds=(0.4,)), "ppl", "share")]
-    assert shares == pytest.approx([0.59] * 9)
-
-
-def test_what_a_log_axis_cannot_show_is_left_out() -> None:
-    results = made_up_study(quants=("F16",))
-    find(results, "shared-kv 0.9 attention, F16").update(kld_mean=0.0, kld_low=0.0, kld_high=0.0)
-    find(results, "shared-kv 0.7 attention, F16").update(kld_low=-0.01)
-    rows = loss_rows(results, "kld", "threshold")
-    assert "shared-kv 0.9 attention, F16" not in {row["combination"] for row in rows}
-    assert min(ends(rows)) > 1e-4
-    assert next(row for row in rows if row["combination"] == "shared-kv 0.7 attention, F16")["low"] < 1e-4
-
-
-def test_the_front_of_the_size_figure_is_the_studys() -> None:
-    results = made_up_study()
-    front = {row["combination"] for row in size_rows(results, FILE) if row["front"]}
-    assert front == {"F16 alone", "Q8_0 alone", "Q4_K_M alone"}
-    assert "shared-kv 0.5 attention, Q4_K_M" in {r["combination"] for r in size_rows(results, FACTORED) if r["front"]}
-
-
-def test_ranks_are_shown_once_an_operation() -> None:
-    rows = rank_rows(made_up_study())
-    assert len({row["operation"] for row in rows}) == 12
-    assert len(rows) == 12 * 30 * 2
-    assert {row["group"] for row in rows} == {"q", "k+v"}
-    assert all(0 <= row["share of the full rank"] <= 1 for row in rows)
-
-
-def test_layers_that_share_components_each_have_their_rank() -> None:
-    results = made_up_study(**ONE_LINE)
-    shared = {"layer": 3, "layers": [3, 4, 5], "group": "kv", "rank": 7, "full_rank": 384, "explained": None}
-    results["cells"][1]["ranks"] = [shared]
-    rows = [row for row in rank_rows(results) if row["operation"] == "shared-kv threshold 0.9"]
-    assert [(row["layer"], row["rank"], row["variance kept"]) for row in rows] == [(n, 7, NOTHING) for n in (3, 4, 5)]
-
-
-@pytest.mark.parametrize(
-    ("values", "ticks"),
-    [
-        ([0.02, 0.3], [0.02, 0.05, 0.1, 0.2]),
-        ([0.002, 5.0], [0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0]),
-        ([1e-5, 8.0], [1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0]),
-        ([0.5, 0.5], [0.5]),
-    ],
-)
-def test_ticks_of_a_log_axis(values: list[float], ticks: list[float]) -> None:
-    domain, found = log_scale(values)
-    assert found == ticks
-    assert domain[0] < min(values) <= max(values) < domain[1]
-
-
-STUDIES: dict[str, dict[str, Any]] = {
-    "one cell": {"methods": (), "quants": ("Q4_K_M",)},
-    "no surgery": {"methods": ()},
-    "one method": ONE_LINE,
-    "ranks": ONE_LINE | {"axis": "rank"},
-    "budgets and caches": ONE_LINE | {"axis": "budget", "caches": ("f16", "q8_0")},
-}
-
-
-@pytest.mark.parametrize("study", STUDIES)
-def test_any_study_has_a_page_and_valid_charts(study: str) -> None:
-    results = made_up_study(**STUDIES[study])
-    figures = study_figures(results)
-    assert all(specification["width"] == "container" for specification in specifications(figures).values())
-    page = render_page(results, answer(results), figures)
-    assert all(cell["label"].split(", ")[-1] in page for cell in results["cells"])
-    assert (f"kld-over-{STUDIES[study].get('axis', 'threshold')}" in page) == (study not in ("one cell", "no surgery"))
+from tests.made_up_study import ONE_LINE, SCRIPT, find, made_up_study, unknown
 
 
 def test_an_answer_parts_from_the_sources() -> None:

@@ -9,7 +9,7 @@ from pipeline.report.numbers import mebibytes, megabytes, millions, percent
 Results = dict[str, Any]
 Cell = dict[str, Any]
 
-SETTINGS = {"threshold": "threshold", "budget": "budget", "rank": "rank"}
+SETTINGS = ("threshold", "budget", "rank", "cache")
 METHODS = ("none", "shared-kv", "separate", "cross-layer", "latent", "random")
 SAME_SIZE = 1.001  # files differ by what their metadata say
 
@@ -64,7 +64,7 @@ def share_stored_text(cell: Cell) -> str:
 
 def setting(cell: Cell) -> str:
     """What decides the cell's ranks, such as `threshold 0.9`; empty when nothing does."""
-    return next((f"{name} {cell[key]:g}" for key, name in SETTINGS.items() if cell[key] is not None), "")
+    return next((f"{key} {cell[key]:g}" for key in SETTINGS if cell[key] is not None), "")
 
 
 def name(cell: Cell) -> str:

@@ -85,7 +85,7 @@ def ends(rows: list[Row]) -> list[float]:
 def loss_rows(results: Results, measure: str, axis: str) -> list[Row]:
     """A row for every measured cell that was operated on and has a place on `axis`; `panel` is its small multiple.
 
-    `axis` is `threshold`, `rank`, `budget` or `share` (numbers stored over the dense matrices'). `value`, `low` and
+    `axis` is one of SETTINGS, or `share` (numbers stored over the dense matrices'). `value`, `low` and
     `high` are in the measure's unit; `x` in the axis'.
     """
     cells = results["cells"]

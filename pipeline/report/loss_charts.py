@@ -14,6 +14,7 @@ AXES = {
     "threshold": "threshold: share of the variance kept",
     "rank": "rank",
     "budget": "budget: share of the numbers stored",
+    "cache": "cache: share of the numbers cached",
     "share": "numbers stored, share of the dense matrices'",
 }
 AXIS_NAMES = {"share": "numbers stored"}

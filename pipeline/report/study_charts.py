@@ -20,6 +20,10 @@ from pipeline.report.chart_rows import Row, ends, method_order, rank_rows, size_
 from pipeline.report.figures import REFERENCE_COLOUR, Chart, Figure, Key, Panel, Selector, View
 from pipeline.report.loss_charts import VALUES, loss_figure
 
+SIZE_CAPTION = (
+    "Every measured combination; the line joins those that nothing of at most their size beats. The dashes are the"
+    " source, which loses nothing."
+)
 MOST_LAYER_LABELS = 10
 GROUP_HEIGHT = 44  # pixels
 RANK_LABELS = [0, 0.25, 0.5, 0.75, 1]
@@ -38,7 +42,7 @@ def size_figure(results: Results) -> Figure:
     return Figure(
         "size",
         "What is lost, the smaller it is",
-        "Every measured combination; the line joins those that nothing of at most their size beats. The dashes are the source, which loses nothing.",
+        SIZE_CAPTION,
         [view for view in views if view],
         [
             *method_keys(method_order(cells)),

@@ -82,7 +82,7 @@ COLUMNS = (
 )
 
 PLAIN = (
-    *("label", "status", "reason", "method", "targets", "threshold", "rank", "budget", "metric", "mean"),
+    *("label", "status", "reason", "method", "targets", "threshold", "rank", "budget", "cache", "metric", "mean"),
     *("quant", "cache_type", "chunks", "ppl", "ppl_se"),
     *("kld_mean", "kld_se", "kld_low", "kld_high", "kld_median", "kld_p99", "same_top"),
     *("file_bytes", "factored_bytes", "factors", "dense", "kv_cache_bytes"),
