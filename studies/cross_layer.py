@@ -32,13 +32,14 @@ from pipeline.texts import read_text
 N_CTX = 512
 BUDGETS = (0.5556, 0.4167, 0.9462, 0.7639)
 KINDS = {
-    ("attention", 0.5556): ("2", "3", "5", "10", "15", "all", "stride:15", "stride:6", "similar:2", "similar:5"),
-    ("attention", 0.4167): ("2", "3", "5", "10", "all", "similar:2"),
-    ("attention", 0.9462): ("2", "5"),
-    ("attention", 0.7639): ("2", "5"),
-    ("weights", 0.5556): ("2", "5", "all"),
-    ("weights", 0.9462): ("2", "all"),
-}
+    ("attention", 0.5556): (
+        "2", "3", "5", "10", "15", "all", "stride:15", "stride:6", "similar:2", "similar:3", "similar:5", "similar:10",
+    ),
+    ("attention", 0.4167): ("2", "3", "5", "10", "similar:2", "similar:5"),
+    ("attention", 0.9462): ("2", "similar:5"),
+    ("attention", 0.7639): ("2", "similar:5"),
+    ("weights", 0.5556): ("2", "all"),
+}  # fmt: skip
 """What --group-layers is, by metric and budget; each beside shared-kv and separate at the same stored numbers."""
 
 
