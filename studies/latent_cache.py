@@ -32,6 +32,7 @@ SIZES = (256, 224, 192, 160)
 CACHE_TYPES = ("f16", "q8_0", "q4_0")
 WEIGHT_TYPES = ("Q8_0", "Q4_K_M")
 DEPTHS = (0, 4096, 16384)
+PARTS = ("memory", "divergence", "speed")
 CONTEXTS = (4096, 32768)
 N_CTX = 512
 
@@ -42,8 +43,19 @@ N_CTX = 512
 @click.option("--chunks", default=20, show_default=True, help="Chunks of 512 tokens to evaluate on.")
 @click.option("--threads", default=0, show_default=True, help="Processors to use; 0 for all.")
 @click.option("--models", default=Path("latent-models"), show_default=True, type=click.Path(path_type=Path))
+@click.option(
+    "--part", "parts", multiple=True, default=PARTS, type=click.Choice(PARTS), help="What to measure.  [default: all]"
+)
 @click.option("--docs", default=Path("docs"), show_default=True, type=click.Path(path_type=Path, exists=True))
-def main(calibration_text: str, evaluation_text: str, chunks: int, threads: int, models: Path, docs: Path) -> None:
+def main(
+    calibration_text: str,
+    evaluation_text: str,
+    chunks: int,
+    threads: int,
+    models: Path,
+    parts: tuple[str, ...],
+    docs: Path,
+) -> None:
     """Measure what latent and quantised caches lose and save, and draw it."""
     path = docs / "latent-cache.json"
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
@@ -53,12 +65,15 @@ def main(calibration_text: str, evaluation_text: str, chunks: int, threads: int,
         results[part] = value
         path.write_text(json.dumps(results, indent=1) + "\n")
 
-    if "memory" not in results:
-        keep("memory", {name: kv_bytes(file) for name, file in files.items() if "Q" not in name})
-    if "divergence" not in results:
-        cells = [(name, kind) for name in files for kind in (CACHE_TYPES if "Q" not in name else ("f16",))]
-        keep("divergence", divergences(files, cells, read_text(evaluation_text).content, chunks, threads))
-    if "speed" not in results:
+    results["bytes"] = {name: file.stat().st_size for name, file in files.items()}
+    if "memory" in parts and "memory" not in results:
+        keep("memory", {name: kv_bytes(files[name]) for name, _ in cell_groups(files)[0]})
+    for group in cell_groups(files) if "divergence" in parts else []:
+        missing = [cell for cell in group if ", ".join(cell) not in results.get("divergence", {})]
+        if missing:
+            found = divergences(files, missing, read_text(evaluation_text).content, chunks, threads)
+            keep("divergence", results.get("divergence", {}) | found)
+    if "speed" in parts and "speed" not in results:
         keep("speed", {name: speeds(files[name], threads) for name in ("source F16", "latent 192 F16")})
     print_tables(results)
     draw(results, docs / "latent-cache.svg")
@@ -83,6 +98,13 @@ def convert_all(calibration_text: str, folder: Path, threads: int) -> dict[str, 
     return files
 
 
+def cell_groups(files: dict[str, Path]) -> list[list[tuple[str, str]]]:
+    """Pairs of model and cache type, in the groups that are measured together: each decodes the source once."""
+    caches = [name for name in files if "F16" not in name and "Q" not in name]
+    others = [name for name in files if name not in caches]
+    return [[(name, kind) for name in caches] for kind in CACHE_TYPES] + [[(name, "f16") for name in others]]
+
+
 def kv_bytes(file: Path) -> dict[str, dict[str, int]]:
     """What llama.cpp allocates for the cache, in bytes by type and tokens."""
     sizes: dict[str, dict[str, int]] = {}
@@ -104,9 +126,10 @@ def divergences(
     positions = np.arange(N_CTX)
     outputs = (positions >= N_CTX // 2) & (positions < N_CTX - 1)
     with ExitStack() as stack:
-        models = {name: stack.enter_context(load_model(str(file))) for name, file in files.items()}
+        names = dict.fromkeys(["source", *(name for name, _ in cells)])
+        models = {name: stack.enter_context(load_model(str(files[name]))) for name in names}
         contexts: dict[tuple[str, str], Context] = {}
-        for name, kind in cells:
+        for name, kind in [("source", "f16"), *cells]:
             options = ContextOptions(n_ctx=N_CTX, threads=threads, type_k=kind, type_v=kind)
             contexts[name, kind] = stack.enter_context(open_context(models[name], options))
         tokens = models["source"].tokenize(text, special=False)
@@ -119,9 +142,10 @@ def divergences(
                 logits = context.logits(int(outputs.sum()))
                 base = logits.copy() if base is None else base
                 scores = score_tokens(logits, chunk[0, positions[outputs] + 1], base)
-                nll[cell].append(scores.nll)
-                kld[cell].append(scores.kld)
-                same[cell].append(scores.same_top)
+                if cell in cells:
+                    nll[cell].append(scores.nll)
+                    kld[cell].append(scores.kld)
+                    same[cell].append(scores.same_top)
             click.echo(f"chunk {start // N_CTX + 1} of {chunks}", err=True)
     result: dict[str, Any] = {}
     for name, kind in cells:
