@@ -26,7 +26,7 @@ from pipeline.texts import CALIBRATION_TEXT
     help="What to cache: a share of the source's numbers, 0 < S <= 1, rounded down to a multiple of 32 of them; above 1, how"
     " many per token and layer.",
 )
-@click.option("--rotary", type=int, help="How many of them keep RoPE.  [default: three quarters of a head]")
+@click.option("--rotary", type=int, help="How many of them keep RoPE.  [default: as many as a head has, at most half]")
 @click.option(
     "--calibration",
     metavar="STATS_OR_TEXT",

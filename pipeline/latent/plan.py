@@ -7,14 +7,14 @@ from pipeline.latent.source import LatentSource
 
 OUTTYPES = ("auto", "f32", "f16", "bf16")
 BLOCK = 32  # numbers in a block of a quantised cache, of which a token's must be a whole number
-ROTARY_SHARE = 0.75  # of the model's frequencies
 
 
 @dataclass(frozen=True)
 class LatentPlan:
     """`cache`: a share of the source's cached numbers in (0, 1], or if above 1 how many per token and layer.
 
-    `rotary`: how many of them keep RoPE, an even number; None for what was found to be best.
+    `rotary`: how many of them keep RoPE, an even number; None for a pair at each of the source's frequencies, but not
+    more than half of the cache.
     """
 
     cache: float = 0.5
@@ -60,9 +60,7 @@ def choose_layout(plan: LatentPlan, source: LatentSource) -> CacheLayout:
         )
     if plan.rotary is not None and plan.rotary > source.head_size:
         raise UsageError(f"--rotary {plan.rotary}: the source rotates {source.head_size} numbers of a head")
-    exact = source.kv_heads == 1 or numbers == source.cached_numbers
-    wanted = source.pairs if exact else max(1, int(ROTARY_SHARE * source.pairs))
-    pairs = plan.rotary // 2 if plan.rotary else max(1, min(wanted, numbers // 4 if not exact else wanted))
+    pairs = plan.rotary // 2 if plan.rotary else max(1, min(source.pairs, numbers // 4))
     rank = min(numbers - 2 * pairs, source.cached_numbers - 2 * pairs, source.width)
     if rank < 1:
         raise UsageError(f"--cache {plan.cache:g}: {numbers} numbers leave no latent beside {2 * pairs} rotary ones")

@@ -21,6 +21,7 @@ from pipeline.latent.weights import LatentWeights
 ITERATIONS = 6
 RIDGE = 3e-3  # of the whitened problem, whose eigenvalues are at most about 1
 SMALLEST = 1e-4  # eigenvalue, of the largest, that is still whitened
+CONVERGED = 1e-9  # of the gradient's square: what single precision can tell
 NEGLIGIBLE = 1e-8  # error, of the scores' variance, that is left alone
 
 
@@ -91,11 +92,12 @@ def _descend(
     done = np.zeros((len(left), len(right)), np.float32)
     gradient = left @ problem.gradient(problem.weigh(residual)) @ right
     direction, size = gradient.copy(), float(np.vdot(gradient, gradient))
+    enough = CONVERGED * size
     for _ in range(ITERATIONS):
+        if size <= enough:
+            break
         step = problem.scores(left @ direction @ right)
         curvature = float(np.vdot(step, problem.weigh(step))) + ridge * float(np.vdot(direction, direction))
-        if curvature <= 0:
-            break
         length = np.float32(size / curvature)
         done += length * direction
         residual = residual - length * step

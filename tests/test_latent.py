@@ -1,0 +1,286 @@
+"""Converted files: exact where they can be, refused where they cannot, and run by an unmodified llama.cpp."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from native.model import ContextOptions, load_model, open_context
+from pipeline.calibration.calibrate import calibrate
+from pipeline.calibration.statistics_file import Calibration, add_sensitivities, open_calibration
+from pipeline.errors import SurgeryError, UsageError
+from pipeline.evaluation import evaluate
+from pipeline.gguf_file.metadata import metadata_entry
+from pipeline.gguf_file.reader import open_gguf
+from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
+from pipeline.latent.architecture import LATENT_SHARE
+from pipeline.latent.convert import LatentReport, convert_to_latent
+from pipeline.latent.plan import LatentPlan, choose_layout
+from pipeline.latent.source import require_convertible
+from pipeline.texts import read_text
+from tests.conftest import SurgeryProcess
+from tests.tiny_model import TinyModel, write_tiny_model
+
+EXACT = ContextOptions(n_ctx=512, n_batch=512, flash_attention=False, type_k="f32", type_v="f32")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("latent")
+
+
+def statistics_of(model: Path, text: Path, folder: Path, chunks: int) -> Calibration:
+    """Statistics kept in `folder`, with sensitivities that are made up: to measure them takes long."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SURGERY_CACHE", str(folder / "cache"))
+        taken = calibrate(open_gguf(model), read_text(str(text)), chunks=chunks, sensitivities=False)
+    path = Path(shutil.copy(taken.path, folder / f"{model.stem}.statistics.gguf"))
+    layers = open_gguf(model).hyperparameter("block_count")
+    add_sensitivities(open_calibration(path), {"q": [1.0] * layers, "k": [20.0] * layers, "v": [1.0] * layers})
+    return open_calibration(path)
+
+
+@pytest.fixture(scope="module")
+def one_head(folder: Path) -> Path:
+    """A tiny model with one key/value head, whose conversion loses nothing."""
+    return write_tiny_model(folder / "one.gguf", TinyModel(kv_heads=1))
+
+
+@pytest.fixture(scope="module")
+def converted(one_head: Path, english: Path, folder: Path) -> Path:
+    """`one_head` with its whole cache as rotary numbers and latent."""
+    output = folder / "one.latent.gguf"
+    calibration = statistics_of(one_head, english, folder, chunks=2)
+    report = convert_to_latent(open_gguf(one_head), output, LatentPlan(cache=1), calibration)
+    assert (report.layout.rank, report.layout.pairs, report.share) == (16, 8, 1.0)
+    return output
+
+
+@pytest.fixture(scope="module")
+def tiny_statistics(tiny: Path, english: Path, folder: Path) -> Calibration:
+    return statistics_of(tiny, english, folder, chunks=2)
+
+
+@pytest.fixture(scope="module")
+def halved(tiny: Path, tiny_statistics: Calibration, folder: Path) -> tuple[Path, LatentReport]:
+    output = folder / "tiny.latent.gguf"
+    return output, convert_to_latent(open_gguf(tiny), output, LatentPlan(cache=0.5), tiny_statistics)
+
+
+def logits(path: Path, tokens: np.ndarray, start: int = 0) -> np.ndarray:
+    with load_model(str(path)) as model, open_context(model, EXACT) as context:
+        n = len(tokens)
+        context.decode(tokens, np.arange(start, start + n), np.zeros(n, int), np.ones(n, bool))
+        return context.logits(n).copy()
+
+
+def tokens(count: int) -> np.ndarray:
+    return np.random.default_rng(count).integers(0, 256, count).astype(np.int32)
+
+
+def test_one_key_head_loses_nothing_over_a_long_context(one_head: Path, converted: Path) -> None:
+    text = tokens(500)
+    source, latent = logits(one_head, text), logits(converted, text)
+    assert np.abs(source).max() > 1
+    assert np.abs(latent - source).max() < 1e-3
+
+
+def test_positions_matter_and_only_relative_ones(converted: Path, halved: tuple[Path, LatentReport]) -> None:
+    text = tokens(60)
+    swapped = text.copy()
+    swapped[[50, 10]] = swapped[[10, 50]]
+    for path in (converted, halved[0]):
+        plain = logits(path, text)
+        assert np.abs(logits(path, text, start=300) - plain).max() < 1e-3
+        assert np.abs(logits(path, swapped)[-1] - plain[-1]).max() > 0.01
+
+
+def test_the_norm_on_the_latent_is_neutral(converted: Path) -> None:
+    model = open_gguf(converted)
+    epsilon = model.hyperparameter("attention.layer_norm_rms_epsilon")
+    rank = model.hyperparameter("attention.kv_lora_rank")
+    x = np.random.default_rng(0).standard_normal((2000, 64))
+    x /= np.sqrt(np.mean(x**2, axis=1, keepdims=True))
+    for layer in range(2):
+        z = x @ model.read(f"blk.{layer}.attn_kv_a_mqa.weight")[:rank].T.astype(float)
+        square = np.mean(z**2, axis=1)
+        divisors = np.sqrt(square + epsilon)
+        assert divisors.max() / divisors.min() - 1 < LATENT_SHARE * square.max() / square.mean()
+        assert np.abs(divisors / np.sqrt(epsilon * (1 + LATENT_SHARE)) - 1).max() < 5e-4
+
+
+def test_the_cache_is_as_small_as_it_says(tiny: Path, halved: tuple[Path, LatentReport]) -> None:
+    sizes = []
+    for path in (tiny, halved[0]):
+        with load_model(str(path)) as model, open_context(model, ContextOptions(n_ctx=512)) as context:
+            sizes.append(context.kv_cache_bytes)
+    hundredth = 2**20 / 100  # llama.cpp logs hundredths of MiB
+    assert sizes[0] == pytest.approx(2 * 512 * 2 * 64, abs=hundredth)
+    assert sizes[1] == pytest.approx(2 * 512 * 2 * 32, abs=hundredth)
+
+
+def test_what_is_not_attention_stays(tiny: Path, halved: tuple[Path, LatentReport]) -> None:
+    before, after = open_gguf(tiny), open_gguf(halved[0])
+    for name in before.tensors:
+        if name.endswith(("attn_norm.weight", "ffn_norm.weight", "ffn_gate.weight", "ffn_up.weight")):
+            assert np.array_equal(before.read_raw(name), after.read_raw(name))
+    product = before.read("token_embd.weight") * before.read("output_norm.weight")
+    assert np.array_equal(after.read("token_embd.weight") * after.read("output_norm.weight"), product)
+    kept = {key: e for key, e in before.metadata.items() if not key.startswith("llama.")}
+    del kept["general.architecture"]
+    assert kept.items() <= after.metadata.items()
+    assert after.architecture == "deepseek2"
+
+
+def test_provenance_says_what_was_done(tiny: Path, halved: tuple[Path, LatentReport], english: Path) -> None:
+    file, report = open_gguf(halved[0]), halved[1].to_dict()
+    assert file.get("surgery.method") == "latent"
+    assert file.get("surgery.cached_numbers") == report["cached_numbers"] == 32
+    assert file.get("surgery.source.sha256") == open_gguf(tiny).sha256()
+    assert file.get("surgery.calibration.text") == str(english)
+    assert report["source_cached_numbers"] == 64
+    assert report["latent_rank"] + report["rotary_numbers"] == 32
+    assert len(report["layers"]) == 2
+    for layer in report["layers"]:
+        assert 0 < layer["energy_kept"] <= 1
+        assert layer["score_error"] < layer["score_error_before"]
+
+
+def test_a_fresh_process_runs_it_through_plain_llama_cpp(halved: tuple[Path, LatentReport]) -> None:
+    script = (
+        "import sys, llama_cpp; m = llama_cpp.Llama(sys.argv[1], n_ctx=64, verbose=False);"
+        "print(len(m.create_completion('the of', max_tokens=4, temperature=0)['choices'][0]['text']) > 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", script, halved[0]], capture_output=True, text=True, timeout=60)
+    assert result.stdout.strip() == "True", result.stderr
+
+
+@pytest.mark.parametrize("type_", ["Q8_0", "Q4_1"])
+def test_a_quantised_source_keeps_its_types(
+    make_tiny: Callable[[TinyModel], Path], english: Path, tmp_path: Path, type_: str
+) -> None:
+    source = make_tiny(TinyModel(kv_heads=1, type=gguf.GGMLQuantizationType[type_]))
+    calibration = statistics_of(source, english, tmp_path, chunks=1)
+    convert_to_latent(open_gguf(source), tmp_path / "o.gguf", LatentPlan(cache=1), calibration)
+    file = open_gguf(tmp_path / "o.gguf")
+    assert {file.tensors[f"blk.0.{name}.weight"].type.name for name in ("ffn_down", "attn_output")} == {type_}
+    assert file.tensors["blk.0.attn_k_b.weight"].type.name == "F16"
+    text = tokens(100)
+    difference = logits(tmp_path / "o.gguf", text) - logits(source, text)
+    assert np.abs(difference).mean() < 0.05  # llama.cpp rounds activations that meet quantised weights
+
+
+def with_extra(source: Path, output: Path, key: str = "", value: object = None, tensor: str = "") -> Path:
+    """A copy of a model with one more metadata key or tensor."""
+    model = open_gguf(source)
+    metadata = [entry for name, entry in model.metadata.items() if name != key]
+    declared = [TensorDeclaration(t.name, t.shape, t.type) for t in model.tensors.values()]
+    extra = [TensorDeclaration(tensor, (8,), gguf.GGMLQuantizationType.F32)] if tensor else []
+    metadata += [metadata_entry(key, value)] if key else []
+    with create_gguf(output, metadata, [*declared, *extra], alignment=32, force=False) as writer:
+        for name in model.tensors:
+            writer.copy_from(model, name)
+        if tensor:
+            writer.put(tensor, np.ones(8, np.float32))
+    return output
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "tensor", "message"),
+    [
+        ("", None, "rope_freqs.weight", "frequencies of its own"),
+        ("", None, "blk.0.attn_q.bias", "a bias"),
+        ("", None, "blk.0.ffn_gate_inp_exps.weight", "a mixture of experts"),
+        ("llama.rope.scaling.type", "yarn", "", "llama.rope.scaling.type = yarn"),
+        ("llama.attention.sliding_window", 128, "", "sliding_window = 128"),
+        ("llama.expert_count", 8, "", "expert_count = 8"),
+        ("llama.rope.dimension_count", 8, "", "rope.dimension_count = 8"),
+        ("llama.attention.head_count_kv", 3, "", "3 key/value heads"),
+        ("general.architecture", "gemma2", "", "is a gemma2 model"),
+    ],
+)
+def test_what_cannot_be_converted_is_refused(
+    tiny: Path, tmp_path: Path, key: str, value: object, tensor: str, message: str
+) -> None:
+    model = open_gguf(with_extra(tiny, tmp_path / "odd.gguf", key, value, tensor))
+    with pytest.raises(SurgeryError, match=message):
+        require_convertible(model)
+
+
+def test_harmless_extras_are_taken(tiny: Path, tmp_path: Path) -> None:
+    model = open_gguf(with_extra(tiny, tmp_path / "odd.gguf", "llama.expert_count", 0))
+    assert require_convertible(model).cached_numbers == 64
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cache": 0.0}, "--cache 0: expected"),
+        ({"cache": 1.5}, "--cache 1.5: expected"),
+        ({"cache": float("nan")}, "--cache nan: expected"),
+        ({"cache": 65}, "the source caches 64 numbers"),
+        ({"cache": 2}, "leave no latent"),
+        ({"rotary": 3}, "--rotary 3: expected an even number"),
+        ({"rotary": 18}, "--rotary 18: the source rotates 16"),
+        ({"cache": 16, "rotary": 16}, "leave no latent"),
+        ({"outtype": "q4_0"}, "--outtype 'q4_0'"),
+    ],
+)
+def test_a_plan_that_makes_no_sense_is_refused(tiny: Path, options: dict[str, float], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        choose_layout(LatentPlan(**options), require_convertible(open_gguf(tiny)))  # type: ignore[arg-type]
+
+
+def test_shares_are_whole_blocks_of_a_quantised_cache(embedded: Path) -> None:
+    source = require_convertible(open_gguf(embedded))
+    assert source.cached_numbers == 384
+    assert [choose_layout(LatentPlan(cache=share), source).cached_numbers for share in (0.5, 0.6, 1)] == [192, 224, 384]
+    assert choose_layout(LatentPlan(cache=200), source).cached_numbers == 200
+
+
+def test_statistics_of_another_model_or_without_their_text_are_refused(
+    one_head: Path, tiny: Path, tiny_statistics: Calibration, english: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="is another file"):
+        convert_to_latent(open_gguf(one_head), tmp_path / "o.gguf", LatentPlan(cache=1), tiny_statistics)
+    text = Path(shutil.copy(english, tmp_path / "moved.txt"))
+    calibration = statistics_of(tiny, text, tmp_path, chunks=1)
+    text.write_text("another text\n")
+    with pytest.raises(UsageError, match="is not there any more"):
+        convert_to_latent(open_gguf(tiny), tmp_path / "o.gguf", LatentPlan(), calibration)
+    assert not (tmp_path / "o.gguf").exists()
+
+
+def test_the_command(surgery: SurgeryProcess, tiny: Path, tiny_statistics: Calibration, tmp_path: Path) -> None:
+    arguments = ("latent", tiny, "-o", tmp_path / "o.gguf", "--calibration", tiny_statistics.path)
+    result = surgery(*arguments, "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["cached_numbers"] == 32
+    again = surgery(*arguments)
+    assert (again.returncode, again.stdout) == (2, "")
+    assert again.stderr.startswith("surgery: ")
+    assert "--force" in again.stderr
+    forced = surgery(*arguments, "--force", "--cache", 40)
+    assert forced.returncode == 0, forced.stderr
+    assert "40 numbers instead of 64" in forced.stdout
+    assert "cannot be quantised" in forced.stderr
+    twice = surgery("latent", tmp_path / "o.gguf", "-o", tmp_path / "p.gguf")
+    assert (twice.returncode, len(twice.stderr.splitlines())) == (1, 1)
+    assert "only Llamas" in twice.stderr
+    assert not (tmp_path / "p.gguf").exists()
+
+
+def test_the_real_model_is_still_itself_with_two_thirds_of_the_cache(embedded: Path, tmp_path: Path) -> None:
+    calibration = statistics_of(embedded, Path("python-docs-calibration"), tmp_path, chunks=2)
+    output = tmp_path / "o.gguf"
+    report = convert_to_latent(open_gguf(embedded), output, LatentPlan(cache=2 / 3), calibration)
+    assert report.layout.cached_numbers == 256
+    options = ContextOptions(n_ctx=256)
+    result = evaluate(output, read_text("python-docs"), base=embedded, chunks=2, options=options)
+    assert result["kld_mean"] < 1  # a shared basis of random components is at 8
