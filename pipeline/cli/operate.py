@@ -83,7 +83,7 @@ from pipeline.sources import gguf_name, is_checkpoint, open_source
     default=0,
     show_default=True,
     type=click.IntRange(0),
-    help="Processors for calibrating and --quant; 0 for all. Decomposing obeys OPENBLAS_NUM_THREADS.",
+    help="Processors to use; 0 for all.",
 )
 @force_option
 @json_option
@@ -135,7 +135,9 @@ def command(
                 operating=writing.update, quantizing=quantising.update,
             )  # fmt: skip
         else:
-            report = operate(source, output, plan, calibration=statistics, force=force, progress=writing.update)
+            report = operate(
+                source, output, plan, calibration=statistics, threads=threads, force=force, progress=writing.update
+            )
             quantization = {}
     if as_json:
         print_json(report.to_dict() | ({"quantization": quantization} if quant else {}))

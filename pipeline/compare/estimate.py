@@ -16,7 +16,7 @@ from pipeline.gguf_file.reader import GGUFModel, tensor_nbytes
 from pipeline.operation.encode import output_type
 from pipeline.operation.groups import plan_groups
 from pipeline.operation.plan import Plan
-from pipeline.operation.reconstruct import rebuild_group
+from pipeline.operation.reconstruct import decompose_group, rebuild_group
 from pipeline.quantization import quantized_bytes
 
 ANSWER_TOKENS = 8  # enough to know how fast they come
@@ -75,7 +75,8 @@ def _operating_seconds(model: GGUFModel, plans: list[Plan]) -> float:
     layers = find_attention(model).layers
     started = time.perf_counter()
     for group in plan_groups(layers, [(min(layers),)], plans[0]):
-        for _ in rebuild_group(model, layers, group, plans, None, [{}] * len(plans)):
+        decomposition = decompose_group(model, layers, group, plans, None)
+        for _ in rebuild_group(group, decomposition, plans, [{}] * len(plans)):
             pass
     return (time.perf_counter() - started) * len(layers)
 

@@ -151,7 +151,10 @@ class Study:
         missing = {path: plan for path, plan in plans.items() if not path.exists() or not self.operation(plan)}
         low_rank = {path: plan for path, plan in missing.items() if isinstance(plan, Plan)}
         if low_rank:
-            reports = operate_family(self.model, low_rank, calibration=self.calibration, operated_only=True, force=True)
+            reports = operate_family(
+                self.model, low_rank, calibration=self.calibration,
+                operated_only=True, threads=self.settings.threads, force=True,
+            )  # fmt: skip
             for plan, report in zip(low_rank.values(), reports, strict=True):
                 self.ledger.add_operation(self.key(Cell(plan)), report.to_dict())
         for path, plan in missing.items():

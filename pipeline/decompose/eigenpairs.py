@@ -3,6 +3,7 @@
 from contextlib import suppress
 
 import numpy as np
+from scipy.linalg import eigh
 
 SMALLEST_ITERATED = 256  # rows; below, the full decomposition takes milliseconds
 LARGEST_SHARE = 0.6  # of the trace; more would hardly ever fit into the block
@@ -18,17 +19,16 @@ def leading_eigenpairs(matrix: np.ndarray, share: float = 1.0) -> tuple[np.ndarr
     """Eigenpairs of a positive semidefinite `matrix` (n, n), at least as many as `share` of its trace needs.
 
     Returns eigenvalues (m,), float64, descending and not negative, and eigenvectors (n, m) in the dtype of `matrix`.
-    LAPACK's divide and conquer finds all of them, in double precision. Where a small block is enough, Chebyshev-filtered
+    LAPACK's divide and conquer finds all of them, in the precision of `matrix`, which NumPy's would double. Where a small block is enough, Chebyshev-filtered
     subspace iteration (Zhou, Saad, Tiago and Chelikowsky, Self-consistent-field calculations using Chebyshev-filtered
-    subspace iteration, 2006) finds the leading ones of a float32 matrix in a fraction of the time. All in NumPy: two
-    libraries' BLAS threads would spin against each other.
+    subspace iteration, 2006) finds the leading ones of a float32 matrix in a fraction of the time.
     """
     found = None
     if share <= LARGEST_SHARE and len(matrix) >= SMALLEST_ITERATED and matrix.dtype == np.float32:
         with suppress(np.linalg.LinAlgError):  # a matrix of lower rank than the block
             found = _iterate(matrix, share)
     if found is None:
-        values, vectors = np.linalg.eigh(matrix)
+        values, vectors = eigh(matrix, driver="evd", check_finite=False)
         found = values[::-1], np.ascontiguousarray(vectors[:, ::-1])
     return np.clip(found[0].astype(np.float64), 0, None), found[1]
 

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from native.model import default_threads
 from pipeline.attention import Projection, find_attention, parse_layers
 from pipeline.calibration.statistics_file import Calibration, calibration_facts, require_fit
 from pipeline.errors import UsageError
@@ -22,9 +23,10 @@ from pipeline.operation.budgeting import budgeted_ranks
 from pipeline.operation.encode import encode_tensor, output_type
 from pipeline.operation.groups import Group, plan_groups
 from pipeline.operation.layer_groups import layer_groups
+from pipeline.operation.parallel import side_by_side
 from pipeline.operation.plan import Plan
 from pipeline.operation.provenance import UNKNOWN_HASH, operated_metadata
-from pipeline.operation.reconstruct import RebuiltGroup, rebuild_group
+from pipeline.operation.reconstruct import Decomposition, RebuiltGroup, decompose_group, rebuild_group
 from pipeline.progress import Progress, Stopwatch, silent
 from pipeline.resources import peak_rss_bytes
 
@@ -90,16 +92,20 @@ def operate(
     plan: Plan,
     *,
     calibration: Calibration | None = None,
+    threads: int = 0,
     force: bool = False,
     progress: Progress = silent,
 ) -> OperationReport:
     """Write `output`: `model` with its q, k and v replaced as `plan` says, everything else byte-identical.
 
     A group that keeps all its components keeps its bytes; when all groups do, the output is the input, byte for byte.
-    `calibration` is needed for, and recorded with, any metric but `weights`. `progress` counts groups. Raises UsageError
+    `calibration` is needed for, and recorded with, any metric but `weights`. `threads` groups are decomposed
+    at once, 0: as many as there are processors, within reason. `progress` counts groups. Raises UsageError
     for a plan that this model cannot follow, SurgeryError when a tensor or the disk is at fault.
     """
-    return operate_family(model, {output: plan}, calibration=calibration, force=force, progress=progress)[0]
+    return operate_family(
+        model, {output: plan}, calibration=calibration, threads=threads, force=force, progress=progress
+    )[0]
 
 
 def operate_family(
@@ -108,6 +114,7 @@ def operate_family(
     *,
     calibration: Calibration | None = None,
     operated_only: bool = False,
+    threads: int = 0,
     force: bool = False,
     progress: Progress = silent,
 ) -> list[OperationReport]:
@@ -129,18 +136,26 @@ def operate_family(
         for path, plan in outputs.items()
     ]
     operated = any(file.replaced for file in files)
+
+    def decompositions() -> Iterator[Decomposition | None]:
+        return side_by_side(
+            lambda group: decompose_group(model, attention.layers, group, plans, calibration),
+            groups,
+            threads or default_threads(),
+        )
+
     stopped = threading.Event()
     with ThreadPoolExecutor(1) as background, ExitStack() as stack:
         stack.callback(stopped.set)  # before the pool waits: an error or Ctrl-C must not wait for the hash
         source_hash = background.submit(model.sha256, stopped.is_set) if operated else None
         decomposing = Stopwatch()
         with decomposing:
-            budgeted = budgeted_ranks(model, attention.layers, groups, plans, calibration)
+            budgeted = budgeted_ranks(decompositions(), groups, plans)
         for file in files:
             file.open(stack, operated_only=operated_only, force=force)
-        for done, group in enumerate(groups):
+        for done, (group, decomposition) in enumerate(zip(groups, decomposing.timed(decompositions()), strict=True)):
             progress(done, len(groups), "")
-            rebuilt = rebuild_group(model, attention.layers, group, plans, calibration, budgeted)
+            rebuilt = rebuild_group(group, decomposition, plans, budgeted)
             for file, result in zip(files, decomposing.timed(rebuilt), strict=True):
                 file.add(result, decomposing)
         progress(len(groups), len(groups), "")

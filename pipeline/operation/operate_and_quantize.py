@@ -28,7 +28,7 @@ def operate_and_quantize(
     check_output(output, force=force, sources=model.paths)
     between = output.with_name(f".{output.name}.operated")
     try:
-        report = operate(model, between, plan, calibration=calibration, force=True, progress=operating)
+        report = operate(model, between, plan, calibration=calibration, threads=threads, force=True, progress=operating)
         quantization = quantize(open_gguf(between), output, kind, threads=threads, force=force, progress=quantizing)
     finally:
         between.unlink(missing_ok=True)

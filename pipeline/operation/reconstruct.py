@@ -41,6 +41,9 @@ class GroupDecomposition:
         return replace(self, components=random_subspace(self.components, rank, sequence))
 
 
+Decomposition = GroupDecomposition | CrossLayerDecomposition
+
+
 @dataclass(frozen=True)
 class RebuiltMatrix:
     """A projection replaced: `values`, float32 (rows, columns); squares of the norms of its error and of itself."""
@@ -66,12 +69,14 @@ class RebuiltGroup:
 
 def decompose_group(
     model: GGUFModel, layers: Layers, group: Group, plans: Sequence[Plan], calibration: Calibration | None
-) -> GroupDecomposition | CrossLayerDecomposition:
-    """Decompose a group once for `plans`, which may differ in threshold, rank and budget alone.
+) -> Decomposition | None:
+    """Decompose a group once for `plans`, which may differ in threshold, rank and budget alone; None if all keep everything.
 
     `layers` are all projections of the model; `calibration` is needed for every metric but `weights`. Raises
     SurgeryError when a tensor cannot be read.
     """
+    if all(plan.keeps_everything(group.full_rank) for plan in plans):
+        return None
     plan = plans[0]
     if len(group.layers) > 1:
         return decompose_layers(model, layers, group, plans, calibration)
@@ -85,35 +90,31 @@ def decompose_group(
 
 
 def rebuild_group(
-    model: GGUFModel,
-    layers: Layers,
     group: Group,
+    decomposition: Decomposition | None,
     plans: Sequence[Plan],
-    calibration: Calibration | None,
     budgeted: Sequence[Mapping[Group, int]],
 ) -> Iterator[RebuiltGroup]:
-    """Rebuild a group under each of `plans`, in their order, from one decomposition, as `decompose_group` needs them.
+    """Rebuild a group under each of `plans`, in their order, from the decomposition that `decompose_group` gave for them.
 
-    `budgeted` holds the ranks that a budget gave, for each plan.
+    It may be None when all of them keep everything. `budgeted` holds the ranks that a budget gave, for each plan.
     """
-    decomposition = None
     for plan, ranks in zip(plans, budgeted, strict=True):
         if plan.keeps_everything(group.full_rank):
             yield RebuiltGroup(group, group.full_rank, 1.0, [])
             continue
-        if decomposition is None:
-            decomposition = decompose_group(model, layers, group, plans, calibration)
+        assert decomposition is not None
         yield _rebuild(decomposition, plan, ranks[group] if plan.budget else _rank(decomposition, plan))
 
 
-def _rank(decomposition: GroupDecomposition | CrossLayerDecomposition, plan: Plan) -> int:
+def _rank(decomposition: Decomposition, plan: Plan) -> int:
     """The rank that the plan's threshold or its fixed rank asks for."""
     rank = plan.rank if plan.threshold is None else decomposition.components.rank_for(plan.threshold)
     assert rank is not None  # a budget's ranks are not the group's own affair
     return rank
 
 
-def _rebuild(decomposition: GroupDecomposition | CrossLayerDecomposition, plan: Plan, rank: int) -> RebuiltGroup:
+def _rebuild(decomposition: Decomposition, plan: Plan, rank: int) -> RebuiltGroup:
     if METHODS[plan.method].random:
         assert isinstance(decomposition, GroupDecomposition)
         decomposition = decomposition.randomised(rank, plan.seed)
