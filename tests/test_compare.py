@@ -328,3 +328,19 @@ def test_latent_attention_is_one_more_method(tiny: Path, english: Path, tmp_path
     assert plain["kv_cache_bytes"] < results["base"]["kv_cache_bytes"]
     assert quantised["file_bytes"] < plain["file_bytes"]
     assert quantised["interaction"]["verdict"]
+
+
+def test_force_rerun_measures_the_cells_of_this_grid_again(tiny: Path, english: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    run(folder, tiny, english, replace(GRID, quants=("source",)), chunks=2)
+    command = [
+        "compare", str(tiny), "-o", str(folder), "--text", str(english), "--thresholds", "0.9", "--methods", "shared-kv",
+        "--quants", "source", "--ctx", "64", "--chunks", "2", "--answer-tokens", "12", "--force-rerun", "--json",
+    ]  # fmt: skip
+    before = study_results(folder)["cells"]
+    result = CliRunner().invoke(cli, command)
+    assert result.exit_code == 0, result.output
+    after = json.loads(result.stdout)["cells"]
+    assert [cell["kld_mean"] for cell in after] == [cell["kld_mean"] for cell in before]
+    seconds = {cell["label"]: cell["seconds"] for cell in before}
+    assert [cell["seconds"] != seconds[cell["label"]] for cell in after] == [True, False]
