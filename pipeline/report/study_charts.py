@@ -97,7 +97,7 @@ class SizeChart:
     def source_line(self) -> tuple[alt.Chart, alt.Chart]:
         """The source has no place on a log axis of losses, as it loses nothing."""
         source = chart_of([{"x": self.source, "text": "source"}]).encode(x=self.x)
-        named = source.mark_text(align="left", baseline="top", dx=4, fontSize=11).encode(y=alt.value(0), text="text:N")
+        named = source.mark_text(baseline="bottom", dy=-3, fontSize=11).encode(y=alt.value(0), text="text:N")
         return source.mark_rule(strokeDash=[3, 3], color=REFERENCE_COLOUR), named
 
     @property
