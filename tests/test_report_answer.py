@@ -45,7 +45,7 @@ def test_the_answer_is_the_smallest_file_within_the_limit() -> None:
         "Q4_K_M alone loses least for its size: 0.0493 ± 0.0008 nats a token (95% interval 0.0475 to 0.0511)"
         " at 105.4 MB, 39% of the source's 270.9 MB."
     )
-    assert "Surgery gains nothing within that limit" in " ".join(found.sentences)
+    assert "Surgery makes no smaller file within that limit" in " ".join(found.sentences)
     limits = {limit: [cell and cell["label"] for cell in row] for limit, row in found.choices}
     assert limits[0.01] == ["none, Q8_0", "none, Q8_0"]
     assert limits[1.0] == ["none, Q4_K_M", "shared-kv 0.5 attention, Q4_K_M"]

@@ -123,7 +123,7 @@ def _what_surgery_does(best: Cell, combinations: list[Cell]) -> Iterator[str]:
             f"{name(factored)} would take {megabytes(factored['factored_bytes'])}, {less:.0%} less, and lose {_loss(factored)}."
         )
     else:
-        yield "Surgery gains nothing within that limit, even if its factors were stored instead of their product."
+        yield "Surgery makes no smaller file within that limit, even if its factors were stored instead of their product."
 
 
 def _beyond_quantisation(combinations: list[Cell]) -> Iterator[str]:
