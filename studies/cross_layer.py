@@ -31,9 +31,13 @@ from pipeline.texts import read_text
 
 N_CTX = 512
 BUDGETS = (0.5556, 0.4167, 0.9462, 0.7639)
+LAYER_0_ALONE = "0/1-5/6-10/11-15/16-20/21-25/26-29"
+ALIKE_AT_A_SIXTH = "0,15,21,22,27/1,2,17,18,20/3,4,5,7,8/6,9,10,11,13/12,14,16,19,29/23,24,25,26,28"
+"""What similar:5 would be if subspaces were compared at a sixth of the full rank, instead of a third."""
 KINDS = {
     ("attention", 0.5556): (
         "2", "3", "5", "10", "15", "all", "stride:15", "stride:6", "similar:2", "similar:3", "similar:5", "similar:10",
+        LAYER_0_ALONE, ALIKE_AT_A_SIXTH,
     ),
     ("attention", 0.4167): ("2", "3", "5", "10", "similar:2", "similar:5"),
     ("attention", 0.9462): ("2", "similar:5"),
@@ -184,8 +188,8 @@ def draw(cells: dict[str, Any], path: Path) -> None:
 
 
 def _kind(plan: Plan) -> str:
-    kind, _, _ = (plan.group_layers or "").rpartition(":")
-    return kind or "neighbours"
+    kind, _, number = (plan.group_layers or "").rpartition(":")
+    return "listed" if "/" in number else kind or "neighbours"
 
 
 def _size(plan: Plan, layers: int) -> int:

@@ -13,6 +13,8 @@ from sklearn.decomposition import PCA
 import pipeline.operation.cross_layer
 from pipeline.attention import find_attention
 from pipeline.calibration.statistics_file import open_calibration
+from pipeline.compare.cell import Cell, effective_plan
+from pipeline.compare.grid import Grid
 from pipeline.decompose.subspaces import groups_of_alike
 from pipeline.errors import UsageError
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
@@ -221,3 +223,16 @@ def test_the_most_similar_are_joined_up_to_a_size() -> None:
     assert groups_of_alike(similarity, 3) == [(0, 2, 3), (1, 4)]
     assert groups_of_alike(similarity, 1) == [(0,), (1,), (2,), (3,), (4,)]
     assert groups_of_alike(np.ones((4, 4)), 2) == [(0, 1), (2, 3)]
+
+
+def test_a_grid_crosses_groupings_with_the_method_that_has_them() -> None:
+    grid = Grid(methods=("shared-kv", "cross-layer"), group_layers=("2", "all"), thresholds=(0.5,))
+    assert [(plan.method, plan.group_layers) for plan in grid.plans()] == [
+        ("shared-kv", None),
+        ("cross-layer", "2"),
+        ("cross-layer", "all"),
+    ]
+    assert "shared by all" in Cell(cross("all")).label
+    assert effective_plan(cross("all", targets="q")) == Plan(targets="q")
+    with pytest.raises(UsageError, match="--group-layers: no method of the grid"):
+        Grid(methods=("separate",), group_layers=("2",), thresholds=(0.5,)).plans()

@@ -113,7 +113,7 @@ def _heat_map(
     ticks = alt.Axis(values=list(numbers)[:: max(len(numbers) // 10, 1)], labelAngle=0)
     cells = (
         alt.Chart(_data(rows))
-        .mark_rect()
+        .mark_rect(aria=False)  # nobody wants 900 cells read out
         .encode(
             x=alt.X("other:O", title="layer", axis=ticks),
             y=alt.Y("one:O", title="layer", axis=ticks),
@@ -123,7 +123,7 @@ def _heat_map(
     )
     diagonal = (
         alt.Chart(_data([{"one": number, "other": number} for number in numbers]))
-        .mark_rect(color=ITSELF)
+        .mark_rect(color=ITSELF, aria=False)
         .encode(x="other:O", y="one:O")
     )
     white = f"white: random weights {expected:.3f}; {subtitle}"
