@@ -122,8 +122,8 @@ def test_refitted_queries_are_the_weighted_least_squares_solution(monkeypatch: p
     )
     least = total = 0.0
     for head in range(HEADS):
-        q, target = attention.queries(head), attention.scores(head)
-        p = attention.probabilities(target)
+        q, (target,) = attention.queries(head), attention.scores(head)
+        (p,) = attention.probabilities([target])
         columns = []
         for i in range(2 * PAIRS):
             for j in range(cache.shape[2]):

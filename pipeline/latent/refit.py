@@ -19,7 +19,7 @@ from pipeline.latent.scores import SampledAttention, rotate_at
 from pipeline.latent.weights import LatentWeights
 
 ITERATIONS = 6
-RIDGE = 3e-3  # of the whitened problem, whose eigenvalues are at most about 1
+RIDGE = 0.2  # of the whitened problem, whose eigenvalues are about 1
 SMALLEST = 1e-4  # eigenvalue, of the largest, that is still whitened
 CONVERGED = 1e-9  # of the gradient's square: what single precision can tell
 NEGLIGIBLE = 1e-8  # error, of the scores' variance, that is left alone
@@ -27,28 +27,43 @@ NEGLIGIBLE = 1e-8  # error, of the scores' variance, that is left alone
 
 @dataclass
 class HeadProblem:
-    """One head's problem; maps are pairs of matrices (b, rank) and (b, 2 pairs), both whitened: see `Whitening`."""
+    """One head's least squares. Scores and what is made of them are lists, an array (chunks, queries, keys) a block.
 
-    queries: np.ndarray  # (chunks, m, b)
-    cache: np.ndarray  # (chunks, n, rank + 2 pairs), rotated
-    weights: np.ndarray  # (chunks, m, n), zero where a key is not seen
-    angles: np.ndarray  # (m, pairs)
+    queries: (chunks, m, b); cache: (chunks, n, rank + 2 pairs), rotated; weights: blocks, 1 in sum for each query
+    blocks: as in `SampledAttention`; angles: (m, pairs), by which a query is rotated
+    """
+
+    queries: np.ndarray
+    cache: np.ndarray
+    weights: list[np.ndarray]
+    blocks: list[tuple[slice, int]]
+    angles: np.ndarray
     rank: int
 
-    def scores(self, maps: np.ndarray) -> np.ndarray:
-        """Scores (chunks, m, n) of `maps` (b, rank + 2 pairs)."""
+    def scores(self, maps: np.ndarray) -> list[np.ndarray]:
+        """Scores of `maps` (b, rank + 2 pairs)."""
         mapped = self.queries @ maps
         mapped[..., self.rank :] = rotate(mapped[..., self.rank :], self.angles)
-        return mapped @ self.cache.transpose(0, 2, 1)
+        keys = self.cache.transpose(0, 2, 1)
+        return [mapped[:, run] @ keys[..., :seen] for run, seen in self.blocks]
 
-    def weigh(self, errors: np.ndarray) -> np.ndarray:
-        """The gradient of half the objective by the scores."""
-        mean = (self.weights * errors).sum(axis=2, keepdims=True) / self.weights.sum(axis=2, keepdims=True)
-        return self.weights * (errors - mean)
+    def weigh(self, errors: list[np.ndarray]) -> list[np.ndarray]:
+        """The gradient of half the objective by the scores, in the place of `errors`."""
+        for weights, error in zip(self.weights, errors, strict=True):
+            error -= np.einsum("cmn,cmn->cm", weights, error)[..., None]
+            error *= weights
+        return errors
 
-    def gradient(self, weighed: np.ndarray) -> np.ndarray:
+    def objective(self, errors: list[np.ndarray]) -> float:
+        """The weighted square of `errors`, which are left alone."""
+        weighed = self.weigh([error.copy() for error in errors])
+        return sum(float(np.vdot(a, b)) for a, b in zip(errors, weighed, strict=True))
+
+    def gradient(self, weighed: list[np.ndarray]) -> np.ndarray:
         """The gradient by the maps, (b, rank + 2 pairs)."""
-        keys = weighed @ self.cache
+        keys = np.concatenate(
+            [part @ self.cache[:, :seen] for part, (_, seen) in zip(weighed, self.blocks, strict=True)], axis=1
+        )
         keys[..., self.rank :] = rotate(keys[..., self.rank :], -self.angles)
         return np.tensordot(self.queries, keys, axes=((0, 1), (0, 1)))
 
@@ -68,43 +83,45 @@ def refit_queries(weights: LatentWeights, attention: SampledAttention) -> tuple[
     before = after = total = 0.0
     for head in range(len(attention.q)):
         target = attention.scores(head)
-        problem = HeadProblem(attention.queries(head), cache, attention.probabilities(target), angles, rank)
-        start = np.hstack([weights.latent_query[head], weights.rotary_query[head]]).astype(np.float32)
+        probabilities = attention.probabilities(target)
+        problem = HeadProblem(attention.queries(head), cache, probabilities, attention.blocks, angles, rank)
         moment = np.tensordot(problem.queries, problem.queries, axes=((0, 1), (0, 1)))
         left = _inverse_root(moment / problem.queries[..., 0].size)
-        residual = target - problem.scores(start)
-        variance, error = (float(np.vdot(e, problem.weigh(e))) for e in (target, residual))
+        maps = np.hstack([weights.latent_query[head], weights.rotary_query[head]]).astype(np.float32)
+        residual = _difference(target, problem.scores(maps))
+        variance, error = problem.objective(target), problem.objective(residual)
         total, before = total + variance, before + error
         if error > NEGLIGIBLE * variance:
-            change, residual = _descend(problem, residual, left, right)
-            maps = (start + change).astype(np.float64)
-            weights.latent_query[head], weights.rotary_query[head] = maps[:, :rank], maps[:, rank:]
-            error = float(np.vdot(residual, problem.weigh(residual)))
+            change = _descend(problem, residual, left, right)
+            error = problem.objective(_difference(residual, problem.scores(change)))
+            fitted = (maps + change).astype(np.float64)
+            weights.latent_query[head], weights.rotary_query[head] = fitted[:, :rank], fitted[:, rank:]
         after += error
     return before / max(total, np.finfo(float).tiny), after / max(total, np.finfo(float).tiny)
 
 
-def _descend(
-    problem: HeadProblem, residual: np.ndarray, left: np.ndarray, right: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Conjugate gradients from zero: the change of the maps, and what of the scores remains."""
-    ridge = RIDGE * float(problem.weights.sum())
-    done = np.zeros((len(left), len(right)), np.float32)
-    gradient = left @ problem.gradient(problem.weigh(residual)) @ right
+def _difference(left: list[np.ndarray], right: list[np.ndarray]) -> list[np.ndarray]:
+    return [a - b for a, b in zip(left, right, strict=True)]
+
+
+def _descend(problem: HeadProblem, residual: list[np.ndarray], left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The change of the maps that conjugate gradients find for `residual`, from zero."""
+    ridge = np.float32(RIDGE * problem.queries[..., 0].size)
+    change = np.zeros((len(left), len(right)), np.float32)
+    gradient = left @ problem.gradient(problem.weigh([part.copy() for part in residual])) @ right
     direction, size = gradient.copy(), float(np.vdot(gradient, gradient))
     enough = CONVERGED * size
     for _ in range(ITERATIONS):
         if size <= enough:
             break
-        step = problem.scores(left @ direction @ right)
-        curvature = float(np.vdot(step, problem.weigh(step))) + ridge * float(np.vdot(direction, direction))
-        length = np.float32(size / curvature)
-        done += length * direction
-        residual = residual - length * step
-        gradient = left @ problem.gradient(problem.weigh(residual)) @ right - ridge * done
+        weighed = problem.weigh(problem.scores(left @ direction @ right))
+        image = left @ problem.gradient(weighed) @ right + ridge * direction
+        length = np.float32(size / float(np.vdot(direction, image)))
+        change += length * direction
+        gradient = gradient - length * image
         size, before = float(np.vdot(gradient, gradient)), size
         direction = gradient + np.float32(size / before) * direction
-    return left @ done @ right, residual
+    return left @ change @ right
 
 
 def _cache_whitening(plain: np.ndarray, rank: int) -> np.ndarray:

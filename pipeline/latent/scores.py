@@ -8,6 +8,7 @@ import numpy as np
 from pipeline.latent.rotary import rotate
 
 QUERIES_APART = 4  # one token in so many is a query; all are keys
+QUERIES_TOGETHER = 16
 
 
 @dataclass(frozen=True)
@@ -29,37 +30,48 @@ class SampledAttention:
         return np.arange(QUERIES_APART - 1, self.inputs.shape[1], QUERIES_APART)
 
     @cached_property
-    def causal(self) -> np.ndarray:
-        """Whether a query may see a key, bool (m, n)."""
-        return np.arange(self.inputs.shape[1]) <= self.positions[:, None]
+    def blocks(self) -> list[tuple[slice, int]]:
+        """Runs of queries, and how many keys the last of each sees: no more are computed."""
+        starts = range(0, len(self.positions), QUERIES_TOGETHER)
+        runs = [slice(start, min(start + QUERIES_TOGETHER, len(self.positions))) for start in starts]
+        return [(run, int(self.positions[run.stop - 1]) + 1) for run in runs]
 
     def queries(self, head: int) -> np.ndarray:
         """A head's queries before rotation, (chunks, m, b)."""
         return self.inputs[:, self.positions] @ self.q[head].T
 
-    def scores(self, head: int) -> np.ndarray:
-        """Scores before they are scaled, (chunks, m, n), also where they are not seen."""
+    def scores(self, head: int) -> list[np.ndarray]:
+        """Scores before they are scaled, for each block (chunks, queries, keys), also where they are not seen."""
         keys = self.inputs @ self.k[head // (len(self.q) // len(self.k))].T
-        return rotate_at(self.queries(head), self.positions, self.frequencies) @ rotate_at(
-            keys, np.arange(keys.shape[1]), self.frequencies
-        ).transpose(0, 2, 1)
+        keys = rotate_at(keys, np.arange(keys.shape[1]), self.frequencies).transpose(0, 2, 1)
+        queries = rotate_at(self.queries(head), self.positions, self.frequencies)
+        return [queries[:, run] @ keys[..., :seen] for run, seen in self.blocks]
 
-    def probabilities(self, scores: np.ndarray) -> np.ndarray:
-        """Attention probabilities of `scores`, (chunks, m, n)."""
-        seen = np.where(self.causal, scores / np.sqrt(self.q.shape[1]), -np.inf)
-        seen = np.exp(seen - seen.max(axis=2, keepdims=True))
-        return seen / seen.sum(axis=2, keepdims=True)
+    def probabilities(self, scores: list[np.ndarray]) -> list[np.ndarray]:
+        """Attention probabilities of `scores`, block by block; 0 where a key is not seen."""
+        result = []
+        for (run, count), values in zip(self.blocks, scores, strict=True):
+            seen = np.where(self._causal(run, count), values / np.float32(np.sqrt(self.q.shape[1])), -np.inf)
+            seen = np.exp(seen - seen.max(axis=2, keepdims=True))
+            result.append(seen / seen.sum(axis=2, keepdims=True))
+        return result
 
-    def distances(self, probabilities: np.ndarray) -> np.ndarray:
+    def distances(self, probabilities: list[np.ndarray]) -> np.ndarray:
         """How much an error of a score counts at each distance between query and key, (n,): the sum of p (1 - p).
 
         That is the derivative of a probability by its score. The first token is left out: it is where attention rests that
         is not needed anywhere, at whatever distance.
         """
-        weights = (probabilities * (1 - probabilities)).sum(axis=0)
-        weights[:, 0] = 0
-        apart = self.positions[:, None] - np.arange(weights.shape[1])
-        return np.bincount(apart[self.causal], weights[self.causal], weights.shape[1])
+        result = np.zeros(self.inputs.shape[1])
+        for (run, count), p in zip(self.blocks, probabilities, strict=True):
+            weights = np.einsum("cmn,cmn->mn", p, 1 - p)
+            weights[:, 0] = 0
+            apart, causal = self.positions[run, None] - np.arange(count), self._causal(run, count)
+            result += np.bincount(apart[causal], weights[causal], len(result))
+        return result
+
+    def _causal(self, run: slice, count: int) -> np.ndarray:
+        return np.arange(count) <= self.positions[run, None]
 
 
 def rotate_at(values: np.ndarray, positions: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
