@@ -40,7 +40,7 @@ def made_up_study(
     cells = plain + operated
     for cell in cells:
         mark_fronts(cell, cells)
-    return {"study": dict(STUDY), "base": dict(BASE), "cells": cells}
+    return {"study": dict(STUDY), "base": dict(BASE), "cells": cells, "subspaces": {}}
 
 
 def speed(median: float) -> dict[str, float]:
@@ -69,6 +69,7 @@ def made_up_cell(
         "mean": "keep" if operated else None,
         "layers": "all" if operated else None,
         "group_layers": None,
+        "damage": False,
         "seed": 0 if operated else None,
         "quant": quant,
         "cache_type": cache,

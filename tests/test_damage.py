@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cli.main import cli
+from pipeline.compare.results import study_results
 from pipeline.evaluation import evaluate
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.operation.operate import operate
@@ -35,6 +36,18 @@ def test_damage_is_measured_drawn_and_not_measured_again(tiny: Path, english: Pa
     assert "comparing" not in again.stderr
     text = CliRunner().invoke(cli, command[:-3])
     assert "hit hardest:" in text.stdout
+
+
+def test_a_study_of_layers_alone_is_reported(tiny: Path, english: Path) -> None:
+    command = ["inspect", str(tiny), "--damage", "--threshold", "0.7", "--text", str(english), "--chunks", "2"]
+    assert CliRunner().invoke(cli, [*command, "--study", "study"]).exit_code == 0
+    cells = study_results(Path("study"))["cells"]
+    assert [(cell["damage"], cell["pareto"]) for cell in cells] == [(True, [])] * 8
+    result = CliRunner().invoke(cli, ["report", "study"])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("Nothing is compared yet.")
+    assert Path("study/plots/damage-weights-0.7.svg").read_text().startswith("<svg")
+    assert "What one layer alone costs" in Path("study/report.html").read_text()
 
 
 def test_options_of_damage_need_it(tiny: Path) -> None:

@@ -16,6 +16,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 from pipeline.report.answer import answer
 from pipeline.report.page import render_page
 from pipeline.report.study_charts import study_figures
+from tests.made_up_source import made_up_damage, made_up_subspaces
 from tests.made_up_study import SCRIPT, made_up_study, unknown
 
 CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
@@ -82,10 +83,12 @@ class Browser:
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     results = made_up_study(quants=("Q8_0", "Q4_K_M"))
+    results["subspaces"] = made_up_subspaces()
     unknown(results["cells"][5], "failed", "llama.cpp refused")
     results["cells"][7].update(status="stopped", reason="KL divergence above 1")
     page = tmp_path_factory.mktemp("report") / "report.html"
-    page.write_text(render_page(results, answer(results), study_figures(results)))
+    with_damage = {**results, "cells": [*results["cells"], *made_up_damage()]}
+    page.write_text(render_page(results, answer(results), study_figures(with_damage)))
     options = webdriver.ChromeOptions()
     options.binary_location = str(CHROMIUM)
     for option in OPTIONS:
@@ -102,7 +105,7 @@ def test_it_fits_without_errors_or_requests(browser: Browser, width: int, scheme
     browser.open(width, scheme)
     assert browser.driver.execute_script("return document.documentElement.scrollWidth") == width
     widths = [element.size["width"] for element in browser.all(".view:not([hidden]) .chart svg")]
-    assert len(widths) == 4
+    assert len(widths) == 4 + 4 + 2 + 4 + 1
     assert all(width / 4 < chart <= width for chart in widths)
     assert browser.errors() == []
     assert {url for url in browser.requests() if not url.startswith("data:")} == {browser.page.as_uri()}
@@ -138,6 +141,18 @@ def test_the_heat_map_shows_the_chosen_operation(browser: Browser) -> None:
     select.select_by_visible_text("separate threshold 0.5 weights")
     WebDriverWait(browser.driver, 5).until(lambda driver: driver.execute_script(colours) != before)
     assert len(before) == len(browser.driver.execute_script(colours)) == 60
+
+
+def test_heat_maps_of_layers_have_the_colours_of_light_and_dark(browser: Browser) -> None:
+    colours = "return [...document.querySelectorAll('[data-chart=between-between-weights-1] .role-mark.mark-rect path')].map((p) => p.getAttribute('fill'))"
+    drawn = {}
+    for scheme in ("light", "dark"):
+        browser.open(DESK, scheme)
+        drawn[scheme] = browser.driver.execute_script(colours)
+    assert len(drawn["light"]) == len(drawn["dark"]) == 30 * 29
+    expected = {"light": (255, 255, 255), "dark": (20, 24, 29)}  # where layers are as alike as random weights are
+    for scheme, middle in expected.items():
+        assert f"rgb{middle}" in drawn[scheme]
 
 
 def test_the_table_sorts_by_number(browser: Browser) -> None:

@@ -24,6 +24,7 @@ from pipeline.compare.grid import PRESETS, Grid, grid_cells, load_grids, save_gr
 from pipeline.compare.measuring import StopRule
 from pipeline.compare.results import ledger_results, study_results
 from pipeline.compare.run import run_here, run_study
+from pipeline.compare.source_subspaces import look_into_source
 from pipeline.compare.study import StudySettings, open_study
 from pipeline.decompose.methods import METHODS, METRICS
 from pipeline.decompose.principal_components import MEANS
@@ -150,6 +151,8 @@ def command(model: str | None, folder: Path | None, status_of: Path | None, as_j
         runner = ClusterRunner(options["scheduler"]) if options["scheduler"] else run_here
         with StudyDisplay() as display:
             progress = run_study(study, cells, display.watch, runner)
+            if any(cell.plan for cell in cells):
+                look_into_source(study, lambda doing: display.watch(replace(progress, doing=doing)))
         show_study(ledger_results(study.ledger), as_json)
     if not as_json:
         click.echo(f"\nthe whole story:   surgery report {shlex.quote(str(folder))}")

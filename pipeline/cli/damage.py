@@ -13,7 +13,7 @@ from pipeline.cli.calibrate import obtain_calibration
 from pipeline.cli.output import print_table
 from pipeline.cli.study_display import StudyDisplay
 from pipeline.compare.cell import sha256_of
-from pipeline.compare.damage import TARGETS, damage_cells, measured_damage
+from pipeline.compare.damage import TARGETS, damage_cells, measured_damage, note_damage
 from pipeline.compare.run import run_study
 from pipeline.compare.study import StudySettings, open_study
 from pipeline.errors import SurgeryError
@@ -36,6 +36,7 @@ def damage(
     cells = damage_cells(layers, threshold, metric)
     calibrate = partial(_calibration, model, calibration, metric, threads)
     with open_study(folder, model, settings, calibrate) as study:
+        note_damage(study.ledger, layers, threshold, metric)
         with StudyDisplay() as display:
             progress = run_study(study, cells, display.watch)
         if progress.failures:

@@ -25,6 +25,7 @@ from pipeline.operation.plan import DEFAULT_THRESHOLD
 from pipeline.output_file import check_output
 from pipeline.report.charts import FORMATS, require_charts, write_chart
 from pipeline.sources import open_model
+from pipeline.subspace_outline import between_outline, spectrum_outline, within_outline
 from pipeline.subspaces import (
     SPECTRUM_THRESHOLDS,
     View,
@@ -163,11 +164,11 @@ def draw(folder: Path, summary: dict[str, Any], metric: str, *, force: bool) -> 
 
     charts: dict[str, Any] = {}
     if "spectrum" in summary:
-        charts["spectrum"] = spectrum_chart(summary["spectrum"], metric)
+        charts["spectrum"] = spectrum_chart(spectrum_outline(summary["spectrum"]), metric)
     if "overlap" in summary:
-        between = summary["overlap"]["between"]
-        charts["overlap-k-v"] = within_chart(summary["overlap"]["within"], between["columns"], metric)
-        charts["overlap-layers"] = overlap_chart(between, metric)
+        within, between = (summary["overlap"][what] for what in ("within", "between"))
+        charts["overlap-k-v"] = within_chart(within_outline(within, between["columns"]), metric)
+        charts["overlap-layers"] = overlap_chart(between_outline(between), metric)
     if "damage" in summary:
         charts["damage"] = damage_chart(summary["damage"], metric)
     for name, chart in charts.items():

@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 
 from pipeline.compare.cell import Cell
+from pipeline.compare.ledger import Ledger
 from pipeline.compare.study import Study
 from pipeline.operation.plan import Plan
 from pipeline.statistics import interval
 
 TARGETS = ("q", "k", "v", "qkv")
+FACT = "damage"
 
 
 def damage_cells(layers: Iterable[int], threshold: float, metric: str) -> list[Cell]:
@@ -20,6 +22,19 @@ def damage_cells(layers: Iterable[int], threshold: float, metric: str) -> list[C
         for layer in layers
         for targets in TARGETS
     ]
+
+
+def note_damage(ledger: Ledger, layers: Iterable[int], threshold: float, metric: str) -> None:
+    """Write down that a study's cells of `damage_cells` are for this, and not to be compared with others."""
+    choices = {"layers": list(layers), "threshold": threshold, "metric": metric}
+    known = ledger.facts().get(FACT, [])
+    if choices not in known:
+        ledger.set_facts({FACT: [*known, choices]})
+
+
+def noted_damage(facts: dict[str, Any]) -> set[Cell]:
+    """All cells that `note_damage` was told of, from a ledger's facts."""
+    return {cell for choices in facts.get(FACT, []) for cell in damage_cells(**choices)}
 
 
 def measured_damage(study: Study, layers: Iterable[int], threshold: float, metric: str) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ import numpy as np
 from native.scoring import TokenScores
 from pipeline import __version__
 from pipeline.compare.cell import Cell, StudySubject, base_key
+from pipeline.compare.damage import noted_damage
 from pipeline.compare.ledger import Ledger, open_ledger
 from pipeline.errors import UsageError
 from pipeline.latent.plan import LatentPlan
@@ -26,7 +27,10 @@ PLAN_CHOICES = ("targets", "threshold", "rank", "budget", "metric", "mean", "lay
 
 
 def study_results(folder: Path) -> dict[str, Any]:
-    """A study as one JSON object: the study, its base, its cells. Raises as `open_ledger` does."""
+    """A study as one JSON object: the study, its base, its cells, and by metric what was seen of the source's subspaces.
+
+    `damage` marks the cells of `surgery inspect --damage`, which are on no front. Raises as `open_ledger` does.
+    """
     with open_ledger(folder) as ledger:
         return ledger_results(ledger)
 
@@ -42,12 +46,12 @@ def ledger_results(ledger: Ledger) -> dict[str, Any]:
     base_facts = base_run.facts or {}
     cells = ledger.cells()
     scores = {cell: np.array([s.kld.mean() for s in ledger.chunks(key)]) for cell, key in cells.items()}
-    rows = [_cell_result(ledger, cell, key, scores, base_facts) for cell, key in cells.items()]
-    for front, cost in FRONTS.items():
-        measured = [row for row in rows if row["kld_mean"] is not None and row[cost] is not None]
-        best = pareto_front([row[cost] for row in measured], [row["kld_mean"] for row in measured])
-        for index in best:
-            measured[index]["pareto"].append(front)
+    damage = noted_damage(facts)
+    rows = [
+        {**_cell_result(ledger, cell, key, scores, base_facts, facts["n_ctx"]), "damage": cell in damage}
+        for cell, key in cells.items()
+    ]
+    _mark_fronts([row for row in rows if not row["damage"]])
     ppl, ppl_se = perplexity(np.concatenate([s.nll for s in base_chunks])) if base_chunks else (None, None)
     return {
         "study": {
@@ -70,7 +74,17 @@ def ledger_results(ledger: Ledger) -> dict[str, Any]:
             "answer": base_facts.get("answer"),
         },
         "cells": rows,
+        "subspaces": facts.get("subspaces", {}),
     }
+
+
+def _mark_fronts(rows: Sequence[dict[str, Any]]) -> None:
+    """Add to each cell's `pareto` the fronts that it is on among `rows`."""
+    for front, cost in FRONTS.items():
+        measured = [row for row in rows if row["kld_mean"] is not None and row[cost] is not None]
+        best = pareto_front([row[cost] for row in measured], [row["kld_mean"] for row in measured])
+        for index in best:
+            measured[index]["pareto"].append(front)
 
 
 _STUDY_FACTS = (
@@ -80,7 +94,7 @@ _STUDY_FACTS = (
 
 
 def _cell_result(
-    ledger: Ledger, cell: Cell, key: str, scores: Mapping[Cell, np.ndarray], base: Mapping[str, Any]
+    ledger: Ledger, cell: Cell, key: str, scores: Mapping[Cell, np.ndarray], base: Mapping[str, Any], n_ctx: int
 ) -> dict[str, Any]:
     run, chunks, seconds = ledger.run(key), ledger.chunks(key), ledger.chunk_seconds(key)
     facts = run.facts or {}
@@ -97,7 +111,7 @@ def _cell_result(
         "cache_type": cell.cache_type,
         **_divergence(chunks),
         **_sizes(facts, operation),
-        "prompt_speed": prompt_speed(seconds, ledger.facts()["n_ctx"]),
+        "prompt_speed": prompt_speed(seconds, n_ctx),
         "generation_speed": generation_speed(facts.get("token_seconds", [])),
         "over_quant": difference(scores[cell], scores.get(unoperated)) if cell.plan else None,
         "interaction": interaction(scores[cell], scores.get(alone), scores.get(unoperated))

@@ -52,6 +52,8 @@ class Answer:
 def answer(results: Results) -> Answer:
     """The combination to take within LIMIT, or that which loses least when none stays within it."""
     combinations = [cell for cell in results["cells"] if is_measured(cell) and not is_source(cell)]
+    if not results["cells"]:
+        return Answer(None, "Nothing", " is compared yet.")
     if not combinations:
         return Answer(None, "Nothing", f" is measured yet, of {_count(results['cells'])}.", [*_unfinished(results)])
     best = smallest(combinations, FILE, LIMIT)

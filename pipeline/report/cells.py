@@ -33,6 +33,11 @@ CACHE = Size("kv", "kv_cache_bytes", "KV cache", mebibytes, 2**20, "MiB")
 SIZES = (FILE, FACTORED, STORED, CACHE)
 
 
+def compared(results: Results) -> Results:
+    """The results without the cells of `surgery inspect --damage`, each of which changes one layer alone."""
+    return {**results, "cells": [cell for cell in results["cells"] if not cell["damage"]]}
+
+
 def is_measured(cell: Cell) -> bool:
     """Whether the loss is final: neither running nor unknown. A cell that was stopped early has one, too."""
     return cell["status"] in ("done", "stopped") and cell["kld_mean"] is not None

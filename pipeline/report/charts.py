@@ -5,6 +5,7 @@ from typing import Any
 
 from pipeline.extras import require
 from pipeline.output_file import complete_or_absent
+from pipeline.report.chart_style import PICTURE
 
 FORMATS = ("svg", "png")
 PNG_SCALE = 2.0  # pixels for each of the chart's units
@@ -21,6 +22,20 @@ def write_chart(chart: Any, path: Path, *, force: bool) -> None:
 
     Raises UsageError when `path` cannot be written, or exists and `force` is not set.
     """
-    kind = path.suffix.removeprefix(".")
-    with complete_or_absent(path, force=force) as temporary:
-        chart.save(str(temporary), format=kind, **({"scale_factor": PNG_SCALE} if kind == "png" else {}))
+    svg = as_svg(chart)
+    content = as_png(svg) if path.suffix == ".png" else svg.encode()
+    with complete_or_absent(path, force=force, size=len(content)) as temporary:
+        temporary.write_bytes(content)
+
+
+def as_svg(chart: Any) -> str:
+    """An Altair chart as an SVG file, on white."""
+    import vl_convert
+
+    return vl_convert.vegalite_to_svg(chart.to_dict() | {"config": PICTURE})
+
+
+def as_png(svg: str) -> bytes:
+    import vl_convert
+
+    return vl_convert.svg_to_png(svg, scale=PNG_SCALE)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import altair as alt
 
-from pipeline.report.cells import SIZES, Results, Size, is_measured, quantisation
+from pipeline.report.cells import SIZES, Results, Size, compared, is_measured, quantisation
 from pipeline.report.chart_parts import (
     chart_of,
     error_bars,
@@ -17,8 +17,10 @@ from pipeline.report.chart_parts import (
     shape_scale,
 )
 from pipeline.report.chart_rows import Row, ends, method_order, rank_rows, size_rows
+from pipeline.report.damage_chart import damage_figure
 from pipeline.report.figures import REFERENCE_COLOUR, Chart, Figure, Key, Panel, Selector, View
 from pipeline.report.loss_charts import VALUES, loss_figure
+from pipeline.report.subspace_figures import subspace_figures
 
 SIZE_CAPTION = (
     "Every measured combination; the line joins those that nothing of at most their size beats. The dashes are the"
@@ -31,7 +33,9 @@ RANK_LABELS = [0, 0.25, 0.5, 0.75, 1]
 
 def study_figures(results: Results) -> list[Figure]:
     """Those that have anything to show."""
-    figures = [loss_figure(results), size_figure(results), ranks_figure(results)]
+    grid = compared(results)
+    figures = [loss_figure(grid), size_figure(grid), ranks_figure(grid)]
+    figures += [*subspace_figures(results), damage_figure(results)]
     return [figure for figure in figures if figure.views]
 
 

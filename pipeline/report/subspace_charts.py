@@ -1,151 +1,155 @@
-"""Charts of how a model's attention spreads its energy, and of how alike its layers are; from what `inspect` computes."""
+"""Charts of how a model's attention spreads its energy, and of how alike its layers are; from `pipeline.subspace_outline`."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import altair as alt
-import numpy as np
 
-from pipeline.subspaces import mean_of_pairs
+from pipeline.report.chart_parts import chart_of
+from pipeline.report.figures import COLOURS, REFERENCE_COLOUR, Chart
 
-Rows = list[dict[str, Any]]
+Outline = dict[str, Any]
 
-POINTS = 48  # at most, on a line: ranks crowd at the low end, where lines bend
-BELOW, AT, ABOVE, ITSELF = "#2166ac", "#ffffff", "#b2182b", "#999999"
+MOST_LAYER_LABELS = 10
+LAYER_COLOURS = (COLOURS["shared-kv"], COLOURS["latent"], COLOURS["separate"])  # first, middle and last layer
+REFERENCES = {
+    "own": ("its own directions, mean", [1, 0]),
+    "random_weights": ("those of random weights, mean", [6, 3]),
+    "random": ("a random subspace", [2, 2]),
+}
 
 
-def spectrum_chart(layers: Sequence[dict[str, Any]], metric: str) -> alt.Chart:
-    """Explained variance by rank for q, k, v and k+v, a line a layer; `layers` are from `pipeline.subspaces.spectrum`."""
-    groups = list(layers[0]["explained"])
+def spectrum_panel(outline: Outline, group: str, *, legend: bool) -> alt.Chart:
+    """Explained variance by rank of a group such as `kv`, a line a layer."""
+    found = outline["groups"][group]
+    return layer_lines(
+        outline["layers"], found, alt.Y("share:Q", title="share of the variance"), "components kept", legend=legend
+    )
+
+
+def within_panel(outline: Outline, pair: str, *, legend: bool) -> Chart:
+    """How much of v's energy lies in k's leading directions (`v_in_k`), or the reverse, a line a layer, with references."""
+    (role, of), found = pair.split("_in_"), outline[pair]
+    y = alt.Y("share:Q", title=f"share of {role}'s energy")
+    lines = layer_lines(outline["layers"], found, y, f"leading directions of {of}", legend=legend)
     rows = [
-        {"group": "+".join(group), **point} for layer in layers for group in groups for point in _points(layer, group)
+        {"within": name, "rank": found["ranks"], "share": found[key], "dash": dash}
+        for key, (name, dash) in REFERENCES.items()
     ]
-    return (
-        alt.Chart(_data(rows))
-        .mark_line(strokeWidth=1, opacity=0.8)
+    names, dashes = zip(*REFERENCES.values(), strict=True)
+    key = alt.Legend(title="energy within", symbolStrokeColor=REFERENCE_COLOUR, labelLimit=220) if legend else None
+    references = (
+        chart_of(rows)
+        .transform_flatten(["rank", "share"])
+        .mark_line(strokeWidth=2.5, color=REFERENCE_COLOUR)
         .encode(
-            x=alt.X("rank:Q", title="components kept", axis=alt.Axis(tickCount=5)),
-            y=alt.Y("share:Q", title="share of the variance", scale=alt.Scale(domain=[0, 1])),
-            color=_by_layer(),
-            detail="layer:O",
-            tooltip=["layer:O", "rank:Q", alt.Tooltip("share:Q", format=".4f")],
+            x="rank:Q",
+            y="share:Q",
+            strokeDash=alt.StrokeDash("within:N", scale=alt.Scale(domain=names, range=dashes), legend=key),
+            tooltip="within:N",
         )
-        .properties(width=260, height=200)
-        .facet(facet=alt.Facet("group:N", sort=["+".join(g) for g in groups], title=None), columns=2)
-        .resolve_scale(x="independent")
-        .properties(title=_title("Variance explained by the leading components", metric))
     )
+    return alt.layer(lines, references)
 
 
-def within_chart(layers: Sequence[dict[str, Any]], columns: int, metric: str) -> alt.HConcatChart:
-    """How much of v's energy lies in k's leading directions, and the reverse, a line a layer.
-
-    `layers` are from `pipeline.subspaces.energies_within`. Beside them means over layers: the share in its own leading
-    directions, which nothing can exceed, and in those of random weights; and r / `columns`, that of a random subspace.
-    """
-    panels = [_within(layers, columns, role, of) for role, of in ("vk", "kv")]
-    return alt.hconcat(*panels).properties(title=_title("Energy of one in the leading directions of the other", metric))
-
-
-def overlap_chart(compared: dict[str, Any], metric: str) -> alt.ConcatChart:
-    """The overlap of the k+v subspaces of each pair of layers, a heat map a rank; `compared` as `compared_layers` gives it.
-
-    White is the mean over pairs of what random weights would have under the same metric, red more, blue less.
-    """
-    panels = [
-        _heat_map(compared["layers"], overlap, mean_of_pairs(weights), f"rank {rank}", f"random subspaces {random:.3f}")
-        for rank, random, weights, overlap in zip(
-            *(compared[key] for key in ("ranks", "random", "random_weights", "overlap")), strict=True
-        )
+def layer_lines(layers: Sequence[int], found: Outline, y: alt.Y, title: str, *, legend: bool) -> alt.Chart:
+    """`found["shares"]` (layers, R) over `found["ranks"]` (R,), titled `title`, each layer in its colour."""
+    rows = [
+        {"layer": layer, "rank": found["ranks"], "share": shares}
+        for layer, shares in zip(layers, found["shares"], strict=True)
     ]
+    x = alt.X("rank:Q", title=title, axis=alt.Axis(tickCount=5), scale=alt.Scale(nice=False))
     return (
-        alt.concat(*panels, columns=2)
-        .resolve_scale(color="independent")
-        .properties(title=_title("Overlap of the subspaces that k+v read, between layers", metric))
-    )
-
-
-def _within(layers: Sequence[dict[str, Any]], columns: int, role: str, of: str) -> alt.LayerChart:
-    key = f"{role}_in_{of}"
-    rows = [point for layer in layers for point in _points({**layer, "explained": layer}, key)]
-    count = min(len(layer[key]) for layer in layers)
-    means = {
-        what: np.mean([layer[name][:count] for layer in layers], axis=0)
-        for what, name in (("its own (mean)", f"{role}_in_{role}"), ("random weights (mean)", f"{role}_in_random"))
-    }
-    means["random subspace"] = np.arange(1, count + 1) / columns
-    references: Rows = [
-        {"rank": rank, "share": float(shares[rank - 1]), "within": what}
-        for what, shares in means.items()
-        for rank in _ranks(count)
-    ]
-    x = alt.X("rank:Q", title=f"leading directions of {of}", axis=alt.Axis(tickCount=5))
-    y = alt.Y("share:Q", title=f"share of {role}'s energy", scale=alt.Scale(domain=[0, 1]))
-    lines = (
-        alt.Chart(_data(rows))
+        chart_of(rows)
+        .transform_flatten(["rank", "share"])
         .mark_line(strokeWidth=1, opacity=0.8)
-        .encode(x=x, y=y, color=_by_layer(), detail="layer:O", tooltip=["layer:O", "rank:Q", "share:Q"])
-    )
-    marks = (
-        alt.Chart(_data(references))
-        .mark_line(strokeWidth=2, color="black")
         .encode(
             x=x,
-            y=y,
-            strokeDash=alt.StrokeDash(
-                "within:N", title="within", sort=None, legend=alt.Legend(symbolStrokeColor="black")
-            ),
+            y=y.scale(domain=[0, 1]).axis(tickCount=5),
+            color=alt.Color("layer:Q", scale=layer_scale(layers), legend=alt.Legend() if legend else None),
+            detail="layer:O",
+            tooltip="layer:O",
         )
     )
-    return (lines + marks).properties(width=300, height=240, title=f"{role} within {of}")
 
 
-def _heat_map(
-    numbers: Sequence[int], overlap: Sequence[Sequence[float]], expected: float, title: str, subtitle: str
-) -> alt.LayerChart:
-    rows: Rows = [
-        {"one": one, "other": other, "overlap": overlap[i][j]}
-        for i, one in enumerate(numbers)
-        for j, other in enumerate(numbers)
+def layer_scale(layers: Sequence[int]) -> alt.Scale:
+    middle, half = (layers[0] + layers[-1]) / 2, max((layers[-1] - layers[0]) / 2, 0.5)
+    return alt.Scale(domain=[middle - half, middle, middle + half], range=list(LAYER_COLOURS), interpolate="lab")
+
+
+def overlap_panel(layers: Sequence[int], found: Outline, *, orient: Literal["right", "bottom"]) -> alt.Chart:
+    """A heat map of the overlap of the k+v subspaces of each pair of layers at one rank.
+
+    The middle of the scale is the mean over pairs of what random weights would have under the same metric.
+    """
+    earlier = found["pairs"]
+    rows = [
+        {
+            "layer": layer,
+            "other": [*layers[:i], *layers[i + 1 :]],
+            "overlap": [*earlier[i], *(later[i] for later in earlier[i + 1 :])],
+        }
+        for i, layer in enumerate(layers)
     ]
-    size = max(220, min(9 * len(numbers), 420))
-    scale = alt.Scale(domain=[0, expected, max(1.0, expected)], range=[BELOW, AT, ABOVE], interpolate="rgb")
-    ticks = alt.Axis(values=list(numbers)[:: max(len(numbers) // 10, 1)], labelAngle=0)
-    cells = (
-        alt.Chart(_data(rows))
-        .mark_rect(aria=False)  # nobody wants 900 cells read out
+    expected = found["random_weights"]
+    scale = alt.Scale(domain=[0, expected, max(1.0, expected)], range="diverging", interpolate="rgb")
+    legend = alt.Legend(title="overlap", orient=orient, values=[0, expected, 1], format=".2f", gradientLength=180)
+    labelled = list(layers)[:: math.ceil(len(layers) / MOST_LAYER_LABELS)]
+    axis = alt.Axis(values=labelled, labelAngle=0)
+    return (
+        chart_of(rows)
+        .transform_flatten(["other", "overlap"])
+        .mark_rect()
         .encode(
-            x=alt.X("other:O", title="layer", axis=ticks),
-            y=alt.Y("one:O", title="layer", axis=ticks),
-            color=alt.Color("overlap:Q", title="overlap", scale=scale),
-            tooltip=["one:O", "other:O", alt.Tooltip("overlap:Q", format=".3f")],
+            x=alt.X("other:O", title="layer", axis=axis, scale=alt.Scale(domain=list(layers))),
+            y=alt.Y("layer:O", title="layer", axis=axis, scale=alt.Scale(domain=list(layers))),
+            color=alt.Color("overlap:Q", scale=scale, legend=legend),
+            tooltip=["layer:O", "other:O", alt.Tooltip("overlap:Q", format=".3f")],
         )
     )
-    diagonal = (
-        alt.Chart(_data([{"one": number, "other": number} for number in numbers]))
-        .mark_rect(color=ITSELF, aria=False)
-        .encode(x="other:O", y="one:O")
-    )
-    white = f"white: random weights {expected:.3f}; {subtitle}"
-    return (cells + diagonal).properties(width=size, height=size, title=alt.TitleParams(title, subtitle=white))
 
 
-def _data(rows: Rows) -> alt.InlineData:
-    return alt.InlineData(values=rows)
+def spectrum_chart(outline: Outline, metric: str) -> alt.ConcatChart:
+    """Explained variance by rank for q, k, v and k+v, as a picture."""
+    panels: list[Chart] = [
+        spectrum_panel(outline, group, legend=True).properties(width=260, height=200, title="+".join(group))
+        for group in outline["groups"]
+    ]
+    return alt.concat(*panels, columns=2, title=_title("Variance explained by the leading components", metric))
 
 
-def _by_layer() -> alt.Color:
-    return alt.Color("layer:Q", title="layer", scale=alt.Scale(scheme="viridis"))
+def within_chart(outline: Outline, metric: str) -> alt.ConcatChart:
+    """How much of v's energy lies in k's leading directions, and the reverse, as a picture."""
+    panels = [
+        within_panel(outline, pair, legend=True).properties(width=300, height=240, title=pair_title(pair))
+        for pair in ("v_in_k", "k_in_v")
+    ]
+    return alt.concat(*panels, title=_title("Energy of one in the leading directions of the other", metric))
 
 
-def _points(layer: dict[str, Any], group: str) -> Iterable[dict[str, Any]]:
-    shares = layer["explained"][group]
-    return ({"layer": layer["layer"], "rank": rank, "share": shares[rank - 1]} for rank in _ranks(len(shares)))
+def overlap_chart(outline: Outline, metric: str) -> alt.ConcatChart:
+    """The overlap of the k+v subspaces of each pair of layers, a heat map a rank, as a picture."""
+    size = max(220, min(9 * len(outline["layers"]), 420))
+    panels = [
+        overlap_panel(outline["layers"], found, orient="right").properties(
+            width=size, height=size, title=alt.TitleParams(f"rank {found['rank']}", subtitle=chance(found))
+        )
+        for found in outline["ranks"]
+    ]
+    return alt.concat(
+        *panels, columns=2, title=_title("Overlap of the subspaces that k+v read, between layers", metric)
+    ).resolve_scale(color="independent")
 
 
-def _ranks(count: int) -> list[int]:
-    """At most POINTS ranks from 1 to `count`, denser at the low end."""
-    return sorted({round(rank) for rank in np.geomspace(1, count, POINTS)} | {count})
+def pair_title(pair: str) -> str:
+    return pair.replace("_in_", " within ")
+
+
+def chance(found: Outline) -> str:
+    """What a heat map's numbers are to be held against."""
+    return f"random weights {found['random_weights']:.3f}, subspaces {found['random']:.3f}"
 
 
 def _title(text: str, metric: str) -> alt.TitleParams:

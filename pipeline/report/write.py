@@ -6,19 +6,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import vl_convert
-
 from pipeline.errors import UsageError
 from pipeline.output_file import check_output, complete_or_absent
 from pipeline.report.answer import answer
-from pipeline.report.cells import Results
-from pipeline.report.chart_style import PICTURE
-from pipeline.report.figures import Figure, View
+from pipeline.report.cells import Results, compared
+from pipeline.report.charts import as_png, as_svg
+from pipeline.report.figures import Figure
 from pipeline.report.page import render_page
 from pipeline.report.study_charts import study_figures
 from pipeline.report.tables import as_csv, as_markdown
-
-PICTURE_SCALE = 2  # pixels of a PNG for one of an SVG
 
 
 def check_page(page: Path) -> None:
@@ -38,21 +34,23 @@ def write_report(results: Results, page: Path) -> dict[str, Any]:
     """
     check_page(page)
     results = without_infinities(results)
-    found, figures = answer(results), study_figures(results)
+    grid = compared(results)
+    found, figures = answer(grid), study_figures(results)
     written = {
         "tables": write_tables(results, page.parent / "tables"),
         "plots": write_plots(figures, page.parent / "plots"),
     }
-    _write(page, render_page(results, found, figures).encode())
-    cells = Counter(cell["status"] for cell in results["cells"])
-    return {"page": str(page), **written, "answer": found.text, "cells": dict(cells)}
+    _write(page, render_page(grid, found, figures).encode())
+    states = Counter(cell["status"] for cell in grid["cells"])
+    return {"page": str(page), **written, "answer": found.text, "cells": dict(states)}
 
 
 def write_tables(results: Results, folder: Path) -> list[str]:
-    """The cells as CSV and Markdown, and all results as JSON."""
+    """The cells that are compared as CSV and Markdown, and all results as JSON."""
     folder.mkdir(exist_ok=True)
+    grid = compared(results)
     as_json = json.dumps(results, indent=1, allow_nan=False) + "\n"
-    tables = {"cells.csv": as_csv(results), "cells.md": as_markdown(results), "study.json": as_json}
+    tables = {"cells.csv": as_csv(grid), "cells.md": as_markdown(grid), "study.json": as_json}
     return [_write(folder / name, text.encode()) for name, text in tables.items()]
 
 
@@ -61,15 +59,10 @@ def write_plots(figures: list[Figure], folder: Path) -> list[str]:
     folder.mkdir(exist_ok=True)
     written = []
     for view in (view for figure in figures for view in figure.views):
-        svg = picture(view)
+        svg = as_svg(view.picture)
         written.append(_write(folder / f"{view.name}.svg", svg.encode()))
-        written.append(_write(folder / f"{view.name}.png", vl_convert.svg_to_png(svg, scale=PICTURE_SCALE)))
+        written.append(_write(folder / f"{view.name}.png", as_png(svg)))
     return written
-
-
-def picture(view: View) -> str:
-    """The view as an SVG file, on white."""
-    return vl_convert.vegalite_to_svg(view.picture.to_dict() | {"config": PICTURE})
 
 
 def without_infinities(value: Any) -> Any:

@@ -1,0 +1,42 @@
+"""What a study's source reads, for the report: looked into once, and kept in the ledger, as the model may go."""
+
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.attention import find_attention
+from pipeline.compare.study import Study
+from pipeline.subspace_outline import between_outline, spectrum_outline, within_outline
+from pipeline.subspaces import View, compared_layers, energies_within, spectrum
+
+FACT = "subspaces"
+
+
+def look_into_source(study: Study, tell: Callable[[str], None]) -> None:
+    """Write down what is not known yet under `weights`, and under `inputs` if the study is calibrated.
+
+    `tell` hears what is being done. An interruption loses the metric that was being looked at.
+    """
+    known = study.ledger.facts().get(FACT, {})
+    for metric in ("weights", "inputs") if study.calibration else ("weights",):
+        taken_from = study.subject.calibration_sha256 if metric == "inputs" else ""
+        if metric in known and known[metric]["calibration_sha256"] == taken_from:
+            continue
+        view = View(study.model, find_attention(study.model).layers, metric, "keep", study.calibration)
+        known[metric] = {"calibration_sha256": taken_from, **outline(view, tell)}
+        study.ledger.set_facts({FACT: known})
+
+
+def outline(view: View, tell: Callable[[str], None]) -> dict[str, Any]:
+    """All that the report draws of a source under one metric."""
+    spectra, within = [], []
+    for number in view.layers:
+        tell(f"looking into the source, {view.metric}: layer {number}")
+        spectra.append(spectrum(view, number))
+        within.append(energies_within(view, number))
+    tell(f"looking into the source, {view.metric}: layers compared")
+    compared = compared_layers(view)
+    return {
+        "spectrum": spectrum_outline(spectra),
+        "within": within_outline(within, compared["columns"]),
+        "between": between_outline(compared),
+    }
