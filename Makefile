@@ -4,6 +4,7 @@ MODEL ?= smollm2-135m
 VARIANCE_THRESHOLD ?= 0.9
 THRESHOLD ?= $(VARIANCE_THRESHOLD)
 METHOD ?= shared-kv
+GROUP_LAYERS ?=
 TARGETS ?= qkv
 MEAN ?= keep
 METRIC ?= weights
@@ -15,7 +16,7 @@ THRESHOLDS ?= 0.99 0.9 0.5
 QUANTS ?= source Q4_K_M
 STUDY ?= study
 PROMPT ?= What is machine learning?
-OUT ?= $(patsubst %.gguf,%,$(notdir $(MODEL)))-$(METHOD)-$(TARGETS)-$(THRESHOLD)-$(MEAN)$(if $(filter-out weights,$(METRIC)),-$(METRIC))$(if $(QUANT),-$(QUANT)).gguf
+OUT ?= $(patsubst %.gguf,%,$(notdir $(MODEL)))-$(METHOD)$(if $(GROUP_LAYERS),-$(subst :,-,$(subst /,+,$(GROUP_LAYERS))))-$(TARGETS)-$(THRESHOLD)-$(MEAN)$(if $(filter-out weights,$(METRIC)),-$(METRIC))$(if $(QUANT),-$(QUANT)).gguf
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -55,10 +56,10 @@ install-hub: $(VENV)/installed-hub ## also what Hugging Face checkpoints need; m
 
 install-hf: $(VENV)/installed-hf ## also torch, for checkpoints in its own format (.bin)
 
-install-report: $(VENV)/installed-report ## also what draws: surgery report, surgery inspect --plot; make compare sees to it
+install-report: $(VENV)/installed-report ## also what draws: surgery report, surgery inspect --plots; make compare sees to it
 
-gguf: $(VENV)/installed $(HUB) ## operate on MODEL: METHOD, TARGETS, THRESHOLD, MEAN, METRIC, then QUANT; writes OUT
-	@$(SURGERY) operate "$(MODEL)" -o "$(OUT)" --force --method "$(METHOD)" --targets "$(TARGETS)" --threshold "$(THRESHOLD)" --mean "$(MEAN)" --metric "$(METRIC)" $(if $(QUANT),--quant "$(QUANT)")
+gguf: $(VENV)/installed $(HUB) ## operate on MODEL: METHOD, GROUP_LAYERS, TARGETS, THRESHOLD, MEAN, METRIC, then QUANT; writes OUT
+	@$(SURGERY) operate "$(MODEL)" -o "$(OUT)" --force --method "$(METHOD)" $(if $(GROUP_LAYERS),--group-layers "$(GROUP_LAYERS)") --targets "$(TARGETS)" --threshold "$(THRESHOLD)" --mean "$(MEAN)" --metric "$(METRIC)" $(if $(QUANT),--quant "$(QUANT)")
 
 $(OUT): | $(VENV)/installed
 	@$(MAKE) --no-print-directory gguf
@@ -103,6 +104,6 @@ clean: ## remove OUT and caches, not the virtual environment
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "  MODEL=$(MODEL) THRESHOLD=$(THRESHOLD) METHOD=$(METHOD) TARGETS=$(TARGETS) MEAN=$(MEAN) METRIC=$(METRIC) QUANT=$(QUANT)"
+	@echo "  MODEL=$(MODEL) THRESHOLD=$(THRESHOLD) METHOD=$(METHOD) GROUP_LAYERS=$(GROUP_LAYERS) TARGETS=$(TARGETS) MEAN=$(MEAN) METRIC=$(METRIC) QUANT=$(QUANT)"
 	@echo "  METHODS=\"$(METHODS)\" THRESHOLDS=\"$(THRESHOLDS)\" QUANTS=\"$(QUANTS)\" STUDY=$(STUDY)"
 	@echo "  TEXT=$(TEXT) CHUNKS=$(CHUNKS) PROMPT=\"$(PROMPT)\" OUT=$(OUT)"

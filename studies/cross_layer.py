@@ -153,7 +153,7 @@ def print_table(cells: dict[str, Any]) -> None:
 
 
 def draw(cells: dict[str, Any], path: Path) -> None:
-    """KL divergence beside that of shared-kv over the number of layers that share, a line a budget, 95 % intervals."""
+    """KL divergence beside that of shared-kv over the number of layers that share, a line a budget, bars of two standard errors."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -165,17 +165,17 @@ def draw(cells: dict[str, Any], path: Path) -> None:
     layers = 30
     for budget, colour in zip(sorted(BUDGETS), ("tab:blue", "tab:green", "tab:orange", "tab:red"), strict=True):
         points = [plan for plan in plans() if (plan.metric, plan.budget) == ("attention", budget)]
-        for kind, marker, line, label in (
-            ("neighbours", "o", "-", f"neighbours, {budget:.0%} stored"),
-            ("stride", "x", "", f"far apart, {budget:.0%} stored"),
-            ("similar", "^", "", f"alike, {budget:.0%} stored"),
+        for kind, marker, line, beside, label in (
+            ("neighbours", "o", "-", 1.0, f"neighbours, {budget:.0%} stored"),
+            ("stride", "x", "", 1.05, f"far apart, {budget:.0%} stored"),
+            ("similar", "^", "--", 0.95, f"alike, {budget:.0%} stored"),
         ):
             chosen = [plan for plan in points if plan.method == "cross-layer" and _kind(plan) == kind]
             if not chosen:
                 continue
-            sizes = [_size(plan, layers) for plan in chosen]
+            sizes = [beside * _size(plan, layers) for plan in chosen]
             changes, errors = zip(*(against_shared_kv(cells, plan) for plan in chosen), strict=True)
-            means, bars = 100 * np.array(changes), 196 * np.array(errors)
+            means, bars = 100 * np.array(changes), 200 * np.array(errors)
             axes.errorbar(sizes, means, bars, color=colour, marker=marker, linestyle=line, markersize=5, label=label)
     axes.set_xscale("log")
     axes.set_xticks([2, 3, 5, 10, 15, 30], ["2", "3", "5", "10", "15", "30"])

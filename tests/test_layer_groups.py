@@ -227,8 +227,7 @@ def test_the_most_similar_are_joined_up_to_a_size() -> None:
 
 def test_a_grid_crosses_groupings_with_the_method_that_has_them() -> None:
     grid = Grid(methods=("shared-kv", "cross-layer"), group_layers=("2", "all"), thresholds=(0.5,))
-    plans = [plan for plan in grid.plans() if isinstance(plan, Plan)]
-    assert [(plan.method, plan.group_layers) for plan in plans] == [
+    assert [(plan.method, plan.group_layers) for plan in grid.plans() if isinstance(plan, Plan)] == [
         ("shared-kv", None),
         ("cross-layer", "2"),
         ("cross-layer", "all"),
