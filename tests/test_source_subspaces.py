@@ -132,6 +132,11 @@ def test_figures_have_a_view_a_metric() -> None:
     assert [view.label for view in figures_of(results)["spectrum"].views] == ["By weights"]
 
 
+def test_a_single_layer_has_nothing_to_be_compared_with() -> None:
+    results = made_up_study() | {"subspaces": made_up_subspaces(layers=1)}
+    assert list(figures_of(results))[-2:] == ["spectrum", "within"]
+
+
 def test_the_legend_of_few_layers() -> None:
     assert [key.label for key in layer_keys([3])] == ["layer 3"]
     assert [key.label for key in layer_keys([3, 5])] == ["layer 3", "layer 5"]

@@ -46,7 +46,7 @@ def damage_figure(results: Results) -> Figure:
         rows = damage_rows(entries)
         if rows:
             label = f"Threshold {threshold:g}, {metric}"
-            panel = Panel("", damage_lines(rows, legend=False).properties(height=HEIGHT), f"{label}: KL by layer")
+            panel = Panel(label, damage_lines(rows, legend=False).properties(height=HEIGHT), f"{label}: KL by layer")
             views.append(View(f"damage-{metric}-{threshold:g}", label, [panel], damage_picture(rows, label)))
     caption = (
         "The loss when that alone is replaced by its leading components and everything else is as in the source; bars are"

@@ -28,7 +28,8 @@ def subspace_figures(results: Results) -> list[Figure]:
     if not found:
         return []
     more = METRICS_CAPTION if len(found) > 1 else ""
-    keys = layer_keys(next(iter(found.values()))["spectrum"]["layers"])
+    layers = next(iter(found.values()))["spectrum"]["layers"]
+    keys = layer_keys(layers)
     references = [Key(name, REFERENCE_COLOUR, dash=" ".join(map(str, dash))) for name, dash in REFERENCES.values()]
     return [
         Figure(
@@ -52,7 +53,7 @@ def subspace_figures(results: Results) -> list[Figure]:
             "What layers have in common",
             "How much of what k and v read in one layer is read in another, 1 if it is the same. The middle of the scale is "
             "the overlap of random weights: sharing components between layers pays only well above it.",
-            [between_view(outline["between"], metric) for metric, outline in found.items()],
+            [between_view(outline["between"], metric) for metric, outline in found.items() if len(layers) > 1],
         ),
     ]
 
