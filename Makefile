@@ -10,6 +10,8 @@ METRIC ?= weights
 QUANT ?=
 TEXT ?= python-docs
 CHUNKS ?= 20
+CACHE ?= 0.5
+CALIBRATION ?= python-docs-calibration
 PROMPT ?= What is machine learning?
 OUT ?= $(patsubst %.gguf,%,$(notdir $(MODEL)))-$(METHOD)-$(TARGETS)-$(THRESHOLD)-$(MEAN)$(if $(filter-out weights,$(METRIC)),-$(METRIC))$(if $(QUANT),-$(QUANT)).gguf
 
@@ -24,7 +26,7 @@ HUB = $(if $(filter-out smollm2-135m %.gguf,$(MODEL)),$(VENV)/installed-hub)
 BASE = $(if $(HUB),$(firstword $(subst @, ,$(notdir $(MODEL)))).gguf,$(MODEL))
 
 .DEFAULT_GOAL := help
-.PHONY: install install-hub install-hf gguf run eval inspect test lint bench watch clean help
+.PHONY: install install-hub install-hf gguf run eval latent inspect test lint bench watch clean help
 .DELETE_ON_ERROR:
 
 $(VENV)/bin/python:
@@ -67,6 +69,9 @@ run: $(OUT) $(if $(HUB),$(BASE)) ## answer PROMPT with MODEL and with OUT, which
 
 eval: $(OUT) $(if $(HUB),$(BASE)) ## what OUT lost against MODEL on TEXT, over CHUNKS chunks
 	@$(SURGERY) eval "$(OUT)" --base "$(BASE)" --text "$(TEXT)" --chunks $(CHUNKS)
+
+latent: $(VENV)/installed $(if $(HUB),$(BASE)) ## MODEL with a smaller KV cache: CACHE, CALIBRATION (a text like what it will read)
+	@$(SURGERY) latent "$(BASE)" -o "$(patsubst %.gguf,%,$(notdir $(BASE)))-latent-$(CACHE).gguf" --force --cache "$(CACHE)" --calibration "$(CALIBRATION)"
 
 inspect: $(VENV)/installed $(if $(HUB),$(BASE)) ## what MODEL is made of, and the ranks that its attention needs
 	@$(SURGERY) inspect "$(BASE)" --spectrum
