@@ -15,6 +15,8 @@ METHODS ?= shared-kv separate
 THRESHOLDS ?= 0.99 0.9 0.5
 QUANTS ?= source Q4_K_M
 STUDY ?= study
+CACHE ?= 0.5
+CALIBRATION ?= python-docs-calibration
 PROMPT ?= What is machine learning?
 OUT ?= $(patsubst %.gguf,%,$(notdir $(MODEL)))-$(METHOD)$(if $(GROUP_LAYERS),-$(subst :,-,$(subst /,+,$(GROUP_LAYERS))))-$(TARGETS)-$(THRESHOLD)-$(MEAN)$(if $(filter-out weights,$(METRIC)),-$(METRIC))$(if $(QUANT),-$(QUANT)).gguf
 
@@ -29,7 +31,7 @@ HUB = $(if $(filter-out smollm2-135m %.gguf,$(MODEL)),$(VENV)/installed-hub)
 BASE = $(if $(HUB),$(firstword $(subst @, ,$(notdir $(MODEL)))).gguf,$(MODEL))
 
 .DEFAULT_GOAL := help
-.PHONY: install install-hub install-hf install-report gguf run eval compare inspect test lint bench watch clean help
+.PHONY: install install-hub install-hf install-report gguf run eval compare latent inspect test lint bench watch clean help
 .DELETE_ON_ERROR:
 
 $(VENV)/bin/python:
@@ -78,6 +80,9 @@ eval: $(OUT) $(if $(HUB),$(BASE)) ## what OUT lost against MODEL on TEXT, over C
 compare: $(VENV)/installed-report $(if $(HUB),$(BASE)) ## METHODS x THRESHOLDS x QUANTS, measured on TEXT; the report is in STUDY
 	@$(SURGERY) compare "$(BASE)" -o "$(STUDY)" --methods "$(METHODS)" --thresholds "$(THRESHOLDS)" --quants "$(QUANTS)" --metrics "$(METRIC)" --targets "$(TARGETS)" --means "$(MEAN)" --text "$(TEXT)" --chunks $(CHUNKS)
 	@$(SURGERY) report "$(STUDY)"
+
+latent: $(VENV)/installed $(if $(HUB),$(BASE)) ## MODEL with a smaller KV cache: CACHE, CALIBRATION (a text like what it will read)
+	@$(SURGERY) latent "$(BASE)" -o "$(patsubst %.gguf,%,$(notdir $(BASE)))-latent-$(CACHE).gguf" --force --cache "$(CACHE)" --calibration "$(CALIBRATION)"
 
 inspect: $(VENV)/installed $(if $(HUB),$(BASE)) ## what MODEL is made of, and the ranks that its attention needs
 	@$(SURGERY) inspect "$(BASE)" --spectrum

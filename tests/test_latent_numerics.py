@@ -97,7 +97,8 @@ def sampled() -> SampledAttention:
     inputs = RNG.standard_normal((3, 24, WIDTH)).astype(np.float32)
     q = RNG.standard_normal((HEADS, 2 * PAIRS, WIDTH)).astype(np.float32) / 3
     k = RNG.standard_normal((KV_HEADS, 2 * PAIRS, WIDTH)).astype(np.float32) / 3
-    return SampledAttention(inputs, q, k, frequencies(100.0, PAIRS))
+    v = RNG.standard_normal((KV_HEADS, 2 * PAIRS, WIDTH)).astype(np.float32) / 3
+    return SampledAttention(inputs, q, k, v, frequencies(100.0, PAIRS))
 
 
 def latent_weights(rank: int) -> LatentWeights:
@@ -114,7 +115,7 @@ def test_refitted_queries_are_the_weighted_least_squares_solution(monkeypatch: p
     monkeypatch.setattr(refit, "ITERATIONS", 300)
     monkeypatch.setattr(refit, "RIDGE", 0.0)
     attention, weights = sampled(), latent_weights(rank=2)
-    _, error = refit.refit_queries(weights, attention)
+    _, error = refit.refit(weights, attention)
     positions, n = attention.positions, attention.inputs.shape[1]
     key = attention.inputs @ weights.rotary_key.T
     cache = np.concatenate(
@@ -143,19 +144,37 @@ def test_refitted_queries_are_the_weighted_least_squares_solution(monkeypatch: p
 
 def test_refitting_never_makes_it_worse_and_leaves_what_is_exact() -> None:
     attention, weights = sampled(), latent_weights(rank=3)
-    before, after = refit.refit_queries(weights, attention)
+    before, after = refit.refit(weights, attention)
     assert after < before
     full = LatentWeights(
         attention.k.reshape(-1, WIDTH), np.zeros((2 * PAIRS, WIDTH)), np.zeros((HEADS, 2 * PAIRS, KV_HEADS * 2 * PAIRS)),
         np.zeros((HEADS, 2 * PAIRS, 2 * PAIRS)), np.zeros((HEADS, 2 * PAIRS, KV_HEADS * 2 * PAIRS)),
     )  # fmt: skip
-    still = SampledAttention(attention.inputs, attention.q, attention.k, np.zeros(PAIRS))
+    still = SampledAttention(attention.inputs, attention.q, attention.k, attention.v, np.zeros(PAIRS))
     for head in range(HEADS):
         start = head // (HEADS // KV_HEADS) * 2 * PAIRS
         full.latent_query[head, :, start : start + 2 * PAIRS] = np.eye(2 * PAIRS)
     maps = full.latent_query.copy()
-    assert refit.refit_queries(full, still)[0] < 1e-9
+    assert refit.refit(full, still)[0] < 1e-9
     assert np.array_equal(full.latent_query, maps)
+
+
+def test_refitted_values_give_what_the_heads_gave(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refit, "VALUE_RIDGE", 0.0)
+    attention, weights = sampled(), latent_weights(rank=4)
+    refit.refit(weights, attention)
+    for head in range(HEADS):
+        maps = np.hstack([weights.latent_query[head], weights.rotary_query[head]])
+        key = attention.inputs @ weights.rotary_key.T
+        cache = [attention.inputs @ weights.latent.T, rotate_at(key, np.arange(24), attention.frequencies)]
+        q = attention.queries(head) @ maps
+        q[..., 4:] = rotate_at(q[..., 4:], attention.positions, attention.frequencies)
+        (now,) = attention.probabilities([q @ np.concatenate(cache, axis=2).transpose(0, 2, 1)])
+        (before,) = attention.probabilities(attention.scores(head))
+        mixed = (now @ cache[0]).reshape(-1, 4)
+        wanted = (before @ (attention.inputs @ attention.v[head // 2].T)).reshape(-1, 2 * PAIRS)
+        best = np.linalg.lstsq(mixed, wanted, rcond=None)[0].T
+        assert np.allclose(weights.value[head], best, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", [*SCALE_OFFSETS, GGMLQuantizationType.F16, GGMLQuantizationType.F32])

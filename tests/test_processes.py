@@ -17,10 +17,11 @@ from tests.conftest import SurgeryProcess
 
 
 def start(*arguments: object) -> "subprocess.Popen[str]":
-    """Start the command in a process group of its own, listening to Ctrl-C, as a shell does for its foreground."""
+    """Start the command in a process group of its own, listening to signals, as a shell does for its foreground."""
 
-    def listen() -> None:
+    def listen() -> None:  # whatever started the tests, such as nohup, may have them ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
     script = shutil.which("surgery", path=str(Path(sys.executable).parent))
     command = [str(script), *map(str, arguments)]

@@ -26,7 +26,7 @@ from pipeline.latent.architecture import (
 )
 from pipeline.latent.layer import convert_layer, measured_distances, sampled_attention
 from pipeline.latent.plan import CacheLayout, LatentPlan, choose_layout
-from pipeline.latent.refit import refit_queries
+from pipeline.latent.refit import refit
 from pipeline.latent.samples import calibration_text, sample_inputs
 from pipeline.latent.scaled import read_scaled
 from pipeline.latent.source import LatentSource, require_convertible
@@ -123,7 +123,7 @@ def convert_to_latent(
             progress(number, len(source.layers), "")
             attention = sampled_attention(model, source, layer, samples.of_layer(number))
             weights, kept = convert_layer(model, source, layer, calibration, layout, measured_distances(attention))
-            before, after = refit_queries(weights, attention)
+            before, after = refit(weights, attention)
             report.layers.append(LatentLayer(number, kept, before, after))
             queries = read_projection(model, layer["q"]).astype(np.float64).reshape(source.heads, -1, source.width)
             square = float(np.sum((weights.latent @ calibration.layer(number).inputs) * weights.latent)) / layout.rank

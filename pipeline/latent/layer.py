@@ -19,8 +19,8 @@ def sampled_attention(
     model: GGUFModel, source: LatentSource, layer: dict[str, Projection], inputs: np.ndarray
 ) -> SampledAttention:
     """The source's attention in a layer over sampled `inputs`, float32 (chunks, n, d)."""
-    q, k = (read_projection(model, layer[role]).reshape(-1, source.head_size, source.width) for role in "qk")
-    return SampledAttention(inputs, q, k, frequencies(source.frequency_base, source.pairs))
+    q, k, v = (read_projection(model, layer[role]).reshape(-1, source.head_size, source.width) for role in "qkv")
+    return SampledAttention(inputs, q, k, v, frequencies(source.frequency_base, source.pairs))
 
 
 def measured_distances(attention: SampledAttention) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Refit the queries once the cache is chosen: weighted least squares on the source's own attention scores.
+"""Refit queries and values once the cache is chosen: least squares on the source's own attention.
 
 The cache of the sampled tokens being given, scores are linear in the maps from queries to cache. They minimise
 
@@ -8,6 +8,9 @@ where p are the source's attention probabilities, mean_n is the error's mean und
 all keys share: to second order twice the KL divergence between old and new attention. Conjugate gradients on the normal
 equations (Hestenes and Stiefel, 1952) with both sides whitened start at the maps of the moments, and end early;
 a ridge draws to the start. So what few samples do not determine stays where the moments put it.
+
+Then the maps from what a head attends to now, its latents mixed by the new probabilities, to what the source's head gives
+on: plain least squares, with a ridge that counts as if a few tokens had been seen alone.
 """
 
 from dataclasses import dataclass
@@ -21,6 +24,7 @@ from pipeline.latent.weights import LatentWeights
 ITERATIONS = 6
 RIDGE = 0.2  # of the whitened problem, whose eigenvalues are about 1
 SMALLEST = 1e-4  # eigenvalue, of the largest, that is still whitened
+VALUE_RIDGE = 0.02  # single tokens' share of the moments of mixtures
 CONVERGED = 1e-9  # of the gradient's square: what single precision can tell
 NEGLIGIBLE = 1e-8  # error, of the scores' variance, that is left alone
 
@@ -68,8 +72,8 @@ class HeadProblem:
         return np.tensordot(self.queries, keys, axes=((0, 1), (0, 1)))
 
 
-def refit_queries(weights: LatentWeights, attention: SampledAttention) -> tuple[float, float]:
-    """Change `weights`' maps of queries, head by head, to those that fit the source's scores best.
+def refit(weights: LatentWeights, attention: SampledAttention) -> tuple[float, float]:
+    """Change `weights`' maps of queries and values, head by head, to those that fit the source's attention best.
 
     Returns the weighted error before and after, as shares of the scores' weighted variance.
     """
@@ -80,6 +84,8 @@ def refit_queries(weights: LatentWeights, attention: SampledAttention) -> tuple[
     cache[..., rank:] = rotate_at(plain[..., rank:], np.arange(plain.shape[1]), turning)
     right = _cache_whitening(plain, rank)
     angles = attention.positions[:, None] * turning
+    latents = plain[..., :rank]
+    alone = np.tensordot(latents, latents, axes=((0, 1), (0, 1))) / latents[..., 0].size
     before = after = total = 0.0
     for head in range(len(attention.q)):
         target = attention.scores(head)
@@ -92,12 +98,26 @@ def refit_queries(weights: LatentWeights, attention: SampledAttention) -> tuple[
         variance, error = problem.objective(target), problem.objective(residual)
         total, before = total + variance, before + error
         if error > NEGLIGIBLE * variance:
-            change = _descend(problem, residual, left, right)
-            error = problem.objective(_difference(residual, problem.scores(change)))
-            fitted = (maps + change).astype(np.float64)
-            weights.latent_query[head], weights.rotary_query[head] = fitted[:, :rank], fitted[:, rank:]
+            maps = maps + _descend(problem, residual, left, right)
+            error = problem.objective(_difference(target, problem.scores(maps)))
+            weights.latent_query[head], weights.rotary_query[head] = np.split(maps.astype(np.float64), [rank], axis=1)
+        mixed = attention.mix(attention.probabilities(problem.scores(maps)), latents)
+        wanted = attention.mix(probabilities, attention.inputs @ attention.v[head // attention.group].T)
+        weights.value[head] += _value_change(wanted, mixed, weights.value[head], alone)
         after += error
     return before / max(total, np.finfo(float).tiny), after / max(total, np.finfo(float).tiny)
+
+
+def _value_change(wanted: np.ndarray, mixed: np.ndarray, value: np.ndarray, alone: np.ndarray) -> np.ndarray:
+    """The change of a head's value map, (b, rank), that fits `wanted` (n, b) to `mixed` (n, rank) latents.
+
+    alone: (rank, rank), the second moment of single tokens' latents, on which `value` is the best there is
+    """
+    errors = wanted.astype(np.float64) - mixed @ value.T
+    moment = mixed.T.astype(np.float64) @ mixed / len(mixed)
+    floor = np.finfo(np.float32).eps * float(np.trace(alone)) + np.finfo(np.float32).tiny
+    ridge = VALUE_RIDGE * alone + floor * np.eye(len(alone))
+    return np.asarray(np.linalg.solve(moment + ridge, mixed.T @ errors / len(mixed)).T)
 
 
 def _difference(left: list[np.ndarray], right: list[np.ndarray]) -> list[np.ndarray]:

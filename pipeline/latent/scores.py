@@ -15,14 +15,20 @@ QUERIES_TOGETHER = 16
 class SampledAttention:
     """One layer of the source over sampled tokens.
 
-    inputs: float32 (chunks, n, d); q: (heads, b, d) and k: (kv_heads, b, d), float32, neighbours rotated together
+    inputs: float32 (chunks, n, d); q: (heads, b, d); k and v: (kv_heads, b, d), float32, neighbours rotated together
     frequencies: (b / 2,), radians a position
     """
 
     inputs: np.ndarray
     q: np.ndarray
     k: np.ndarray
+    v: np.ndarray
     frequencies: np.ndarray
+
+    @property
+    def group(self) -> int:
+        """Query heads of one key/value head."""
+        return len(self.q) // len(self.k)
 
     @cached_property
     def positions(self) -> np.ndarray:
@@ -42,7 +48,7 @@ class SampledAttention:
 
     def scores(self, head: int) -> list[np.ndarray]:
         """Scores before they are scaled, for each block (chunks, queries, keys), also where they are not seen."""
-        keys = self.inputs @ self.k[head // (len(self.q) // len(self.k))].T
+        keys = self.inputs @ self.k[head // self.group].T
         keys = rotate_at(keys, np.arange(keys.shape[1]), self.frequencies).transpose(0, 2, 1)
         queries = rotate_at(self.queries(head), self.positions, self.frequencies)
         return [queries[:, run] @ keys[..., :seen] for run, seen in self.blocks]
@@ -55,6 +61,11 @@ class SampledAttention:
             seen = np.exp(seen - seen.max(axis=2, keepdims=True))
             result.append(seen / seen.sum(axis=2, keepdims=True))
         return result
+
+    def mix(self, probabilities: list[np.ndarray], values: np.ndarray) -> np.ndarray:
+        """What queries attend to, (chunks * m, columns), of `values` (chunks, n, columns)."""
+        parts = [p @ values[:, :seen] for p, (_, seen) in zip(probabilities, self.blocks, strict=True)]
+        return np.concatenate(parts, axis=1).reshape(-1, values.shape[2])
 
     def distances(self, probabilities: list[np.ndarray]) -> np.ndarray:
         """How much an error of a score counts at each distance between query and key, (n,): the sum of p (1 - p).
