@@ -107,7 +107,7 @@ clean: ## remove OUT and caches, not the virtual environment
 	rm -f "$(OUT)"
 
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  MODEL=$(MODEL) THRESHOLD=$(THRESHOLD) METHOD=$(METHOD) GROUP_LAYERS=$(GROUP_LAYERS) TARGETS=$(TARGETS) MEAN=$(MEAN) METRIC=$(METRIC) QUANT=$(QUANT)"
 	@echo "  METHODS=\"$(METHODS)\" THRESHOLDS=\"$(THRESHOLDS)\" QUANTS=\"$(QUANTS)\" STUDY=$(STUDY)"

@@ -19,7 +19,7 @@ from pipeline.quantization import quantize
 from pipeline.sources import EMBEDDED_NAME, open_model
 from pipeline.texts import EVALUATION_TEXT, read_text
 
-CHUNKS = 4
+CHUNKS = 2
 GRID = Grid(
     methods=("shared-kv", "separate"), thresholds=(0.99, 0.9, 0.7, 0.5), quants=("F16", "Q8_0", "Q4_K_M")
 )  # and the source in the three quantisations, which by hand are not counted
