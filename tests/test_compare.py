@@ -19,7 +19,7 @@ from pipeline.compare.ledger import LEDGER, open_ledger, sole_writer
 from pipeline.compare.measuring import StopRule
 from pipeline.compare.results import study_results
 from pipeline.compare.run import StudyProgress, run_study
-from pipeline.compare.study import StudySettings, open_study
+from pipeline.compare.study import Study, StudySettings, open_study
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.evaluation import evaluate
 from pipeline.gguf_file.reader import open_gguf
@@ -139,6 +139,7 @@ def test_a_killed_process_loses_a_chunk_at_the_most(tiny: Path, english: Path, t
     process.wait()
     before = measured(folder)
     assert 45 <= before < 80
+    assert cell_of(study_results(folder), "shared-kv 0.9")["status"] == "pending"
     left_behind = folder / "work" / "cells" / "cell-killed"
     left_behind.mkdir(exist_ok=True)
     result = CliRunner().invoke(cli, [*command[3:], "--json"])
@@ -344,3 +345,17 @@ def test_force_rerun_measures_the_cells_of_this_grid_again(tiny: Path, english: 
     assert [cell["kld_mean"] for cell in after] == [cell["kld_mean"] for cell in before]
     seconds = {cell["label"]: cell["seconds"] for cell in before}
     assert [cell["seconds"] != seconds[cell["label"]] for cell in after] == [True, False]
+
+
+def test_an_operation_that_fails_fails_its_cells_alone(
+    tiny: Path, english: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def operate(self: Study, cells: list[Cell]) -> None:
+        raise SurgeryError("no space left")
+
+    monkeypatch.setattr(Study, "operate", operate)
+    progress = run(tmp_path / "study", tiny, english)
+    assert len(progress.failures) == 4
+    assert progress.failures[0] == "shared-kv 0.9: no space left"
+    statuses = [(cell["label"], cell["status"]) for cell in study_results(tmp_path / "study")["cells"]]
+    assert [status for _, status in statuses] == ["done", "failed", "failed", "failed", "failed"]

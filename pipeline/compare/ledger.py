@@ -177,6 +177,18 @@ def _check_format(connection: sqlite3.Connection, path: Path) -> None:
         raise SurgeryError(f"{path}: was made by a newer version of surgery; update, or name another folder")
 
 
+def is_being_measured(folder: Path) -> bool:
+    """Whether a process holds the study's lock."""
+    try:
+        with (folder / "lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
     """Hold a study's lock. Raises UsageError when another process measures there."""

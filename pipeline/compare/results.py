@@ -13,7 +13,7 @@ from native.scoring import TokenScores
 from pipeline import __version__
 from pipeline.compare.cell import Cell, StudySubject, base_key
 from pipeline.compare.damage import noted_damage
-from pipeline.compare.ledger import Ledger, open_ledger
+from pipeline.compare.ledger import Ledger, is_being_measured, open_ledger
 from pipeline.errors import UsageError
 from pipeline.latent.plan import LatentPlan
 from pipeline.operation.plan import Plan
@@ -32,7 +32,11 @@ def study_results(folder: Path) -> dict[str, Any]:
     `damage` marks the cells of `surgery inspect --damage`, which are on no front. Raises as `open_ledger` does.
     """
     with open_ledger(folder) as ledger:
-        return ledger_results(ledger)
+        results = ledger_results(ledger)
+    if not is_being_measured(folder):
+        for cell in results["cells"]:  # what an interrupted run had begun
+            cell["status"] = "pending" if cell["status"] == "running" else cell["status"]
+    return results
 
 
 def ledger_results(ledger: Ledger) -> dict[str, Any]:

@@ -46,60 +46,89 @@ def run_here(jobs: Iterator[CellJob]) -> Iterator[tuple[Cell, CellEvent]]:
 
 
 def run_study(study: Study, cells: Sequence[Cell], watch: Watch, runner: Runner = run_here) -> StudyProgress:
-    """Measure what is missing of `cells`, each chunk written down as it comes. A cell that fails does not end the run."""
-    study.ledger.add_cells({cell: study.key(cell) for cell in cells})
-    waiting = study.unfinished(cells)
-    base_missing = study.base_missing() if waiting or study.ledger.run(study.base_key).status != "done" else []
-    missing = {cell: study.missing_chunks(cell) for cell in waiting}
-    families_left = Counter(family_of(cell) for cell in waiting)
-    progress = StudyProgress(len(base_missing) + sum(missing.values()), len(waiting))
+    """Measure what is missing of `cells`, each chunk written down as it comes. A cell that fails does not end the run.
 
-    def tell(doing: str, chunks: int = 0) -> None:
-        progress.doing, progress.chunks_done = doing, progress.chunks_done + chunks
-        watch(progress)
-
+    Raises as `Study.quantise` and `Study.record_base` do.
+    """
     started = time.perf_counter()
-    for quant in dict.fromkeys(cell.quant for cell in waiting):  # first: a type may ask for what is not there
-        if not study.quantised(quant).exists():
-            tell(f"quantising the source to {quant}")
-            study.quantise(quant)
-    if waiting:
-        tell("the source")
-        study.record_base(lambda: tell("the source", 1))
-    for cell, event in runner(_jobs(study, waiting, tell)):
-        key = study.key(cell)
+    study.ledger.add_cells({cell: study.key(cell) for cell in cells})
+    run = _StudyRun(study, study.unfinished(cells), watch)
+    run.prepare()
+    for cell, event in runner(run.jobs()):
         if isinstance(event, MeasuredChunk):
-            study.ledger.add_chunk(key, event.number, event.scores, event.seconds)
-            missing[cell] -= 1
-            tell(f"{cell.label}: KL {np.mean(study.divergences(key)):.4f}", 1)
-            continue
-        progress.cells_done += 1
-        if isinstance(event, CellFinished):
-            status = "stopped" if event.reason else "done"
-            study.ledger.set_run(Run(key, status, event.reason, event.facts | {"operation": study.operation_key(cell)}))
-            _note_best(progress, cell, float(np.mean(study.divergences(key))))
+            run.add_chunk(cell, event)
+        elif isinstance(event, CellFinished):
+            run.finish(cell, event)
         else:
-            progress.failures.append(f"{cell.label}: {event}")
-            study.ledger.set_run(Run(key, "failed", str(event)))
-        tell(cell.label, missing[cell])
-        families_left[family_of(cell)] -= 1
-        if not families_left[family_of(cell)]:
-            study.remove_operated([c for c in waiting if family_of(c) == family_of(cell)])
+            run.fail(cell, event)
     study.ledger.set_facts({"seconds": study.ledger.facts().get("seconds", 0.0) + time.perf_counter() - started})
-    return progress
+    return run.progress
 
 
-def _jobs(study: Study, waiting: Sequence[Cell], tell: Callable[[str], None]) -> Iterator[CellJob]:
-    """The jobs of cells, each family's operated tensors made when its first job is asked for."""
-    for plan, family in families(waiting):
-        if plan:
-            tell(f"operating: {family[0].label}")
-            study.operate(family)
-        for cell in family:
-            study.ledger.set_run(replace(study.ledger.run(study.key(cell)), status="running", reason=None))
-            yield study.job(cell)
+class _StudyRun:
+    """The cells of a run that wait to be measured, and how far they are."""
 
+    def __init__(self, study: Study, waiting: Sequence[Cell], watch: Watch) -> None:
+        self.study, self.waiting, self.watch = study, waiting, watch
+        self.missing = {cell: study.missing_chunks(cell) for cell in waiting}
+        self.families_left = Counter(family_of(cell) for cell in waiting)
+        base_chunks = len(study.base_missing()) if waiting else 0
+        self.progress = StudyProgress(base_chunks + sum(self.missing.values()), len(waiting))
 
-def _note_best(progress: StudyProgress, cell: Cell, divergence: float) -> None:
-    if cell.plan and (progress.best is None or divergence < progress.best[0]):
-        progress.best = divergence, cell.label
+    def tell(self, doing: str, chunks: int = 0) -> None:
+        self.progress.doing, self.progress.chunks_done = doing, self.progress.chunks_done + chunks
+        self.watch(self.progress)
+
+    def prepare(self) -> None:
+        """Make what all cells share: the source in each quantisation, and its logits."""
+        for quant in dict.fromkeys(cell.quant for cell in self.waiting):  # first: a type may ask for what is not there
+            if not self.study.quantised(quant).exists():
+                self.tell(f"quantising the source to {quant}")
+                self.study.quantise(quant)
+        if self.waiting:
+            self.tell("the source")
+            self.study.record_base(lambda: self.tell("the source", 1))
+
+    def jobs(self) -> Iterator[CellJob]:
+        """The jobs of the cells, each family's operated tensors made when its first job is asked for."""
+        for plan, family in families(self.waiting):
+            try:
+                if plan:
+                    self.tell(f"operating: {family[0].label}")
+                    self.study.operate(family)
+            except (SurgeryError, NativeError) as error:
+                for cell in family:
+                    self.fail(cell, error)
+                continue
+            for cell in family:
+                run = self.study.ledger.run(self.study.key(cell))
+                self.study.ledger.set_run(replace(run, status="running", reason=None))
+                yield self.study.job(cell)
+
+    def add_chunk(self, cell: Cell, chunk: MeasuredChunk) -> None:
+        key = self.study.key(cell)
+        self.study.ledger.add_chunk(key, chunk.number, chunk.scores, chunk.seconds)
+        self.missing[cell] -= 1
+        self.tell(f"{cell.label}: KL {np.mean(self.study.divergences(key)):.4f}", 1)
+
+    def finish(self, cell: Cell, finished: CellFinished) -> None:
+        key = self.study.key(cell)
+        facts = finished.facts | {"operation": self.study.operation_key(cell)}
+        self.study.ledger.set_run(Run(key, "stopped" if finished.reason else "done", finished.reason, facts))
+        divergence = float(np.mean(self.study.divergences(key)))
+        if cell.plan and (self.progress.best is None or divergence < self.progress.best[0]):
+            self.progress.best = divergence, cell.label
+        self._close(cell)
+
+    def fail(self, cell: Cell, error: Exception) -> None:
+        self.progress.failures.append(f"{cell.label}: {error}")
+        self.study.ledger.set_run(Run(self.study.key(cell), "failed", str(error)))
+        self._close(cell)
+
+    def _close(self, cell: Cell) -> None:
+        family = family_of(cell)
+        self.progress.cells_done += 1
+        self.families_left[family] -= 1
+        if not self.families_left[family]:
+            self.study.remove_operated([other for other in self.waiting if family_of(other) == family])
+        self.tell(cell.label, self.missing[cell])
