@@ -29,6 +29,8 @@ from pipeline.statistics import divergence_summary, perplexity
 from pipeline.texts import read_text
 
 SIZES = (256, 224, 192, 160)
+PLANS = {f"latent {size}": LatentPlan(cache=size) for size in SIZES}
+PLANS["latent 160 rotary 48"] = LatentPlan(cache=160, rotary=48)
 CACHE_TYPES = ("f16", "q8_0", "q4_0")
 WEIGHT_TYPES = ("Q8_0", "Q4_K_M")
 DEPTHS = (0, 4096, 16384)
@@ -41,6 +43,7 @@ N_CTX = 512
 @click.option("--calibrate", "calibration_text", required=True, help="Text to calibrate on.")
 @click.option("--evaluate", "evaluation_text", required=True, help="Another text, to evaluate on.")
 @click.option("--chunks", default=20, show_default=True, help="Chunks of 512 tokens to evaluate on.")
+@click.option("--crossed-chunks", default=10, show_default=True, help="The same with quantised caches or weights.")
 @click.option("--threads", default=0, show_default=True, help="Processors to use; 0 for all.")
 @click.option("--models", default=Path("latent-models"), show_default=True, type=click.Path(path_type=Path))
 @click.option(
@@ -51,6 +54,7 @@ def main(
     calibration_text: str,
     evaluation_text: str,
     chunks: int,
+    crossed_chunks: int,
     threads: int,
     models: Path,
     parts: tuple[str, ...],
@@ -68,10 +72,11 @@ def main(
     results["bytes"] = {name: file.stat().st_size for name, file in files.items()}
     if "memory" in parts and "memory" not in results:
         keep("memory", {name: kv_bytes(files[name]) for name, _ in cell_groups(files)[0]})
-    for group in cell_groups(files) if "divergence" in parts else []:
+    for number, group in enumerate(cell_groups(files)) if "divergence" in parts else ():
         missing = [cell for cell in group if ", ".join(cell) not in results.get("divergence", {})]
         if missing:
-            found = divergences(files, missing, read_text(evaluation_text).content, chunks, threads)
+            text = read_text(evaluation_text).content
+            found = divergences(files, missing, text, crossed_chunks if number else chunks, threads)
             keep("divergence", results.get("divergence", {}) | found)
     if "speed" in parts and "speed" not in results:
         keep("speed", {name: speeds(files[name], threads) for name in ("source F16", "latent 192 F16")})
@@ -84,11 +89,11 @@ def convert_all(calibration_text: str, folder: Path, threads: int) -> dict[str, 
     folder.mkdir(exist_ok=True)
     model = open_model(EMBEDDED_NAME)
     files = {"source": model.path}
-    for size in SIZES:
-        files[f"latent {size}"] = file = folder / f"latent-{size}.gguf"
+    for name, plan in PLANS.items():
+        files[name] = file = folder / f"{name.replace(' ', '-')}.gguf"
         if not file.exists():
             calibration = calibrate(model, read_text(calibration_text), threads=threads)
-            report = convert_to_latent(model, file, LatentPlan(cache=size), calibration, threads=threads)
+            report = convert_to_latent(model, file, plan, calibration, threads=threads)
             click.echo(f"{file}: {report.seconds:.0f} s, {report.output_bytes / 1e6:.1f} MB")
     for name in ("source", "latent 192"):
         for kind in ("F16", *WEIGHT_TYPES):
@@ -100,8 +105,8 @@ def convert_all(calibration_text: str, folder: Path, threads: int) -> dict[str, 
 
 def cell_groups(files: dict[str, Path]) -> list[list[tuple[str, str]]]:
     """Pairs of model and cache type, in the groups that are measured together: each decodes the source once."""
-    caches = [name for name in files if "F16" not in name and "Q" not in name]
-    others = [name for name in files if name not in caches]
+    caches = ["source", *PLANS]
+    others = [name for name in files if name not in caches and name != "source F16"]
     return [[(name, kind) for name in caches] for kind in CACHE_TYPES] + [[(name, "f16") for name in others]]
 
 
