@@ -71,7 +71,7 @@ def main(
 
     results["bytes"] = {name: file.stat().st_size for name, file in files.items()}
     if "memory" in parts and "memory" not in results:
-        keep("memory", {name: kv_bytes(files[name]) for name, _ in cell_groups(files)[0]})
+        keep("memory", {name: kv_bytes(files[name], cache_types(name)) for name, _ in cell_groups(files)[0]})
     for number, group in enumerate(cell_groups(files)) if "divergence" in parts else ():
         missing = [cell for cell in group if ", ".join(cell) not in results.get("divergence", {})]
         if missing:
@@ -105,16 +105,22 @@ def convert_all(calibration_text: str, folder: Path, threads: int) -> dict[str, 
 
 def cell_groups(files: dict[str, Path]) -> list[list[tuple[str, str]]]:
     """Pairs of model and cache type, in the groups that are measured together: each decodes the source once."""
-    caches = ["source", *PLANS]
-    others = [name for name in files if name not in caches and name != "source F16"]
-    return [[(name, kind) for name in caches] for kind in CACHE_TYPES] + [[(name, "f16") for name in others]]
+    others = [name for name in files if name not in ("source", "source F16", *PLANS)]
+    return [[(name, kind) for name in ("source", *PLANS) if kind in cache_types(name)] for kind in CACHE_TYPES] + [
+        [(name, "f16") for name in others]
+    ]
 
 
-def kv_bytes(file: Path) -> dict[str, dict[str, int]]:
+def cache_types(name: str) -> tuple[str, ...]:
+    """The types that a model's cache can have: a latent of 112 numbers is no whole number of a quantised type's blocks."""
+    return ("f16",) if "rotary" in name else CACHE_TYPES
+
+
+def kv_bytes(file: Path, kinds: tuple[str, ...]) -> dict[str, dict[str, int]]:
     """What llama.cpp allocates for the cache, in bytes by type and tokens."""
     sizes: dict[str, dict[str, int]] = {}
     with load_model(str(file)) as model:
-        for kind in CACHE_TYPES:
+        for kind in kinds:
             for n in CONTEXTS:
                 with open_context(model, ContextOptions(n_ctx=n, n_batch=512, type_k=kind, type_v=kind)) as context:
                     sizes.setdefault(kind, {})[str(n)] = context.kv_cache_bytes
