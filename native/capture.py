@@ -6,17 +6,15 @@ comes the normalised input `x` of its attention block, from the node `kq_soft_ma
 together and only those of one layer are held.
 """
 
-import ctypes
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-import llama_cpp
 import numpy as np
 
 from native.errors import NativeError
-from native.library import GGMLTensor, op_number
-from native.model import Context, ContextOptions, load_model, open_context
+from native.library import GGMLTensor
+from native.model import ContextOptions, load_model, open_context
+from native.observer import GraphObserver, node_values, product_inputs, require_layers
 
 CHUNKS_BETWEEN_PARTS = 8
 
@@ -49,21 +47,17 @@ class CapturedPart:
     products: dict[str, tuple[np.ndarray, int]]
 
 
-@dataclass
-class ActivationSums:
-    """Receives graph nodes and adds up a CapturedPart. `layers` maps names of query weights to layers' numbers."""
+class ActivationSums(GraphObserver):
+    """Adds up a CapturedPart. `layers` maps names of query weights to layers' numbers."""
 
-    layers: Mapping[str, int]
-    chunks: int = 0
-    attention: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
-    products: dict[str, tuple[np.ndarray, int]] = field(default_factory=dict)
-    error: Exception | None = None
-    _inputs: dict[int, np.ndarray] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._observed = frozenset(self.layers.values())
-        self._product = op_number("MUL_MAT")
-        self.callback = llama_cpp.ggml_backend_sched_eval_callback(self._observe)
+    def __init__(self, layers: Mapping[str, int]) -> None:
+        super().__init__()
+        self.layers = layers
+        self.chunks = 0
+        self.attention: dict[int, dict[str, np.ndarray]] = {}
+        self.products: dict[str, tuple[np.ndarray, int]] = {}
+        self._observed = frozenset(layers.values())
+        self._inputs: dict[int, np.ndarray] = {}
 
     def take(self) -> Iterator[CapturedPart]:
         """What was added up since the last call, a layer at a time; only the last part counts the chunks."""
@@ -74,30 +68,23 @@ class ActivationSums:
         self.chunks, self.products = 0, {}
         yield part
 
-    def require_all(self, path: str) -> None:
-        """Raise NativeError when a layer's attention was not among the nodes of a decode."""
-        seen = {layer for layer, arrays in self.attention.items() if "received" in arrays}
-        if missing := self._observed - seen:
-            raise NativeError(f"{path}: llama.cpp computes no attention in layer {min(missing)} that can be observed")
+    def missing(self) -> set[int]:
+        """The layers whose attention was not among the nodes of a decode."""
+        return set(self._observed - {layer for layer, arrays in self.attention.items() if "received" in arrays})
 
-    def _observe(self, address: int, ask: bool, user_data: Any) -> bool:
-        """The callback. False on the first call means: not wanted; on the second: stop."""
-        node = GGMLTensor.from_address(address)
-        try:
-            if node.op == self._product and (name := _weight_name(node)):
-                if not ask:
-                    self._add_product(name, node_values(GGMLTensor.from_address(node.src[1])))
-                return True
-            if node.name.startswith(b"kq_soft_max-") and (layer := int(node.name[12:])) in self._observed:
-                if not ask:
-                    self._add_attention(layer, node_values(node))
-                return True
-        except Exception as error:  # an exception must not cross C; it is raised after the decode
-            self.error = error
-        return False
+    def recognise(self, node: GGMLTensor) -> str | int | None:
+        """The weight's name for a product, the layer's number for attention probabilities."""
+        if node.name.startswith(b"kq_soft_max-") and (layer := int(node.name[12:])) in self._observed:
+            return layer
+        return self.weight_of(node)
+
+    def receive(self, name: str | int, node: GGMLTensor) -> None:
+        if isinstance(name, int):
+            self._add_attention(name, node_values(node))
+        else:
+            self._add_product(name, product_inputs(node))
 
     def _add_product(self, name: str, values: np.ndarray) -> None:
-        values = values.reshape(-1, values.shape[-1])
         squares, count = self.products.get(name, (np.zeros(values.shape[1]), 0))
         squares += np.einsum("nd,nd->d", values, values)
         self.products[name] = squares, count + len(values)
@@ -124,24 +111,6 @@ class ActivationSums:
             sums[name] = values.astype(np.float64)
 
 
-def node_values(node: GGMLTensor) -> np.ndarray:
-    """A view of a computed float32 node, its axes reversed as in numpy; valid only within the callback."""
-    if node.type != llama_cpp.GGML_TYPE_F32 or not node.data:
-        raise NativeError(f"{node.name.decode()}: not float32 in memory; it cannot be observed")
-    shape, strides = tuple(node.ne)[::-1], tuple(node.nb)[::-1]
-    span = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) + 4
-    return np.ndarray(shape, np.float32, (ctypes.c_char * span).from_address(node.data), strides=strides)
-
-
-def _weight_name(product: GGMLTensor) -> str | None:
-    """The name of the weight in a product of a weight with float32 activations; None for other products."""
-    weight, activations = (GGMLTensor.from_address(product.src[i]) for i in range(2))
-    name = weight.name
-    if activations.type != llama_cpp.GGML_TYPE_F32 or not name.endswith(b".weight"):
-        return None
-    return str(name.decode())
-
-
 def capture_moments(
     path: str, text: str, layers: Mapping[str, int], *, chunks: int | None, skip: int, options: ContextOptions
 ) -> Generator[CaptureStart | int | CapturedPart, None, None]:
@@ -164,21 +133,9 @@ def capture_moments(
         covered = b"".join(model.piece(token) for token in grid.ravel().tolist())
         yield CaptureStart(count, n_ctx, covered.decode("utf-8", errors="replace"), model.rope)
         for done in range(skip, count):
-            _decode_chunk(context, grid[done], sums)
+            sums.decode(context, grid[done])
+            sums.chunks += 1
             yield done + 1
-            sums.require_all(path)
+            require_layers(path, sums.missing())
             if sums.chunks == CHUNKS_BETWEEN_PARTS or done + 1 == count:
                 yield from sums.take()
-
-
-def _decode_chunk(context: Context, tokens: np.ndarray, sums: ActivationSums) -> None:
-    """Decode one chunk with all its logits asked for: else the last layer would see only the tokens that have them."""
-    n = len(tokens)
-    if context.model.adds_bos:
-        tokens = tokens.copy()
-        tokens[0] = context.model.bos
-    context.clear()
-    context.decode(tokens, np.arange(n), np.zeros(n, int), np.ones(n, bool))
-    if sums.error:
-        raise sums.error
-    sums.chunks += 1

@@ -1,42 +1,28 @@
 """The inputs of attention blocks, token by token, taken while llama.cpp decodes chosen chunks of a text."""
 
 from collections.abc import Generator, Mapping, Sequence
-from typing import Any
 
-import llama_cpp
 import numpy as np
 
-from native.capture import node_values
 from native.errors import NativeError
-from native.library import GGMLTensor, op_number
+from native.library import GGMLTensor
 from native.model import ContextOptions, load_model, open_context
+from native.observer import GraphObserver, product_inputs, require_layers
 
 
-class InputObserver:
-    """Receives graph nodes and keeps what is multiplied with the wanted weights, float32 (tokens, columns) by layer."""
+class InputObserver(GraphObserver):
+    """Keeps what is multiplied with the wanted weights, float32 (tokens, columns) by layer."""
 
     def __init__(self, layers: Mapping[str, int]) -> None:
+        super().__init__()
+        self.layers = layers
         self.inputs: dict[int, np.ndarray] = {}
-        self.error: Exception | None = None
-        self._layers = {name.encode(): layer for name, layer in layers.items()}
-        self._product = op_number("MUL_MAT")
-        self.callback = llama_cpp.ggml_backend_sched_eval_callback(self._observe)
 
-    def _observe(self, address: int, ask: bool, user_data: Any) -> bool:
-        node = GGMLTensor.from_address(address)
-        if node.op != self._product:
-            return False
-        layer = self._layers.get(GGMLTensor.from_address(node.src[0]).name)
-        if layer is None:
-            return False
-        if not ask:
-            try:
-                values = node_values(GGMLTensor.from_address(node.src[1]))
-                self.inputs[layer] = values.reshape(-1, values.shape[-1]).copy()
-            except Exception as error:  # it must not cross C; it is raised after the decode
-                self.error = error
-                return False
-        return True
+    def recognise(self, node: GGMLTensor) -> int | None:
+        return self.layers.get(self.weight_of(node) or "")
+
+    def receive(self, name: int, node: GGMLTensor) -> None:
+        self.inputs[name] = product_inputs(node).copy()
 
 
 def capture_inputs(
@@ -54,15 +40,6 @@ def capture_inputs(
         if len(tokens) < (max(chunks) + 1) * n:
             raise NativeError(f"the text has {len(tokens)} tokens; {(max(chunks) + 1) * n} are needed")
         for chunk in chunks:
-            part = tokens[chunk * n : (chunk + 1) * n].copy()
-            if model.adds_bos:
-                part[0] = model.bos
-            context.clear()
-            context.decode(part, np.arange(n), np.zeros(n, int), np.ones(n, bool))
-            if observer.error:
-                raise observer.error
-            if missing := set(layers.values()) - observer.inputs.keys():
-                raise NativeError(
-                    f"{path}: llama.cpp computes no attention in layer {min(missing)} that can be observed"
-                )
+            observer.decode(context, tokens[chunk * n : (chunk + 1) * n])
+            require_layers(path, set(layers.values()) - observer.inputs.keys())
             yield observer.inputs

@@ -1,0 +1,83 @@
+"""What watches llama.cpp compute: it shows every node of its graph to a callback, before and after it is computed."""
+
+import ctypes
+from abc import ABC, abstractmethod
+from typing import Any
+
+import llama_cpp
+import numpy as np
+
+from native.errors import NativeError
+from native.evaluate import decode_columns
+from native.library import GGMLTensor, op_number
+from native.model import Context
+
+
+class GraphObserver(ABC):
+    """Give `callback` to the context. What `receive` raises must not cross C, so `decode` raises it."""
+
+    def __init__(self) -> None:
+        self._error: Exception | None = None
+        self._product = op_number("MUL_MAT")
+        self.callback = llama_cpp.ggml_backend_sched_eval_callback(self._observe)
+
+    @abstractmethod
+    def recognise(self, node: GGMLTensor) -> str | int | None:
+        """A name for a node that is wanted once it is computed; None for all others."""
+
+    @abstractmethod
+    def receive(self, name: Any, node: GGMLTensor) -> None:
+        """Take a computed node that was recognised by this name."""
+
+    def weight_of(self, node: GGMLTensor) -> str | None:
+        """The name of the weight in a product of a weight with float32 activations; None for other nodes."""
+        if node.op != self._product:
+            return None
+        name: bytes = GGMLTensor.from_address(node.src[0]).name
+        if not name.endswith(b".weight") or GGMLTensor.from_address(node.src[1]).type != llama_cpp.GGML_TYPE_F32:
+            return None
+        return name.decode()
+
+    def decode(self, context: Context, tokens: np.ndarray, outputs: np.ndarray | None = None) -> None:
+        """Decode one chunk of token ids, (n,), in an empty cache, asking for logits where `outputs` (n,) says.
+
+        By default for all: else the last layer would see only the tokens that have them.
+        """
+        context.clear()
+        n = len(tokens)
+        decode_columns(context, tokens[np.newaxis], np.arange(n), np.ones(n, bool) if outputs is None else outputs)
+        if self._error:
+            raise self._error
+
+    def _observe(self, address: int, ask: bool, user_data: Any) -> bool:
+        """The callback. False on the first call means: not wanted; on the second: stop."""
+        node = GGMLTensor.from_address(address)
+        try:
+            name = self.recognise(node)
+            if name is not None and not ask:
+                self.receive(name, node)
+        except Exception as error:
+            self._error = error
+            return False
+        return name is not None
+
+
+def product_inputs(node: GGMLTensor) -> np.ndarray:
+    """The activations that a product multiplies its weight with, (tokens, columns), see `node_values`."""
+    values = node_values(GGMLTensor.from_address(node.src[1]))
+    return values.reshape(-1, values.shape[-1])
+
+
+def node_values(node: GGMLTensor) -> np.ndarray:
+    """A view of a computed float32 node, its axes reversed as in numpy; valid only within the callback."""
+    if node.type != llama_cpp.GGML_TYPE_F32 or not node.data:
+        raise NativeError(f"{node.name.decode()}: not float32 in memory; it cannot be observed")
+    shape, strides = tuple(node.ne)[::-1], tuple(node.nb)[::-1]
+    span = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) + 4
+    return np.ndarray(shape, np.float32, (ctypes.c_char * span).from_address(node.data), strides=strides)
+
+
+def require_layers(path: str, missing: set[int]) -> None:
+    """Raise NativeError if there is a layer whose attention was not among the nodes of a decode."""
+    if missing:
+        raise NativeError(f"{path}: llama.cpp computes no attention in layer {min(missing)} that can be observed")
