@@ -2,9 +2,9 @@
 
     python -m studies.cross_layer --calibrate valid.txt --evaluate test.txt
 
-Operates on k and v with components shared by groups of layers of several sizes and kinds, evaluates on text that was not
-calibrated on, and writes docs/cross-layer.json and docs/cross-layer.svg. A cell that the JSON file has already is not
-measured again. The source is decoded once for all cells; its logits take 200 KB a scored token.
+Operates on k and v with components shared by groups of layers of several sizes and kinds, evaluates on text that was
+not calibrated on, and writes docs/cross-layer.json and docs/cross-layer.svg. A cell that the JSON file has already is
+not measured again. The source is decoded once for all cells; its logits take 200 KB a scored token.
 """
 
 import json
@@ -17,7 +17,7 @@ from typing import Any
 import click
 import numpy as np
 
-from native.evaluate import BATCH_TOKENS, decode_columns
+from native.evaluate import BATCH_TOKENS, decode_columns, scored_positions
 from native.model import Context, ContextOptions, load_model, open_context
 from native.scoring import score_tokens
 from pipeline.calibration.calibrate import calibrate
@@ -28,6 +28,7 @@ from pipeline.operation.plan import Plan
 from pipeline.sources import EMBEDDED_NAME, open_model
 from pipeline.statistics import mean_and_standard_error
 from pipeline.texts import read_text
+from studies.pictures import drawn
 
 N_CTX = 512
 BUDGETS = (0.5556, 0.4167, 0.9462, 0.7639)
@@ -107,8 +108,7 @@ class Evaluation:
 
     def _decode(self, context: Context, chunks: np.ndarray) -> list[np.ndarray]:
         context.clear()
-        positions = np.arange(N_CTX)
-        outputs = (positions >= N_CTX // 2) & (positions < N_CTX - 1)
+        ((positions, outputs),) = scored_positions(N_CTX, N_CTX)
         decode_columns(context, chunks, positions, outputs)
         return np.split(context.logits(len(chunks) * int(outputs.sum())).copy(), len(chunks))
 
@@ -153,38 +153,31 @@ def print_table(cells: dict[str, Any]) -> None:
 
 
 def draw(cells: dict[str, Any], path: Path) -> None:
-    """KL divergence beside that of shared-kv over the number of layers that share, a line a budget, bars of two standard errors."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "surgery"
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
-    axes.axhline(0, color="black", linewidth=0.8)
-    layers = 30
-    for budget, colour in zip(sorted(BUDGETS), ("tab:blue", "tab:green", "tab:orange", "tab:red"), strict=True):
-        points = [plan for plan in plans() if (plan.metric, plan.budget) == ("attention", budget)]
-        for kind, marker, line, beside, label in (
-            ("neighbours", "o", "-", 1.0, f"neighbours, {budget:.0%} stored"),
-            ("stride", "x", "", 1.05, f"far apart, {budget:.0%} stored"),
-            ("similar", "^", "--", 0.95, f"alike, {budget:.0%} stored"),
-        ):
-            chosen = [plan for plan in points if plan.method == "cross-layer" and _kind(plan) == kind]
-            if not chosen:
-                continue
-            sizes = [beside * _size(plan, layers) for plan in chosen]
-            changes, errors = zip(*(against_shared_kv(cells, plan) for plan in chosen), strict=True)
-            means, bars = 100 * np.array(changes), 200 * np.array(errors)
-            axes.errorbar(sizes, means, bars, color=colour, marker=marker, linestyle=line, markersize=5, label=label)
-    axes.set_xscale("log")
-    axes.set_xticks([2, 3, 5, 10, 15, 30], ["2", "3", "5", "10", "15", "30"])
-    axes.minorticks_off()
-    axes.set_xlabel("layers that share components of k+v")
-    axes.set_ylabel("KL divergence beside a basis a layer, %")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, metadata={"Date": None})
+    """KL divergence beside that of shared-kv over the number of layers that share, a line a budget, bars of two errors."""
+    with drawn(path) as axes:
+        axes.axhline(0, color="black", linewidth=0.8)
+        layers = 30
+        for budget, colour in zip(sorted(BUDGETS), ("tab:blue", "tab:green", "tab:orange", "tab:red"), strict=True):
+            points = [plan for plan in plans() if (plan.metric, plan.budget) == ("attention", budget)]
+            for kind, marker, line, beside, label in (
+                ("neighbours", "o", "-", 1.0, f"neighbours, {budget:.0%} stored"),
+                ("stride", "x", "", 1.05, f"far apart, {budget:.0%} stored"),
+                ("similar", "^", "--", 0.95, f"alike, {budget:.0%} stored"),
+            ):
+                chosen = [plan for plan in points if plan.method == "cross-layer" and _kind(plan) == kind]
+                if not chosen:
+                    continue
+                sizes = [beside * _size(plan, layers) for plan in chosen]
+                changes, errors = zip(*(against_shared_kv(cells, plan) for plan in chosen), strict=True)
+                means, bars = 100 * np.array(changes), 200 * np.array(errors)
+                axes.errorbar(
+                    sizes, means, bars, color=colour, marker=marker, linestyle=line, markersize=5, label=label
+                )
+        axes.set_xscale("log")
+        axes.set_xticks([2, 3, 5, 10, 15, 30], ["2", "3", "5", "10", "15", "30"])
+        axes.minorticks_off()
+        axes.set_xlabel("layers that share components of k+v")
+        axes.set_ylabel("KL divergence beside a basis a layer, %")
 
 
 def _kind(plan: Plan) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import click
 import numpy as np
 
-from native.evaluate import decode_columns
+from native.evaluate import decode_columns, scored_positions
 from native.model import Context, ContextOptions, load_model, open_context
 from native.scoring import score_tokens
 from pipeline.calibration.calibrate import calibrate
@@ -27,6 +27,7 @@ from pipeline.quantization import quantize
 from pipeline.sources import EMBEDDED_NAME, open_model
 from pipeline.statistics import divergence_summary, perplexity
 from pipeline.texts import read_text
+from studies.pictures import divergence_axis, drawn
 
 SIZES = (256, 224, 192, 160)
 PLANS = {f"latent {size}": LatentPlan(cache=size) for size in SIZES}
@@ -134,8 +135,7 @@ def divergences(
     nll: dict[tuple[str, str], list[np.ndarray]] = {cell: [] for cell in cells}
     kld: dict[tuple[str, str], list[np.ndarray]] = {cell: [] for cell in cells}
     same: dict[tuple[str, str], list[np.ndarray]] = {cell: [] for cell in cells}
-    positions = np.arange(N_CTX)
-    outputs = (positions >= N_CTX // 2) & (positions < N_CTX - 1)
+    ((positions, outputs),) = scored_positions(N_CTX, N_CTX)
     with ExitStack() as stack:
         names = dict.fromkeys(["source", *(name for name, _ in cells)])
         models = {name: stack.enter_context(load_model(str(files[name]))) for name in names}
@@ -212,13 +212,6 @@ def print_tables(results: dict[str, Any]) -> None:
 
 def draw(results: dict[str, Any], path: Path) -> None:
     """KL divergence over bytes of cache for a token, a line a cache type."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "surgery"
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
 
     def point(name: str, kind: str) -> tuple[float, float, float]:
         found = results["divergence"][f"{name}, {kind}"]
@@ -226,21 +219,18 @@ def draw(results: dict[str, Any], path: Path) -> None:
         return size, found["kld_mean"], 1.96 * found["kld_se"]
 
     colours = dict(zip(CACHE_TYPES, ("tab:blue", "tab:orange", "tab:red"), strict=True))
-    for kind, colour in colours.items():
-        sizes, means, errors = zip(*(point(f"latent {size}", kind) for size in SIZES), strict=True)
-        axes.errorbar(sizes, means, errors, color=colour, marker="o", markersize=4, label=f"latent, {kind} cache")
-    for kind in CACHE_TYPES[1:]:
-        size, mean, error = point("source", kind)
-        axes.errorbar(
-            [size], [mean], [error], color=colours[kind], marker="*", markersize=11, linestyle="none",
-            label=f"source, {kind} cache",
-        )  # fmt: skip
-    axes.set_yscale("log")
-    axes.set_xlabel("KiB of cache for a token")
-    axes.set_ylabel("KL divergence from the source, nats a token")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, metadata={"Date": None})
+    with drawn(path) as axes:
+        for kind, colour in colours.items():
+            sizes, means, errors = zip(*(point(f"latent {size}", kind) for size in SIZES), strict=True)
+            axes.errorbar(sizes, means, errors, color=colour, marker="o", markersize=4, label=f"latent, {kind} cache")
+        for kind in CACHE_TYPES[1:]:
+            size, mean, error = point("source", kind)
+            axes.errorbar(
+                [size], [mean], [error], color=colours[kind], marker="*", markersize=11, linestyle="none",
+                label=f"source, {kind} cache",
+            )  # fmt: skip
+        divergence_axis(axes)
+        axes.set_xlabel("KiB of cache for a token")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
 from pipeline.sources import EMBEDDED_NAME, open_model
 from pipeline.texts import read_text
+from studies.pictures import divergence_axis, drawn
 
 BUDGETS = (0.4167, 0.5556, 0.7639, 0.9462)
 LINES = {
@@ -70,24 +71,14 @@ def print_table(cells: dict[str, Any]) -> None:
 
 def draw(cells: dict[str, Any], path: Path) -> None:
     """KL divergence over stored numbers, a line a method, both error bars and labels on the lines."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "surgery"
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
-    for name, (_, _, colour) in LINES.items():
-        results = [cells[f"{name} {budget}"] for budget in BUDGETS]
-        means, errors = ([r[key] for r in results] for key in ("kld_mean", "kld_se"))
-        shares = [100 * budget for budget in BUDGETS]
-        axes.errorbar(shares, means, [1.96 * e for e in errors], color=colour, marker="o", markersize=4, label=name)
-    axes.set_yscale("log")
-    axes.set_xlabel("numbers stored for k and v, % of the source's")
-    axes.set_ylabel("KL divergence from the source, nats a token")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, metadata={"Date": None})
+    with drawn(path) as axes:
+        for name, (_, _, colour) in LINES.items():
+            results = [cells[f"{name} {budget}"] for budget in BUDGETS]
+            means, errors = ([r[key] for r in results] for key in ("kld_mean", "kld_se"))
+            shares = [100 * budget for budget in BUDGETS]
+            axes.errorbar(shares, means, [1.96 * e for e in errors], color=colour, marker="o", markersize=4, label=name)
+        divergence_axis(axes)
+        axes.set_xlabel("numbers stored for k and v, % of the source's")
 
 
 if __name__ == "__main__":
