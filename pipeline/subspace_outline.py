@@ -26,6 +26,12 @@ def spectrum_outline(layers: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"layers": [layer["layer"] for layer in layers], "groups": groups}
 
 
+def overlap_outline(overlap: dict[str, Any]) -> dict[str, Any]:
+    """`within` and `between` of `pipeline.subspaces.overlap`, as `within_outline` and `between_outline` have them."""
+    within, between = overlap["within"], overlap["between"]
+    return {"within": within_outline(within, between["columns"]), "between": between_outline(between)}
+
+
 def within_outline(layers: Sequence[dict[str, Any]], columns: int) -> dict[str, Any]:
     """Energy of v in k's leading directions (`v_in_k`) and the reverse: `ranks` (R,) and the `shares`, (layers, R).
 

@@ -4,7 +4,7 @@ Two things look alike under a metric merely because both see the same inputs, mo
 So whatever is compared is also compared with weights drawn at random, under the same metric.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,7 +35,8 @@ COMPARED_RANKS = (1 / 24, 1 / 6, 1 / 3, 1 / 2)
 class View:
     """A model seen under a metric (`weights`, `inputs`, `attention`) with the row mean treated as `mean` says.
 
-    With `random` it has independent normal numbers for weights, the same each time; the metrics remain those of the model.
+    With `random` it has independent normal numbers for weights, the same each time; the metrics remain those of the
+    model.
     """
 
     model: GGUFModel
@@ -61,6 +62,26 @@ class View:
         centred, _ = centre(rows.astype(np.float64), self.mean)
         metric = self.metric_of(number, roles)
         return (centred if metric is None else metric.weigh(centred)), metric
+
+
+def spectra(view: View, tell: Callable[[str], None]) -> list[dict[str, Any]]:
+    """The `spectrum` of every layer; `tell` hears which is done."""
+    found = []
+    for number in view.layers:
+        found.append(spectrum(view, number))
+        tell(f"spectrum of layer {number}")
+    return found
+
+
+def overlap(view: View, tell: Callable[[str], None]) -> dict[str, Any]:
+    """`within`, the `energies_within` of every layer, and `between`, `compared_layers`; `tell` hears what is done."""
+    within = []
+    for number in view.layers:
+        within.append(energies_within(view, number))
+        tell(f"k and v of layer {number}")
+    between = compared_layers(view)
+    tell("layers compared")
+    return {"within": within, "between": between}
 
 
 def spectrum(view: View, number: int) -> dict[str, Any]:

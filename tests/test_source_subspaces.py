@@ -84,22 +84,24 @@ def test_a_source_is_looked_into_once(tiny: Path, english: Path, taken: Path) ->
     statistics = open_calibration(taken)
     with opened(tiny, english) as study:
         look_into_source(study, told.append)
-    assert [text.split(":")[0] for text in told] == ["looking into the source, weights"] * 3
+    assert {text.split(":")[0] for text in told} == {"looking into the source, weights"}
+    told.clear()
     weights = study_results(Path("study"))["subspaces"]
     assert list(weights) == ["weights"]
     with opened(tiny, english, statistics) as study:
         look_into_source(study, told.append)
-    assert [text.split(":")[0] for text in told[3:]] == ["looking into the source, inputs"] * 3
+    assert {text.split(":")[0] for text in told} == {"looking into the source, inputs"}
+    told.clear()
     for calibration in (statistics, None):
         with opened(tiny, english, calibration) as study:
             look_into_source(study, told.append)
-    assert len(told) == 6
+    assert not told
     both = study_results(Path("study"))["subspaces"]
     assert both["weights"] == weights["weights"]
     other: CalibrationSource = replace(statistics.source, text_sha256="0" * 64)
     with opened(tiny, english, replace(statistics, source=other)) as study:
         look_into_source(study, told.append)
-    assert len(told) == 9
+    assert {text.split(":")[0] for text in told} == {"looking into the source, inputs"}
 
 
 def test_compare_keeps_what_the_report_draws(tiny: Path, english: Path, tmp_path: Path) -> None:

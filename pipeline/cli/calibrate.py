@@ -90,6 +90,11 @@ def describe(calibration: Calibration, output: Path | None, imatrix: Path | None
     }
 
 
+def calibration_for_metric(model: GGUFModel, name: str, metric: str, threads: int) -> Calibration | None:
+    """What `obtain_calibration` gives; None for the metric `weights`, which does without."""
+    return None if metric == "weights" else obtain_calibration(model, name, metric, threads)
+
+
 def obtain_calibration(model: GGUFModel, name: str, metric: str, threads: int) -> Calibration:
     """The statistics in the file `name`, or those of the text `name`, which are taken now unless they are cached.
 

@@ -12,8 +12,8 @@ import click
 
 from pipeline.calibration.overlap import SHARED_ENOUGH, shared_lines
 from pipeline.calibration.statistics_file import Calibration
-from pipeline.cli.calibrate import obtain_calibration
-from pipeline.cli.options import force_option, json_option, threads_option
+from pipeline.cli.calibrate import calibration_for_metric
+from pipeline.cli.options import calibration_option, force_option, json_option, threads_option
 from pipeline.cli.output import warn
 from pipeline.cli.study_display import StudyDisplay
 from pipeline.cli.study_table import show_estimate, show_study
@@ -35,7 +35,7 @@ from pipeline.latent.source import require_convertible
 from pipeline.operation.layer_groups import check_plan
 from pipeline.quantization import quantized_types
 from pipeline.sources import open_model
-from pipeline.texts import CALIBRATION_TEXT, EVALUATION_TEXT, read_text
+from pipeline.texts import EVALUATION_TEXT, read_text
 
 
 def list_option(name: str, kind: Any, text: str) -> Any:
@@ -89,13 +89,7 @@ def grid_options(command: Any) -> Any:
     "--save-plan", type=click.Path(path_type=Path), help="Write the grid to this file; without -o, end there."
 )
 @click.option("--text", default=EVALUATION_TEXT, show_default=True, help="The text to measure on.")
-@click.option(
-    "--calibration",
-    metavar="STATS_OR_TEXT",
-    default=CALIBRATION_TEXT,
-    show_default=True,
-    help="Statistics that surgery calibrate wrote, or a text to calibrate on, for metrics other than weights.",
-)
+@calibration_option("Statistics that surgery calibrate wrote, or a text, for metrics other than weights.")
 @click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix for quantising, as a GGUF file.")
 @click.option("--chunks", default=20, show_default=True, type=click.IntRange(2), help="Chunks of the text to measure.")
 @click.option("--ctx", default=512, show_default=True, type=click.IntRange(8), help="Tokens a chunk.")
@@ -199,13 +193,10 @@ def calibration_for(
     source: GGUFModel, cells: Sequence[Cell], settings: StudySettings, options: dict[str, Any]
 ) -> Calibration | None:
     """The statistics that the cells' metrics need. Warns of a text that is also measured on."""
-    metrics = {getattr(cell.plan, "metric", "attention") for cell in cells if cell.calibrated}
-    if not metrics:
-        return None
-    calibration = obtain_calibration(
-        source, options["calibration"], max(metrics, key=list(METRICS).index), settings.threads
-    )
-    if (share := shared_lines(calibration.sketch, settings.text.content)) >= SHARED_ENOUGH:
+    metrics = ["weights", *(getattr(cell.plan, "metric", "attention") for cell in cells if cell.calibrated)]
+    metric = max(metrics, key=list(METRICS).index)  # they are listed by what they need
+    calibration = calibration_for_metric(source, options["calibration"], metric, settings.threads)
+    if calibration and (share := shared_lines(calibration.sketch, settings.text.content)) >= SHARED_ENOUGH:
         warn(
             f"{share:.0%} of {settings.text.name} is in the text calibrated on; what is measured looks better than it is"
         )

@@ -8,8 +8,7 @@ import click
 
 from pipeline.attention import find_attention
 from pipeline.calibration.cache import cache_folder
-from pipeline.calibration.statistics_file import Calibration
-from pipeline.cli.calibrate import obtain_calibration
+from pipeline.cli.calibrate import calibration_for_metric
 from pipeline.cli.output import print_table
 from pipeline.cli.study_display import StudyDisplay
 from pipeline.compare.cell import sha256_of
@@ -34,7 +33,7 @@ def damage(
         folder = cache_folder() / f"damage-{sha256_of([model.sha256(), settings.text.sha256])[:24]}"
     layers = list(find_attention(model).layers)
     cells = damage_cells(layers, threshold, metric)
-    calibrate = partial(_calibration, model, calibration, metric, threads)
+    calibrate = partial(calibration_for_metric, model, calibration, metric, threads)
     with open_study(folder, model, settings, calibrate) as study:
         note_damage(study.ledger, layers, threshold, metric)
         with StudyDisplay() as display:
@@ -43,10 +42,6 @@ def damage(
             raise SurgeryError(f"{len(progress.failures)} measurements failed; first {progress.failures[0]}")
         found = measured_damage(study, layers, threshold, metric)
         return {"threshold": threshold, "text": settings.text.name, "chunks": study.chunks, "layers": found}
-
-
-def _calibration(model: GGUFModel, name: str, metric: str, threads: int) -> Calibration | None:
-    return None if metric == "weights" else obtain_calibration(model, name, metric, threads)
 
 
 def print_damage(found: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from pipeline.attention import find_attention
-from pipeline.cli.calibrate import obtain_calibration
+from pipeline.cli.calibrate import calibration_for_metric
 from pipeline.cli.damage import damage, print_damage
 from pipeline.cli.inspection_tables import print_overlap, print_spectrum, print_summary
 from pipeline.cli.options import (
@@ -25,14 +25,8 @@ from pipeline.operation.plan import DEFAULT_THRESHOLD
 from pipeline.output_file import check_output
 from pipeline.report.charts import FORMATS, require_charts, write_chart
 from pipeline.sources import open_model
-from pipeline.subspace_outline import between_outline, spectrum_outline, within_outline
-from pipeline.subspaces import (
-    SPECTRUM_THRESHOLDS,
-    View,
-    compared_layers,
-    energies_within,
-    spectrum,
-)
+from pipeline.subspace_outline import overlap_outline, spectrum_outline
+from pipeline.subspaces import SPECTRUM_THRESHOLDS, View, overlap, spectra
 from pipeline.texts import EVALUATION_TEXT
 
 
@@ -93,7 +87,7 @@ def command(
     opened = open_model(model)
     summary = summarise(opened)
     if with_spectrum or with_overlap:
-        statistics = None if metric == "weights" else obtain_calibration(opened, calibration, metric, threads)
+        statistics = calibration_for_metric(opened, calibration, metric, threads)
         view = View(opened, find_attention(opened).layers, metric, "keep", statistics)
         summary["metric"] = metric
         summary |= looked_into(view, with_spectrum, with_overlap)
@@ -123,18 +117,11 @@ def looked_into(view: View, with_spectrum: bool, with_overlap: bool) -> dict[str
     found: dict[str, Any] = {}
     if with_spectrum:
         with ProgressReport("decomposing", unit="layers", total=len(view.layers)) as report:
-            found |= {"spectrum_thresholds": SPECTRUM_THRESHOLDS, "spectrum": []}
-            for number in view.layers:
-                found["spectrum"].append(spectrum(view, number))
-                report.advance(1)
+            found["spectrum_thresholds"] = SPECTRUM_THRESHOLDS
+            found["spectrum"] = spectra(view, lambda doing: report.advance(1))
     if with_overlap:
         with ProgressReport("comparing", unit="layers", total=len(view.layers) + 1) as report:
-            within = []
-            for number in view.layers:
-                within.append(energies_within(view, number))
-                report.advance(1)
-            found["overlap"] = {"within": within, "between": compared_layers(view)}
-            report.advance(1)
+            found["overlap"] = overlap(view, lambda doing: report.advance(1))
     return found
 
 
@@ -166,9 +153,9 @@ def draw(folder: Path, summary: dict[str, Any], metric: str, *, force: bool) -> 
     if "spectrum" in summary:
         charts["spectrum"] = spectrum_chart(spectrum_outline(summary["spectrum"]), metric)
     if "overlap" in summary:
-        within, between = (summary["overlap"][what] for what in ("within", "between"))
-        charts["overlap-k-v"] = within_chart(within_outline(within, between["columns"]), metric)
-        charts["overlap-layers"] = overlap_chart(between_outline(between), metric)
+        outline = overlap_outline(summary["overlap"])
+        charts["overlap-k-v"] = within_chart(outline["within"], metric)
+        charts["overlap-layers"] = overlap_chart(outline["between"], metric)
     if "damage" in summary:
         charts["damage"] = damage_chart(summary["damage"], metric)
     for name, chart in charts.items():

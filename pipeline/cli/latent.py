@@ -6,14 +6,20 @@ from pathlib import Path
 import click
 
 from pipeline.cli.calibrate import obtain_calibration
-from pipeline.cli.options import force_option, json_option, model_argument, output_option, threads_option
+from pipeline.cli.options import (
+    calibration_option,
+    force_option,
+    json_option,
+    model_argument,
+    output_option,
+    threads_option,
+)
 from pipeline.cli.output import ProgressReport, print_json, print_table, warn
 from pipeline.latent.convert import LatentReport, convert_to_latent
 from pipeline.latent.plan import OUTTYPES, LatentPlan, choose_layout
 from pipeline.latent.source import require_convertible
 from pipeline.output_file import check_output
 from pipeline.sources import open_model
-from pipeline.texts import CALIBRATION_TEXT
 
 
 @click.command("latent")
@@ -27,12 +33,8 @@ from pipeline.texts import CALIBRATION_TEXT
     " many per token and layer.",
 )
 @click.option("--rotary", type=int, help="How many of them keep RoPE.  [default: as many as a head has, at most half]")
-@click.option(
-    "--calibration",
-    metavar="STATS_OR_TEXT",
-    default=CALIBRATION_TEXT,
-    show_default=True,
-    help="A text to calibrate on, like what the model is to read, or statistics that surgery calibrate made of one.",
+@calibration_option(
+    "A text to calibrate on, like what the model is to read, or statistics that surgery calibrate made of one."
 )
 @click.option(
     "--outtype",

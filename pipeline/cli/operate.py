@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli.calibrate import obtain_calibration
+from pipeline.cli.calibrate import calibration_for_metric
 from pipeline.cli.options import (
     force_option,
     json_option,
@@ -15,6 +15,7 @@ from pipeline.cli.options import (
     model_argument,
     output_option,
     refuse_idle_calibration,
+    threads_option,
 )
 from pipeline.cli.output import ProgressReport, print_json, print_table, warn
 from pipeline.decompose.methods import METHODS
@@ -78,13 +79,7 @@ from pipeline.sources import gguf_name, is_checkpoint, open_source
 @click.option("--quant", metavar="TYPE", help="Then quantise the whole file to TYPE, such as Q4_K_M.")
 @click.option("--pre", metavar="NAME", help="A checkpoint's pre-tokenizer, as llama.cpp calls it.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the random control.")
-@click.option(
-    "--threads",
-    default=0,
-    show_default=True,
-    type=click.IntRange(0),
-    help="Processors to use; 0 for all.",
-)
+@threads_option
 @force_option
 @json_option
 def command(
@@ -121,7 +116,7 @@ def command(
     source = open_source(model, pre=pre)
     check_output(output, force=force, sources=source.paths)
     check_plan(source, plan)
-    statistics = None if plan.metric == "weights" else obtain_calibration(source, calibration, plan.metric, threads)
+    statistics = calibration_for_metric(source, calibration, plan.metric, threads)
     if quant and (types := quantized_types(source)):
         warn(f"{source.name} is quantised already ({', '.join(types)}); quantising it again adds loss to loss")
     with (

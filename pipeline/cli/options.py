@@ -1,5 +1,6 @@
 """Options and arguments that several commands share."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,17 @@ def cache_type_options(command: Any) -> Any:
     return command
 
 
+def calibration_option(text: str) -> Callable[[Any], Any]:
+    """--calibration, with `text` as its help; see `pipeline.cli.calibrate.obtain_calibration`."""
+    return click.option(
+        "--calibration", metavar="STATS_OR_TEXT", default=CALIBRATION_TEXT, show_default=True, help=text
+    )
+
+
 def metric_options(command: Any) -> Any:
     """--metric and --calibration."""
-    command = click.option(
-        "--calibration",
-        metavar="STATS_OR_TEXT",
-        default=CALIBRATION_TEXT,
-        show_default=True,
-        help="Statistics that surgery calibrate wrote, or a text to calibrate on, for a metric other than weights.",
+    command = calibration_option(
+        "Statistics that surgery calibrate wrote, or a text to calibrate on, for a metric other than weights."
     )(command)
     summaries = "; ".join(f"{name}: {summary}" for name, summary in METRICS.items())
     return click.option(

@@ -5,8 +5,8 @@ from typing import Any
 
 from pipeline.attention import find_attention
 from pipeline.compare.study import Study
-from pipeline.subspace_outline import between_outline, spectrum_outline, within_outline
-from pipeline.subspaces import View, compared_layers, energies_within, spectrum
+from pipeline.subspace_outline import overlap_outline, spectrum_outline
+from pipeline.subspaces import View, overlap, spectra
 
 FACT = "subspaces"
 
@@ -28,15 +28,8 @@ def look_into_source(study: Study, tell: Callable[[str], None]) -> None:
 
 def outline(view: View, tell: Callable[[str], None]) -> dict[str, Any]:
     """All that the report draws of a source under one metric."""
-    spectra, within = [], []
-    for number in view.layers:
-        tell(f"looking into the source, {view.metric}: layer {number}")
-        spectra.append(spectrum(view, number))
-        within.append(energies_within(view, number))
-    tell(f"looking into the source, {view.metric}: layers compared")
-    compared = compared_layers(view)
-    return {
-        "spectrum": spectrum_outline(spectra),
-        "within": within_outline(within, compared["columns"]),
-        "between": between_outline(compared),
-    }
+
+    def hear(doing: str) -> None:
+        tell(f"looking into the source, {view.metric}: {doing}")
+
+    return {"spectrum": spectrum_outline(spectra(view, hear)), **overlap_outline(overlap(view, hear))}
