@@ -25,7 +25,7 @@ def summarise(model: GGUFModel) -> dict[str, Any]:
         "context_length": model.hyperparameter("context_length"),
         "heads": model.hyperparameter("attention.head_count"),
         "kv_heads": model.hyperparameter("attention.head_count_kv", model.hyperparameter("attention.head_count")),
-        "file_bytes": sum(path.stat().st_size for path in model.paths),
+        "file_bytes": model.file_bytes,
         "parameters": sum(parameters.values()),
         "parameters_by_kind": dict(parameters.most_common()),
         "types": types,

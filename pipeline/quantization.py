@@ -58,7 +58,7 @@ def quantize(
         "source": str(model.path),
         "output": str(output),
         "type": kind,
-        "source_bytes": sum(path.stat().st_size for path in model.paths),
+        "source_bytes": model.file_bytes,
         "output_bytes": output.stat().st_size,
         "fallbacks": fallbacks,
         "seconds": time.perf_counter() - started,

@@ -42,8 +42,12 @@ def require_finite(name: str, values: np.ndarray) -> None:
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:
     """The mean of independent `values` (n,) and its 95 % confidence interval by Student's t; infinite for n = 1."""
-    mean, n = float(values.mean()), len(values)
-    return _around(mean, float(values.std(ddof=1)) / sqrt(n) if n > 1 else np.inf, n)
+    return _around(*mean_and_standard_error(values), len(values))
+
+
+def interval_bounds(values: np.ndarray) -> tuple[float, float] | tuple[None, None]:
+    """The bounds of `interval` as JSON can hold them: None for a single value."""
+    return interval(values)[1:] if len(values) > 1 else (None, None)
 
 
 def jackknife_interval(statistic: Callable[..., np.ndarray], *samples: np.ndarray) -> tuple[float, float, float]:

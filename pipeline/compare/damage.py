@@ -9,7 +9,7 @@ from pipeline.compare.cell import Cell
 from pipeline.compare.ledger import Ledger
 from pipeline.compare.study import Study
 from pipeline.operation.plan import Plan
-from pipeline.statistics import interval
+from pipeline.statistics import interval_bounds
 
 TARGETS = ("q", "k", "v", "qkv")
 FACT = "damage"
@@ -38,7 +38,7 @@ def noted_damage(facts: dict[str, Any]) -> set[Cell]:
 
 
 def measured_damage(study: Study, layers: Iterable[int], threshold: float, metric: str) -> list[dict[str, Any]]:
-    """For each layer, by targets, the KL divergence in nats a token with its 95 % interval and the ranks; None if missing."""
+    """For each layer, by targets, the KL divergence in nats a token, its 95 % interval and the ranks; None if missing."""
     rows: dict[int, dict[str, Any]] = {layer: {"layer": layer} for layer in layers}
     for cell in damage_cells(rows, threshold, metric):
         assert isinstance(cell.plan, Plan)
@@ -46,8 +46,8 @@ def measured_damage(study: Study, layers: Iterable[int], threshold: float, metri
         operation = study.ledger.operation(study.key(cell))
         found = None
         if divergences and operation:
-            mean, low, high = interval(np.array(divergences))
-            bounds = {"low": low, "high": high} if len(divergences) > 1 else {"low": None, "high": None}
-            found = {"kld_mean": mean, **bounds, "ranks": {g["group"]: g["rank"] for g in operation["layers"]}}
+            low, high = interval_bounds(np.array(divergences))
+            ranks = {group["group"]: group["rank"] for group in operation["layers"]}
+            found = {"kld_mean": float(np.mean(divergences)), "low": low, "high": high, "ranks": ranks}
         rows[int(cell.plan.layers)][cell.plan.targets] = found
     return list(rows.values())

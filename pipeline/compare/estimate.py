@@ -34,7 +34,8 @@ class StudyEstimate:
 def estimate_study(model: GGUFModel, cells: Sequence[Cell], settings: StudySettings) -> StudyEstimate:
     """Measure one chunk, some tokens of an answer and one layer's decomposition, and reckon with them.
 
-    Calibrating and converting to latent attention are not in the estimate, and a metric is reckoned like none. Raises as `measure` and `operate` do.
+    Calibrating and converting to latent attention are not in the estimate, and a metric is reckoned like none. Raises
+    as `measure` and `operate` do.
     """
     chunk, token, logits_bytes = _decoding_seconds(model, settings)
     cell_seconds = settings.chunks * chunk + settings.answer_tokens * token
@@ -43,7 +44,7 @@ def estimate_study(model: GGUFModel, cells: Sequence[Cell], settings: StudySetti
         for _, family in families(cells)
     ]
     decomposing = sum(_operating_seconds(model, list(dict.fromkeys(family))) for family in plans if family)
-    sources = sum(path.stat().st_size for path in model.paths)
+    sources = model.file_bytes
     quantised = {q: quantized_bytes(model, q) for q in dict.fromkeys(c.quant for c in cells) if q != AS_IT_IS}
     sizes = {cell: quantised.get(cell.quant, sources) for cell in cells}
     for cell in cells:

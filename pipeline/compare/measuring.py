@@ -18,7 +18,7 @@ from pipeline.gguf_file.reader import GGUFModel, open_gguf
 from pipeline.operation.patch import write_operated, write_patched
 from pipeline.quantization import quantize
 from pipeline.resources import machine_name
-from pipeline.statistics import interval, require_finite
+from pipeline.statistics import interval, mean_and_standard_error, require_finite
 
 FEWEST_FOR_PRECISION = 4  # chunks; of fewer, the standard error itself is hardly known
 
@@ -39,9 +39,8 @@ class StopRule:
         if len(divergences) < 2:
             return None
         values = np.array(divergences)
-        mean, low, _ = interval(values)
-        error = float(values.std(ddof=1)) / len(values) ** 0.5
-        if self.above is not None and low > self.above:
+        mean, error = mean_and_standard_error(values)
+        if self.above is not None and interval(values)[1] > self.above:
             return f"KL divergence above {self.above:g}"
         if self.precision is not None and len(values) >= FEWEST_FOR_PRECISION and error <= self.precision * mean:
             return f"standard error within {self.precision:.1%}"
@@ -53,8 +52,8 @@ class CellJob:
     """All that measuring a cell takes, on this machine or another that sees the same files.
 
     `model` is the source, or its quantisation if the cell has one; `operated` holds the cell's operated tensors, if
-    any, and for latent attention the whole model; `divergences` are those of the chunks that were measured before, from number 0 on; the cell's file
-    is made in the folder `scratch`.
+    any, and for latent attention the whole model; `divergences` are those of the chunks that were measured before, from
+    number 0 on; the cell's file is made in the folder `scratch`.
     """
 
     cell: Cell
@@ -115,7 +114,7 @@ def _size_facts(model: GGUFModel, job: CellJob) -> dict[str, Any]:
     patched = job.operated if job.cell.method != LATENT else None
     operated = [model.tensors[name] for name in (open_gguf(patched).tensors if patched else ())]
     return {
-        "file_bytes": sum(path.stat().st_size for path in model.paths),
+        "file_bytes": model.file_bytes,
         "operated_bytes": sum(info.nbytes for info in operated),
         "operated_numbers": sum(info.parameters for info in operated),
     }

@@ -17,7 +17,14 @@ from pipeline.compare.ledger import Ledger, is_being_measured, open_ledger
 from pipeline.errors import UsageError
 from pipeline.latent.plan import LatentPlan
 from pipeline.operation.plan import Plan
-from pipeline.statistics import divergence_summary, interval, jackknife_interval, pareto_front, perplexity
+from pipeline.statistics import (
+    divergence_summary,
+    interval,
+    interval_bounds,
+    jackknife_interval,
+    pareto_front,
+    perplexity,
+)
 
 WARM_UP_TOKENS = 8
 FRONTS = {"file": "file_bytes", "factored": "factored_bytes", "stored": "factors", "kv": "kv_cache_bytes"}
@@ -136,11 +143,10 @@ def _divergence(chunks: Sequence[TokenScores]) -> dict[str, Any]:
     if not chunks:
         return dict.fromkeys(_DIVERGENCE) | {"chunks": 0}
     nll, kld, same_top = (np.concatenate([getattr(c, name) for c in chunks]) for name in ("nll", "kld", "same_top"))
-    _, low, high = interval(np.array([c.kld.mean() for c in chunks]))
+    low, high = interval_bounds(np.array([c.kld.mean() for c in chunks]))
     ppl, ppl_se = perplexity(nll)
     summary = divergence_summary(kld, same_top)
-    bounds = {"kld_low": low, "kld_high": high} if len(chunks) > 1 else {"kld_low": None, "kld_high": None}
-    return {"chunks": len(chunks), "ppl": ppl, "ppl_se": ppl_se, **summary, **bounds}
+    return {"chunks": len(chunks), "ppl": ppl, "ppl_se": ppl_se, **summary, "kld_low": low, "kld_high": high}
 
 
 _DIVERGENCE = (

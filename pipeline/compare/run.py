@@ -71,6 +71,7 @@ class _StudyRun:
     def __init__(self, study: Study, waiting: Sequence[Cell], watch: Watch) -> None:
         self.study, self.waiting, self.watch = study, waiting, watch
         self.missing = {cell: study.missing_chunks(cell) for cell in waiting}
+        self.divergences = {cell: list(study.divergences(study.key(cell))) for cell in waiting}
         self.families_left = Counter(family_of(cell) for cell in waiting)
         base_chunks = len(study.base_missing()) if waiting else 0
         self.progress = StudyProgress(base_chunks + sum(self.missing.values()), len(waiting))
@@ -106,16 +107,16 @@ class _StudyRun:
                 yield self.study.job(cell)
 
     def add_chunk(self, cell: Cell, chunk: MeasuredChunk) -> None:
-        key = self.study.key(cell)
-        self.study.ledger.add_chunk(key, chunk.number, chunk.scores, chunk.seconds)
+        self.study.ledger.add_chunk(self.study.key(cell), chunk.number, chunk.scores, chunk.seconds)
+        self.divergences[cell].append(float(chunk.scores.kld.mean()))
         self.missing[cell] -= 1
-        self.tell(f"{cell.label}: KL {np.mean(self.study.divergences(key)):.4f}", 1)
+        self.tell(f"{cell.label}: KL {np.mean(self.divergences[cell]):.4f}", 1)
 
     def finish(self, cell: Cell, finished: CellFinished) -> None:
         key = self.study.key(cell)
         facts = finished.facts | {"operation": self.study.operation_key(cell)}
         self.study.ledger.set_run(Run(key, "stopped" if finished.reason else "done", finished.reason, facts))
-        divergence = float(np.mean(self.study.divergences(key)))
+        divergence = float(np.mean(self.divergences[cell]))
         if cell.plan and (self.progress.best is None or divergence < self.progress.best[0]):
             self.progress.best = divergence, cell.label
         self._close(cell)

@@ -114,7 +114,7 @@ class Study:
             first=missing[0] if missing else self.chunks, chunks=self.settings.chunks, options=self.options,
             prompt=self.settings.prompt, max_tokens=self.settings.answer_tokens,
         )  # fmt: skip
-        facts = machine_facts(self.options) | {"file_bytes": sum(path.stat().st_size for path in self.model.paths)}
+        facts = machine_facts(self.options) | {"file_bytes": self.model.file_bytes}
         for event in events:
             if isinstance(event, MeasurementStart):
                 facts["kv_cache_bytes"] = event.kv_cache_bytes
@@ -143,7 +143,11 @@ class Study:
 
     def operated(self, plan: Operation) -> Path:
         """Where the tensors are that `plan` operates on, see `operate`."""
-        return self._folder("operated") / f"{self.key(Cell(plan))[:32]}.gguf"
+        return self._folder("operated") / f"{self._plan_key(plan)[:32]}.gguf"
+
+    def _plan_key(self, plan: Operation) -> str:
+        """Under which key the ledger has what `plan` did."""
+        return self.key(Cell(plan))
 
     def operate(self, cells: Sequence[Cell]) -> None:
         """Make the operated tensors of a family's cells, whichever are missing, from one decomposition."""
@@ -156,22 +160,22 @@ class Study:
                 operated_only=True, threads=self.settings.threads, force=True,
             )  # fmt: skip
             for plan, report in zip(low_rank.values(), reports, strict=True):
-                self.ledger.add_operation(self.key(Cell(plan)), report.to_dict())
+                self.ledger.add_operation(self._plan_key(plan), report.to_dict())
         for path, plan in missing.items():
             if isinstance(plan, LatentPlan):
                 assert self.calibration is not None  # the caller sees to it
                 latent = convert_to_latent(
                     self.model, path, plan, self.calibration, threads=self.settings.threads, force=True
                 )
-                self.ledger.add_operation(self.key(Cell(plan)), latent.to_dict())
+                self.ledger.add_operation(self._plan_key(plan), latent.to_dict())
 
     def operation_key(self, cell: Cell) -> str | None:
         """Under which key the ledger has what was done to the cell's model."""
         plan = effective_plan(cell.plan)
-        return self.key(Cell(plan)) if plan else None
+        return self._plan_key(plan) if plan else None
 
     def operation(self, plan: Operation) -> dict[str, object] | None:
-        return self.ledger.operation(self.key(Cell(plan)))
+        return self.ledger.operation(self._plan_key(plan))
 
     def remove_operated(self, cells: Sequence[Cell]) -> None:
         """Remove what `operate` made; it takes seconds to make again, and much room."""

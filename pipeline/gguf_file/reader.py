@@ -67,6 +67,10 @@ class GGUFModel:
         """What the model is called in messages and in what is recorded of it."""
         return self.path.name
 
+    @property
+    def file_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.paths)
+
     def get(self, key: str, default: Any = None) -> Any:
         """The value of a metadata key, or `default`."""
         return self.metadata[key].value if key in self.metadata else default
