@@ -46,9 +46,9 @@ def quantize_file(
 ) -> Generator[None, None, None]:
     """Quantise `source` to `output` as type `kind`; yields nothing, its progress is in the log.
 
-    A quantised source is quantised again; `dry_run` only finds out, in the log, how large it would be. `importance` maps tensor names to float32 arrays (columns,), see
-    `read_importance_matrix`. Raises NativeError with llama.cpp's reason,
-    OSError when `output` cannot be written.
+    A quantised source is quantised again; `dry_run` only finds out, in the log, how large it would be. `importance`
+    maps tensor names to float32 arrays (columns,), see `read_importance_matrix`. Raises NativeError with llama.cpp's
+    reason, OSError when `output` cannot be written.
     """
     initialise()
     params = llama_cpp.llama_model_quantize_default_params()

@@ -54,8 +54,8 @@ def calibrate(
     """The statistics of `model` over the first `chunks` chunks of `text`: from the cache, or taken now.
 
     An interrupted run goes on where it last saved its sums. `sensitivities`, which metric `attention` needs, are
-    measured as well; `progress` counts chunks, `probing` projections. Raises UsageError for a number of chunks out of range,
-    NativeError when llama.cpp cannot load or run the model or the text is shorter than a chunk.
+    measured as well; `progress` counts chunks, `probing` projections. Raises UsageError for a number of chunks out of
+    range, NativeError when llama.cpp cannot load or run the model or the text is shorter than a chunk.
     """
     if chunks < 1:
         raise UsageError(f"--chunks {chunks}: expected at least 1")

@@ -21,7 +21,8 @@ def group_metric(
     """The metric of a group such as `q` or `kv` of one layer; the blocks of the group's roles in order.
 
     Roles that share components are brought to one unit: an error is measured as a share of the energy of what it is an
-    error of, and for `attention` times the nats that such a share was measured to cost, see `pipeline.calibration.sensitivity`.
+    error of, and for `attention` times the nats that such a share was measured to cost, see
+    `pipeline.calibration.sensitivity`.
     """
     if name == "attention":
         metrics = [role_metric(model, calibration, layer, role) for role in group]

@@ -5,13 +5,14 @@ each layer's own, what is minimised is
 
     sum_l || L_l (A_l - mu - B_l V^T) S_l ||^2      (Frobenius; S_l S_l^T = C_l; mu the mean of all rows, or 0)
 
-Without a metric (L and S the identity) that is PCA of the stacked rows: V are the leading eigenvectors of the sum of the
-layers' d x d Gram matrices (Eckart and Young, 1936). Where every layer has the same C up to a factor, substituting
-V = S^-T U leaves the same problem. Where they differ, no closed form is known. Then the start is the closed form for the
-layers' mean C, as if each layer saw the inputs of all, nested in the rank; `refine` improves it at one rank, see
-`pipeline.decompose.shared_subspace`. Given V the best B_l is A_l C_l V (V^T C_l V)^-1: each layer's weighted rows projected on
-the span of S_l^T V. No V can do better than each layer with `r` directions of its own, which is `least_error`: a bound
-that is reached where layers read the same directions, and far below what is possible where they do not.
+Without a metric (L and S the identity) that is PCA of the stacked rows: V are the leading eigenvectors of the sum of
+the layers' d x d Gram matrices (Eckart and Young, 1936). Where every layer has the same C up to a factor, substituting
+V = S^-T U leaves the same problem. Where they differ, no closed form is known. Then the start is the closed form for
+the layers' mean C, as if each layer saw the inputs of all, nested in the rank; `refine` improves it at one rank, see
+`pipeline.decompose.shared_subspace`. Given V the best B_l is A_l C_l V (V^T C_l V)^-1: each layer's weighted rows
+projected on the span of S_l^T V. No V can do better than each layer with `r` directions of its own, which is
+`least_error`: a bound that is reached where layers read the same directions, and far below what is possible where they
+do not.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -121,8 +122,8 @@ def weighted_cross_layer_components(
 ) -> WeightedCrossLayerComponents:
     """Fit the directions that `layers`, each (n_l, d), share under a metric each: the start, unrefined.
 
-    Both are gone through twice, a layer at a time. What stays is a term a layer, d (n_l + d) numbers, which `keep` may put
-    elsewhere than in memory.
+    Both are gone through twice, a layer at a time. What stays is a term a layer, d (n_l + d) numbers, which `keep` may
+    put elsewhere than in memory.
     """
     removed, added_back = stacked_mean(layers, mean)
     factor = mean_input_factor(metrics)

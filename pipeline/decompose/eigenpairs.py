@@ -19,9 +19,10 @@ def leading_eigenpairs(matrix: np.ndarray, share: float = 1.0) -> tuple[np.ndarr
     """Eigenpairs of a positive semidefinite `matrix` (n, n), at least as many as `share` of its trace needs.
 
     Returns eigenvalues (m,), float64, descending and not negative, and eigenvectors (n, m) in the dtype of `matrix`.
-    LAPACK's divide and conquer finds all of them, in the precision of `matrix`, which NumPy's would double. Where a small block is enough, Chebyshev-filtered
-    subspace iteration (Zhou, Saad, Tiago and Chelikowsky, Self-consistent-field calculations using Chebyshev-filtered
-    subspace iteration, 2006) finds the leading ones of a float32 matrix in a fraction of the time.
+    LAPACK's divide and conquer finds all of them, in the precision of `matrix`, which NumPy's would double. Where a
+    small block is enough, Chebyshev-filtered subspace iteration (Zhou, Saad, Tiago and Chelikowsky,
+    Self-consistent-field calculations using Chebyshev-filtered subspace iteration, 2006) finds the leading ones of a
+    float32 matrix in a fraction of the time.
     """
     found = None
     if share <= LARGEST_SHARE and len(matrix) >= SMALLEST_ITERATED and matrix.dtype == np.float32:

@@ -4,6 +4,7 @@ With `mean="keep"` this is scikit-learn's PCA: fit, transform, inverse_transform
 Analysis, 2002, section 3.5, for PCA from the Gram matrix).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -14,16 +15,16 @@ from pipeline.decompose.eigenpairs import leading_eigenpairs
 MEANS = ("keep", "none", "drop")
 
 
-class RankedEnergies:
+class RankedEnergies(ABC):
     """Components in the order in which they are kept: `energies`, (m,), the part of `total` that each carries."""
 
     energies: np.ndarray
     total: float
 
     @property
+    @abstractmethod
     def full_rank(self) -> int:
         """The number of components with which the reconstruction is exact."""
-        raise NotImplementedError
 
     def rank_for(self, threshold: float) -> int:
         """The fewest components whose share of the variance reaches `threshold`, in (0, 1]; 0 if there is none."""

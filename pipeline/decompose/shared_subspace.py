@@ -8,11 +8,11 @@ span of U (d, r) is
 It depends on the span alone. Where every G_l is a multiple of the identity the leading eigenvectors of sum_l K_l^T K_l
 are its maximum (Fan, On a theorem of Weyl, 1949); otherwise it has no closed form and may have local maxima.
 Substituting the best B_l = K_l U (U^T G_l U)^-1 makes the least squares problem in U and all B_l one in U alone (Golub
-and Pereyra, The differentiation of pseudo-inverses and nonlinear least squares problems whose variables separate, 1973).
-It is climbed by conjugate gradients on the Grassmann manifold (Edelman, Arias and Smith, The geometry of algorithms with
-orthogonality constraints, 1998), preconditioned by the least squares problem's curvature with the identity for G_l: the
-first step is then one of alternating least squares with that, and where all G_l are the identity one of subspace
-iteration. Every step is taken only if it captures more.
+and Pereyra, The differentiation of pseudo-inverses and nonlinear least squares problems whose variables separate,
+1973). It is climbed by conjugate gradients on the Grassmann manifold (Edelman, Arias and Smith, The geometry of
+algorithms with orthogonality constraints, 1998), preconditioned by the least squares problem's curvature with the
+identity for G_l: the first step is then one of alternating least squares with that, and where all G_l are the identity
+one of subspace iteration. Every step is taken only if it captures more.
 """
 
 from collections.abc import Sequence
@@ -61,7 +61,8 @@ def capture(basis: np.ndarray, terms: Sequence[LayerTerm]) -> Capture:
 def nested_energies(basis: np.ndarray, terms: Sequence[LayerTerm]) -> np.ndarray:
     """What each further column of `basis` (d, m) adds to f: (m,), not negative, not always descending.
 
-    The leading blocks of the Cholesky factor of U^T G_l U are those of its leading columns, so that one serves all ranks.
+    The leading blocks of the Cholesky factor of U^T G_l U are those of its leading columns, so that one serves all
+    ranks.
     """
     added = np.zeros(basis.shape[1])
     for term in terms:

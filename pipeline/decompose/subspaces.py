@@ -1,7 +1,7 @@
 """How subspaces of the input space lie to each other: shares of energy, overlaps, and layers that are alike.
 
-Under a metric everything is measured after its factor S has made the inputs round, so that a uniformly random subspace of
-rank r holds r / d of any energy and of any other subspace on average: what a picture must be held against.
+Under a metric everything is measured after its factor S has made the inputs round, so that a uniformly random subspace
+of rank r holds r / d of any energy and of any other subspace on average: what a picture must be held against.
 """
 
 from collections.abc import Sequence
@@ -34,8 +34,8 @@ def overlaps(directions: Sequence[np.ndarray], factor: np.ndarray | None) -> np.
     """For each pair of spans (d, r) the mean squared cosine of the angles between them: (L, L), 1 on the diagonal.
 
     Under a `factor` S (d, d), of which S S^T is the inputs' second moment, the angles are those between what the spans
-    read off the inputs: the cosines are canonical correlations (Bjorck and Golub, Numerical methods for computing angles
-    between linear subspaces, 1973).
+    read off the inputs: the cosines are canonical correlations (Bjorck and Golub, Numerical methods for computing
+    angles between linear subspaces, 1973).
     """
     bases = [np.linalg.qr(span if factor is None else factor.T @ span)[0] for span in directions]
     result = np.eye(len(bases))
@@ -49,7 +49,8 @@ def overlaps(directions: Sequence[np.ndarray], factor: np.ndarray | None) -> np.
 def groups_of_alike(similarity: np.ndarray, size: int) -> list[tuple[int, ...]]:
     """Groups of at most `size`, ascending, from a symmetric `similarity` (L, L): average linkage with a limit.
 
-    The two groups whose members are most similar on average are joined, as long as two fit together; of equals the first.
+    The two groups whose members are most similar on average are joined, as long as two fit together; of equals the
+    first.
     Source: Sokal and Michener, A statistical method for evaluating systematic relationships, 1958.
     """
     groups: list[tuple[int, ...]] = [(index,) for index in range(len(similarity))]

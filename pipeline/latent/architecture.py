@@ -2,8 +2,8 @@
 
 `deepseek2` puts an RMS norm on the latent, whose epsilon is that of all norms. It is neutralised: epsilon is made so
 large beside the latent's mean square that the norm divides by a constant. The other norms must not notice, so the whole
-residual stream grows with the epsilon's root, RESIDUAL_SCALE: what writes to it (token embeddings, attn_output, ffn_down) is
-multiplied, and if the embeddings are the output matrix as well, the output norm's weights are divided.
+residual stream grows with the epsilon's root, RESIDUAL_SCALE: what writes to it (token embeddings, attn_output,
+ffn_down) is multiplied, and if the embeddings are the output matrix as well, the output norm's weights are divided.
 """
 
 from collections.abc import Iterator

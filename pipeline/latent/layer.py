@@ -40,8 +40,8 @@ def convert_layer(
     """The layer's latent attention from the calibration's moments, and the share of energy that its latent keeps.
 
     The strongest component of the keys at each of the `layout.pairs` highest frequencies is cached rotated. All others
-    lose their rotation, and in exchange are multiplied by its mean over the `distances` (heads, n) that each head's attention
-    spans. They and the values are compressed together: an error counts by what it was measured to cost.
+    lose their rotation, and in exchange are multiplied by its mean over the `distances` (heads, n) that each head's
+    attention spans. They and the values are compressed together: an error counts by what it was measured to cost.
     """
     number = layer["q"].layer
     moments = calibration.layer(number)

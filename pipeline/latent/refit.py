@@ -9,8 +9,8 @@ all keys share: to second order twice the KL divergence between old and new atte
 equations (Hestenes and Stiefel, 1952) with both sides whitened start at the maps of the moments, and end early;
 a ridge draws to the start. So what few samples do not determine stays where the moments put it.
 
-Then the maps from what a head attends to now, its latents mixed by the new probabilities, to what the source's head gives
-on: plain least squares, with a ridge that counts as if a few tokens had been seen alone.
+Then the maps from what a head attends to now, its latents mixed by the new probabilities, to what the source's head
+gives on: plain least squares, with a ridge that counts as if a few tokens had been seen alone.
 """
 
 from dataclasses import dataclass

@@ -35,8 +35,8 @@ def scaled_type(kind: GGMLQuantizationType) -> GGMLQuantizationType:
 def read_scaled(model: GGUFModel, name: str, factor: float) -> np.ndarray:
     """The stored bytes, uint8, of tensor `name` times `factor`, a power of two, in `scaled_type` of its type.
 
-    Exact but for numbers below half precision's normal range. Raises SurgeryError when a number or a scale becomes too large
-    for half precision.
+    Exact but for numbers below half precision's normal range. Raises SurgeryError when a number or a scale becomes too
+    large for half precision.
     """
     kind = model.tensors[name].type
     if kind not in SCALE_OFFSETS:

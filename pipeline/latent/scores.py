@@ -70,8 +70,8 @@ class SampledAttention:
     def distances(self, probabilities: list[np.ndarray]) -> np.ndarray:
         """How much an error of a score counts at each distance between query and key, (n,): the sum of p (1 - p).
 
-        That is the derivative of a probability by its score. The first token is left out: it is where attention rests that
-        is not needed anywhere, at whatever distance.
+        That is the derivative of a probability by its score. The first token is left out: it is where attention rests
+        that is not needed anywhere, at whatever distance.
         """
         result = np.zeros(self.inputs.shape[1])
         for (run, count), p in zip(self.blocks, probabilities, strict=True):

@@ -42,7 +42,8 @@ def encode_rows(
 ) -> np.ndarray:
     """Encode float32 `values` (rows, columns) as `kind`: uint8 of shape (rows, bytes per row).
 
-    `importance`, float32 (columns,), weighs the columns as an importance matrix does. Raises SurgeryError when a value does not fit in F16 (largest magnitude 65504).
+    `importance`, float32 (columns,), weighs the columns as an importance matrix does. Raises SurgeryError when a value
+    does not fit in F16 (largest magnitude 65504).
     """
     if kind == GGMLQuantizationType.F16 and np.abs(values).max(initial=0) > np.finfo(np.float16).max:
         raise SurgeryError(f"tensor {name} holds values too large for F16; use --outtype f32 or bf16")

@@ -17,9 +17,10 @@ def layer_groups(
 ) -> list[tuple[int, ...]]:
     """The `chosen` layers, each once, in groups that share components under `plan`: each alone where it has no such choice.
 
-    `N` puts N neighbours together, `all` all, `stride:N` those that are N apart, `similar:N` at most N whose k+v read the
-    most similar subspaces; a list such as 0-9/10,12 says it outright, and layers that it leaves out stay alone. Raises
-    UsageError for a number that exceeds that of the layers, and a list that names a layer twice or one not operated on.
+    `N` puts N neighbours together, `all` all, `stride:N` those that are N apart, `similar:N` at most N whose k+v read
+    the most similar subspaces; a list such as 0-9/10,12 says it outright, and layers that it leaves out stay alone.
+    Raises UsageError for a number that exceeds that of the layers, and a list that names a layer twice or one not
+    operated on.
     """
     text = plan.group_layers
     if text is None:

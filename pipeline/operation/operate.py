@@ -36,8 +36,8 @@ class GroupResult:
     """What happened to one group of projections of one layer, or of the `layers` that share its components.
 
     `explained` is the share of the group's variance that is kept; `relative_error` maps each replaced matrix to
-    |A' - A| / |A| (Frobenius norms over all its layers, before rounding to the tensor's type); `factor_numbers` is what storing the
-    factors instead of the product would take, `dense_numbers` what the matrices take.
+    |A' - A| / |A| (Frobenius norms over all its layers, before rounding to the tensor's type); `factor_numbers` is what
+    storing the factors instead of the product would take, `dense_numbers` what the matrices take.
     """
 
     layer: int

@@ -93,7 +93,7 @@ def specification(chart: altair.TopLevelMixin) -> dict[str, Any]:
 
 @cache
 def vega_bundle() -> Markup:
-    """Vega, Vega-Lite and Vega-Embed as one script, which sets `vegaEmbed`, of the version that altair's charts are written for."""
+    """Vega, Vega-Lite and Vega-Embed as one script, which sets `vegaEmbed`, of the version that altair writes for."""
     version = ".".join(altair.SCHEMA_VERSION.lstrip("v").split(".")[:2])
     return _inside_script(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", version))
 
