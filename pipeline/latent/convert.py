@@ -42,9 +42,8 @@ class LatentLayer:
     """What happened to a layer.
 
     energy_kept: the share, in [0, 1], of what the latent stands for, weighted by what errors cost
-    score_error_before, score_error: of the attention scores over sampled text, before and after the queries were
-    refitted,
-        as a share of the scores' variance
+    score_error_before, score_error: of the attention scores over sampled text, as a share of their variance, before and
+        after the queries were refitted
     """
 
     layer: int
