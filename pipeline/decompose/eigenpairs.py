@@ -3,7 +3,8 @@
 from contextlib import suppress
 
 import numpy as np
-from scipy.linalg import eigh
+
+from pipeline.decompose.lapack import symmetric_eigenpairs
 
 SMALLEST_ITERATED = 256  # rows; below, the full decomposition takes milliseconds
 LARGEST_SHARE = 0.6  # of the trace; more would hardly ever fit into the block
@@ -29,8 +30,8 @@ def leading_eigenpairs(matrix: np.ndarray, share: float = 1.0) -> tuple[np.ndarr
         with suppress(np.linalg.LinAlgError):  # a matrix of lower rank than the block
             found = _iterate(matrix, share)
     if found is None:
-        values, vectors = eigh(matrix, driver="evd", check_finite=False)
-        found = values[::-1], np.ascontiguousarray(vectors[:, ::-1])
+        values, vectors = symmetric_eigenpairs(matrix)
+        found = values[::-1], vectors.T[::-1].copy().T
     return np.clip(found[0].astype(np.float64), 0, None), found[1]
 
 
@@ -41,7 +42,7 @@ def _iterate(matrix: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray] 
     block = n // BLOCK_SHARE
     if wanted <= 0:
         return None
-    basis = matrix @ np.random.default_rng(0).standard_normal((n, block)).astype(matrix.dtype)
+    basis = matrix @ (np.random.default_rng(0).random((n, block), matrix.dtype) - matrix.dtype.type(0.5))
     converged = False
     for number in range(MOST_PASSES):
         basis /= np.linalg.norm(basis, axis=0)
@@ -50,9 +51,10 @@ def _iterate(matrix: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray] 
         rank = int(np.searchsorted(np.cumsum(values, dtype=np.float64), wanted)) + 1
         if rank > TRUSTED_SHARE * block or values[-1] <= np.finfo(matrix.dtype).eps * values[0]:
             return None
-        basis, image = basis @ rotation, image @ rotation
+        basis = basis @ rotation
         if converged:
             return values, basis
+        image = image @ rotation
         cutoff = float(values[int(CUTOFF_SHARE * block)])
         if values[rank - 1] <= cutoff:  # flat: nothing to tell the leading ones by
             return None
@@ -65,8 +67,8 @@ def _iterate(matrix: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray] 
 def _ritz(basis: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rayleigh-Ritz in a basis that need not be orthonormal: values, descending, and the rotation that makes it so."""
     inverse = np.linalg.inv(np.linalg.cholesky((basis.T @ basis).astype(np.float64)))
-    values, vectors = np.linalg.eigh(inverse @ (basis.T @ image) @ inverse.T)
-    return values[::-1].astype(basis.dtype), (inverse.T @ vectors[:, ::-1]).astype(basis.dtype)
+    values, vectors = symmetric_eigenpairs((inverse @ (basis.T @ image) @ inverse.T).astype(basis.dtype))
+    return values[::-1], inverse.T.astype(basis.dtype) @ vectors[:, ::-1]
 
 
 def _projection_error(basis: np.ndarray, image: np.ndarray, values: np.ndarray, cutoff: float) -> float:

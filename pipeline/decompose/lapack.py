@@ -1,0 +1,54 @@
+"""LAPACK's divide and conquer for symmetric matrices, called so that other threads can go on.
+
+SciPy's own wrapper holds Python's lock while LAPACK works: two decompositions side by side would take turns. NumPy's does
+not, but works in double precision alone. SciPy also publishes LAPACK's functions for Cython, as C pointers in capsules
+(scipy.linalg.cython_lapack), and ctypes releases the lock while it calls one.
+"""
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+from scipy.linalg import cython_lapack
+
+ROUTINES = {np.dtype(np.float32): "ssyevd", np.dtype(np.float64): "dsyevd"}
+SIGNATURE = "void (char *, char *, int *, {0}, int *, {0}, {0}, int *, int *, int *, int *)"
+REAL = "__pyx_t_5scipy_6linalg_13cython_lapack_{0} *"
+
+
+def symmetric_eigenpairs(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All eigenvalues (n,), ascending, and eigenvectors (n, n) of a symmetric float32 or float64 `matrix` (n, n).
+
+    In the precision of `matrix`. Raises LinAlgError when LAPACK does not converge. Source: Anderson et al., LAPACK
+    Users' Guide, 1999, xSYEVD, whose workspace these sizes are.
+    """
+    name = ROUTINES[matrix.dtype]
+    routine = _routine(name)
+    if routine is None:
+        values, vectors = np.linalg.eigh(matrix.astype(np.float64))
+        return values.astype(matrix.dtype), vectors.astype(matrix.dtype)
+    n = len(matrix)
+    vectors, values = np.array(matrix, order="F"), np.empty(n, matrix.dtype)
+    work, indices = np.empty(1 + 6 * n + 2 * n * n, matrix.dtype), np.empty(3 + 5 * n, np.intc)
+    numbers = np.array([max(n, 1), len(work), len(indices), n, 0], np.intc)
+    leading, work_size, indices_size, size, status = (numbers[i:].ctypes.data for i in range(5))
+    routine(
+        b"V", b"L", size, vectors.ctypes.data, leading, values.ctypes.data, work.ctypes.data, work_size,
+        indices.ctypes.data, indices_size, status,
+    )  # fmt: skip
+    if numbers[-1]:
+        raise np.linalg.LinAlgError(f"{name}: no convergence, status {numbers[-1]}")
+    return values, vectors
+
+
+@cache
+def _routine(name: str) -> Callable[..., None] | None:
+    """What SciPy publishes by this name; None if it takes other arguments than we give it, such as longer integers."""
+    find = ctypes.pythonapi.PyCapsule_GetPointer
+    find.restype, find.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    try:
+        pointer = find(cython_lapack.__pyx_capi__[name], SIGNATURE.format(REAL.format(name[0])).encode())
+    except (KeyError, ValueError):
+        return None
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 11)(pointer)
