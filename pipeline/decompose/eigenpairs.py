@@ -16,11 +16,13 @@ MOST_PASSES = 6
 TOLERANCE = 5e-5  # of the rows' norm: what the projection may differ from the exact one
 
 
-def leading_eigenpairs(matrix: np.ndarray, share: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+def leading_eigenpairs(
+    matrix: np.ndarray, share: float = 1.0, *, overwrite: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Eigenpairs of a positive semidefinite `matrix` (n, n), at least as many as `share` of its trace needs.
 
-    Returns eigenvalues (m,), float64, descending and not negative, and eigenvectors (n, m) in the dtype of `matrix`.
-    LAPACK's divide and conquer finds all of them, in the precision of `matrix`, which NumPy's would double. Where a
+    `overwrite` says that `matrix` is not needed any more. Returns eigenvalues (m,), float64, descending and not
+    negative, and eigenvectors (n, m) in the dtype of `matrix`. LAPACK's divide and conquer finds all of them. Where a
     small block is enough, Chebyshev-filtered subspace iteration (Zhou, Saad, Tiago and Chelikowsky,
     Self-consistent-field calculations using Chebyshev-filtered subspace iteration, 2006) finds the leading ones of a
     float32 matrix in a fraction of the time.
@@ -30,7 +32,7 @@ def leading_eigenpairs(matrix: np.ndarray, share: float = 1.0) -> tuple[np.ndarr
         with suppress(np.linalg.LinAlgError):  # a matrix of lower rank than the block
             found = _iterate(matrix, share)
     if found is None:
-        values, vectors = symmetric_eigenpairs(matrix)
+        values, vectors = symmetric_eigenpairs(matrix, overwrite=overwrite)
         found = values[::-1], vectors.T[::-1].copy().T
     return np.clip(found[0].astype(np.float64), 0, None), found[1]
 

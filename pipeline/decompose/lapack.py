@@ -17,11 +17,11 @@ SIGNATURE = "void (char *, char *, int *, {0}, int *, {0}, {0}, int *, int *, in
 REAL = "__pyx_t_5scipy_6linalg_13cython_lapack_{0} *"
 
 
-def symmetric_eigenpairs(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def symmetric_eigenpairs(matrix: np.ndarray, *, overwrite: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """All eigenvalues (n,), ascending, and eigenvectors (n, n) of a symmetric float32 or float64 `matrix` (n, n).
 
-    In the precision of `matrix`. Raises LinAlgError when LAPACK does not converge. Source: Anderson et al., LAPACK
-    Users' Guide, 1999, xSYEVD, whose workspace these sizes are.
+    In the precision of `matrix`, which `overwrite` lets the vectors take the place of. Raises LinAlgError when LAPACK
+    does not converge. Source: Anderson et al., LAPACK Users' Guide, 1999, xSYEVD, whose workspace these sizes are.
     """
     name = ROUTINES[matrix.dtype]
     routine = _routine(name)
@@ -29,7 +29,8 @@ def symmetric_eigenpairs(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         values, vectors = np.linalg.eigh(matrix.astype(np.float64))
         return values.astype(matrix.dtype), vectors.astype(matrix.dtype)
     n = len(matrix)
-    vectors, values = np.array(matrix, order="F"), np.empty(n, matrix.dtype)
+    vectors = matrix.T if overwrite and matrix.flags.c_contiguous else np.array(matrix, order="F")
+    values = np.empty(n, matrix.dtype)
     work, indices = np.empty(1 + 6 * n + 2 * n * n, matrix.dtype), np.empty(3 + 5 * n, np.intc)
     numbers = np.array([max(n, 1), len(work), len(indices), n, 0], np.intc)
     leading, work_size, indices_size, size, status = (numbers[i:].ctypes.data for i in range(5))

@@ -105,8 +105,9 @@ def principal_components(matrix: np.ndarray, mean: str = "keep", share: float = 
     """
     centred, added_back = centre(matrix, mean)
     product = gram(centred)
-    energies, basis = leading_eigenpairs(product, share)
-    return RowDecomposition(centred, added_back, basis, energies, float(np.trace(product, dtype=np.float64)))
+    total = float(np.trace(product, dtype=np.float64))
+    energies, basis = leading_eigenpairs(product, share, overwrite=True)
+    return RowDecomposition(centred, added_back, basis, energies, total)
 
 
 def explained_variance(rows: np.ndarray) -> np.ndarray:
