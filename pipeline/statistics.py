@@ -77,3 +77,10 @@ def pareto_front(costs: Sequence[float], losses: Sequence[float]) -> list[int]:
         if not front or losses[index] < losses[front[-1]]:
             front.append(index)
     return front
+
+
+def quartiles(values: np.ndarray) -> dict[str, float] | None:
+    """The median of `values` (n,) as `median`, the quartiles as `low` and `high`; None if there are none."""
+    if not len(values):
+        return None
+    return dict(zip(("low", "median", "high"), map(float, np.quantile(values, (0.25, 0.5, 0.75))), strict=True))

@@ -13,7 +13,7 @@ import click
 from pipeline.calibration.overlap import SHARED_ENOUGH, shared_lines
 from pipeline.calibration.statistics_file import Calibration
 from pipeline.cli.calibrate import calibration_for_metric
-from pipeline.cli.options import calibration_option, force_option, json_option, threads_option
+from pipeline.cli.options import calibration_option, force_option, json_option, list_option, threads_option
 from pipeline.cli.output import warn
 from pipeline.cli.study_display import StudyDisplay
 from pipeline.cli.study_table import show_estimate, show_study
@@ -36,18 +36,6 @@ from pipeline.operation.layer_groups import check_plan
 from pipeline.quantization import quantized_types
 from pipeline.sources import open_model
 from pipeline.texts import EVALUATION_TEXT, read_text
-
-
-def list_option(name: str, kind: Any, text: str) -> Any:
-    """An option of several values, separated by commas or blanks."""
-    kind = click.types.convert_type(kind)
-
-    def split(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[Any, ...] | None:
-        if value is None:
-            return None
-        return tuple(kind.convert(part, param, ctx) for part in value.replace(",", " ").split())
-
-    return click.option(name, callback=split, metavar="LIST", help=text)
 
 
 def names(text: str, values: Iterable[str]) -> tuple[Any, str]:

@@ -1,13 +1,17 @@
-"""`surgery eval`: perplexity, and KL divergence to a base."""
+"""`surgery eval`: perplexity, KL divergence to a base, and speed."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import click
 
 from native.model import ContextOptions
 from pipeline.calibration.overlap import overlap_warning
-from pipeline.cli.options import cache_type_options, json_option, model_argument, threads_option
-from pipeline.cli.output import ProgressReport, print_json, warn
+from pipeline.cli.options import cache_type_options, json_option, list_option, model_argument, threads_option
+from pipeline.cli.output import ProgressReport, print_json, print_table, warn
 from pipeline.evaluation import evaluate
 from pipeline.sources import open_model
+from pipeline.speed import speeds_at_depths
 from pipeline.texts import CALIBRATION_TEXT, EVALUATION_TEXT, read_text
 
 
@@ -22,6 +26,11 @@ from pipeline.texts import CALIBRATION_TEXT, EVALUATION_TEXT, read_text
 @click.option("--base", help="Compare with this model: KL divergence from it, token by token.")
 @click.option("--chunks", type=int, help="How many chunks of the text to use.  [default: all]")
 @click.option("--ctx", default=512, show_default=True, help="Tokens a chunk; the second half of each is scored.")
+@list_option(
+    "--depths",
+    click.IntRange(0),
+    "Also measure speed behind so many tokens in the KV cache, such as 0,4096,16384, the base's in turn.",
+)
 @cache_type_options
 @click.option("--gpu-layers", default=0, show_default=True, help="Layers to put on a GPU.")
 @threads_option
@@ -32,6 +41,7 @@ def command(
     base: str | None,
     chunks: int | None,
     ctx: int,
+    depths: tuple[int, ...] | None,
     cache_type_k: str,
     cache_type_v: str,
     gpu_layers: int,
@@ -43,20 +53,31 @@ def command(
         n_ctx=ctx, threads=threads, type_k=cache_type_k, type_v=cache_type_v, gpu_layers=gpu_layers
     )
     opened, measured = open_model(model), read_text(text)
+    models = [opened, *([open_model(base)] if base else [])]
     if warning := overlap_warning(opened, measured):
         warn(warning)
     with ProgressReport("evaluating", unit="chunks") as report:
         result = evaluate(
             opened.path,
             measured,
-            base=open_model(base).path if base else None,
+            base=models[1].path if base else None,
             chunks=chunks,
             options=options,
             progress=report.update,
         )
+    result |= {"file_bytes": opened.file_bytes, "base_file_bytes": models[1].file_bytes if base else None}
+    if depths:
+        with ProgressReport("measuring speed", unit="tokens") as report:
+            found = speeds_at_depths([m.path for m in models], depths, options, report.update)
+        result["speeds"], result["base_speeds"] = found[0], found[1] if base else None
     if as_json:
         print_json(result)
-        return
+    else:
+        print_evaluation(result, base)
+
+
+def print_evaluation(result: dict[str, Any], base: str | None) -> None:
+    """What `evaluate` found, and the speeds at depths if they were measured."""
     click.echo(
         f"text            {result['text']}, {result['chunks']} chunks of {result['n_ctx']} tokens, {result['tokens_scored']:,} scored"
     )
@@ -70,3 +91,26 @@ def command(
     click.echo(
         f"speed           {result['tokens_per_second']:,.0f} tokens/s, {result['seconds']:.1f} s; KV cache {result['kv_cache_bytes'] / 2**20:.2f} MiB for {result['n_ctx']} tokens"
     )
+    beside = f", the base's {result['base_file_bytes'] / 1e6:,.1f} MB" if base else ""
+    click.echo(f"file            {result['file_bytes'] / 1e6:,.1f} MB{beside}")
+    if "speeds" in result:
+        click.echo()
+        print_speeds(result["speeds"], result["base_speeds"])
+
+
+def print_speeds(speeds: Sequence[dict[str, Any]], base_speeds: Sequence[dict[str, Any]] | None) -> None:
+    """Tokens a second at each depth, and the cache; with a base the shares of its own."""
+
+    rows = []
+    for number, mine in enumerate(speeds):
+        values = _medians_and_cache(mine)
+        texts = [f"{value:,.1f}" for value in values]
+        if base_speeds:
+            pairs = zip(texts, values, _medians_and_cache(base_speeds[number]), strict=True)
+            texts = [f"{text} ({value / base:.0%} of the base's)" for text, value, base in pairs]
+        rows.append((f"{mine['depth']:,}", *texts, f"{mine['n_ctx']:,}"))
+    print_table(("depth", "prompt, tokens/s", "generation, tokens/s", "KV cache, MiB", "for tokens"), rows)
+
+
+def _medians_and_cache(speed: dict[str, Any]) -> tuple[float, float, float]:
+    return speed["prompt_speed"]["median"], speed["generation_speed"]["median"], speed["kv_cache_bytes"] / 2**20

@@ -67,3 +67,15 @@ def refuse_idle_calibration(metric: str) -> None:
 def given(option: str) -> bool:
     """Whether the user wrote this option of the running command."""
     return click.get_current_context().get_parameter_source(option) == ParameterSource.COMMANDLINE
+
+
+def list_option(name: str, kind: Any, text: str) -> Callable[[Any], Any]:
+    """An option of several values, separated by commas or blanks."""
+    kind = click.types.convert_type(kind)
+
+    def split(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[Any, ...] | None:
+        if value is None:
+            return None
+        return tuple(kind.convert(part, param, ctx) for part in value.replace(",", " ").split())
+
+    return click.option(name, callback=split, metavar="LIST", help=text)

@@ -24,6 +24,7 @@ from pipeline.statistics import (
     jackknife_interval,
     pareto_front,
     perplexity,
+    quartiles,
 )
 
 WARM_UP_TOKENS = 8
@@ -195,18 +196,12 @@ def interaction(both: np.ndarray, surgery: np.ndarray | None, quantised: np.ndar
 
 def prompt_speed(chunk_seconds: Sequence[float], n_ctx: int) -> dict[str, float] | None:
     """Tokens a second over whole chunks, median and quartiles; the first chunk warms up, if there is another."""
-    return _quartiles([n_ctx / seconds for seconds in chunk_seconds[1:] or chunk_seconds])
+    return quartiles(n_ctx / np.array(chunk_seconds[1:] or chunk_seconds))
 
 
 def generation_speed(token_seconds: Sequence[float]) -> dict[str, float] | None:
     """Tokens a second of an answer, median and quartiles, after WARM_UP_TOKENS."""
-    return _quartiles([1 / seconds for seconds in token_seconds[WARM_UP_TOKENS:]])
-
-
-def _quartiles(rates: Sequence[float]) -> dict[str, float] | None:
-    if not rates:
-        return None
-    return dict(zip(("low", "median", "high"), map(float, np.quantile(rates, (0.25, 0.5, 0.75))), strict=True))
+    return quartiles(1 / np.array(token_seconds[WARM_UP_TOKENS:]))
 
 
 def first_difference(ours: Sequence[str] | None, theirs: Sequence[str] | None) -> int | None:
