@@ -24,12 +24,13 @@ from pipeline.latent.architecture import (
     layer_tensors,
     shrinks,
 )
-from pipeline.latent.layer import convert_layer, measured_distances, sampled_attention
+from pipeline.latent.layer import convert_layer, measured_distances, output_projection, sampled_attention
 from pipeline.latent.plan import CacheLayout, LatentPlan, choose_layout
-from pipeline.latent.refit import refit
+from pipeline.latent.queries import refit_queries
 from pipeline.latent.samples import calibration_text, sample_inputs
 from pipeline.latent.scaled import read_scaled
 from pipeline.latent.source import LatentSource, require_convertible
+from pipeline.latent.values import refit_values
 from pipeline.operation.encode import encode_rows
 from pipeline.operation.provenance import PREFIX, earlier_operations
 from pipeline.output_file import check_output
@@ -123,7 +124,8 @@ def convert_to_latent(
             progress(number, len(source.layers), "")
             attention = sampled_attention(model, source, layer, samples.of_layer(number))
             weights, kept = convert_layer(model, source, layer, calibration, layout, measured_distances(attention))
-            before, after = refit(weights, attention)
+            before, after = refit_queries(weights, attention)
+            refit_values(weights, attention, output_projection(model, source, number))
             report.layers.append(LatentLayer(number, kept, before, after))
             queries = read_projection(model, layer["q"]).astype(np.float64).reshape(source.heads, -1, source.width)
             square = float(np.sum((weights.latent @ calibration.layer(number).inputs) * weights.latent)) / layout.rank
