@@ -17,7 +17,7 @@ from pipeline.latent.least_squares import conjugate_gradients, inverse_root
 from pipeline.latent.scores import SampledAttention, latent_scores
 from pipeline.latent.weights import LatentWeights
 
-MIXTURES_APART = 1
+MIXTURES_APART = 2
 RIDGE = 0.02
 ITERATIONS = 12
 
