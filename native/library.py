@@ -129,16 +129,6 @@ def op_number(name: str) -> int:
     raise NativeError(f"{name}: llama.cpp has no such operation")
 
 
-ABORT_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
-
-
-def report_abort(receive: Callable[[str], None]) -> object:
-    """Hand the message of a failed assertion to `receive` just before the process ends; keep what is returned."""
-    callback = ABORT_CALLBACK(lambda message: receive(message.decode("utf-8", errors="replace")))
-    ggml_base().ggml_set_abort_callback(callback)
-    return callback
-
-
 @cache
 def initialise() -> None:
     """Start llama.cpp once in this process, its log captured. Raises NativeError for a build that does not fit."""
