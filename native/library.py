@@ -33,6 +33,8 @@ class NativeLog:
 
     def _receive(self, level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
         if level != LOG_LEVEL_CONTINUED:
+            if level != self._level and self._partial:  # a complaint in the middle of another line, which ends it
+                self._receive(LOG_LEVEL_CONTINUED, b"\n", user_data)
             self._level = level
         self._partial += text
         while b"\n" in self._partial:
