@@ -9,6 +9,7 @@ from pipeline.calibration.calibrate import DEFAULT_CHUNKS, calibrate, copy_calib
 from pipeline.calibration.statistics_file import Calibration, open_calibration
 from pipeline.cli.options import force_option, json_option, model_argument, threads_option
 from pipeline.cli.output import ProgressReport, print_json
+from pipeline.cli.parameters import WholeNumber
 from pipeline.errors import UsageError
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.output_file import check_output
@@ -28,7 +29,13 @@ from pipeline.texts import CALIBRATION_TEXT, Text, read_text
 @click.option(
     "--imatrix-output", type=click.Path(path_type=Path), help="Write an importance matrix in llama.cpp's GGUF form."
 )
-@click.option("--chunks", default=DEFAULT_CHUNKS, show_default=True, help="How many chunks of 512 tokens at the most.")
+@click.option(
+    "--chunks",
+    default=DEFAULT_CHUNKS,
+    show_default=True,
+    type=WholeNumber(1),
+    help="How many chunks of 512 tokens at the most.",
+)
 @click.option(
     "--probes/--no-probes",
     default=True,

@@ -7,6 +7,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from pipeline.cli.parameters import WholeNumber
 from pipeline.decompose.methods import METRICS
 from pipeline.errors import UsageError
 from pipeline.texts import CALIBRATION_TEXT
@@ -18,7 +19,12 @@ output_option = click.option(
 force_option = click.option("--force", is_flag=True, help="Overwrite the output if it exists.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 threads_option = click.option(
-    "--threads", default=0, type=click.IntRange(0), help="Processors to use; 0 for all.", show_default=True
+    "--threads", default=0, type=WholeNumber(0), help="Processors to use; 0 for all.", show_default=True
+)
+
+
+gpu_layers_option = click.option(
+    "--gpu-layers", default=0, show_default=True, type=WholeNumber(-1), help="Layers to put on a GPU; -1 for all."
 )
 
 

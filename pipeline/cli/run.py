@@ -9,8 +9,9 @@ import click
 
 from native.generate import AnswerStatistics, SamplingOptions
 from native.model import ContextOptions
-from pipeline.cli.options import cache_type_options, json_option, model_argument, threads_option
+from pipeline.cli.options import cache_type_options, gpu_layers_option, json_option, model_argument, threads_option
 from pipeline.cli.output import print_json
+from pipeline.cli.parameters import Number, WholeNumber
 from pipeline.conversation import Conversation, ask, start_conversation
 from pipeline.errors import UsageError
 from pipeline.sources import open_model
@@ -24,17 +25,22 @@ from pipeline.sources import open_model
     "--temperature",
     default=0.8,
     show_default=True,
-    type=click.FloatRange(0),
+    type=Number("a number of at least 0, such as 0.8", 0),
     help="0 takes the likeliest token each time.",
 )
-@click.option("--top-p", default=0.95, show_default=True, type=click.FloatRange(0, 1, min_open=True))
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**32 - 1))
-@click.option("--max-tokens", default=256, show_default=True, type=click.IntRange(1), help="Tokens an answer may have.")
 @click.option(
-    "--ctx", default=0, type=click.IntRange(0), help="Context in tokens.  [default: the model's own, at most 4096]"
+    "--top-p",
+    default=0.95,
+    show_default=True,
+    type=Number("a share above 0 and at most 1, such as 0.95", 0, 1, above=True),
+)
+@click.option("--seed", default=0, show_default=True, type=WholeNumber(0, 2**32 - 1))
+@click.option("--max-tokens", default=256, show_default=True, type=WholeNumber(1), help="Tokens an answer may have.")
+@click.option(
+    "--ctx", default=0, type=WholeNumber(0), help="Context in tokens.  [default: the model's own, at most 4096]"
 )
 @cache_type_options
-@click.option("--gpu-layers", default=0, show_default=True, help="Layers to put on a GPU.")
+@gpu_layers_option
 @threads_option
 @json_option
 def command(
