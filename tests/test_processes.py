@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import resource
 import shutil
 import signal
@@ -111,6 +112,32 @@ def test_a_full_disk_behind_standard_output(arguments: tuple[str, ...]) -> None:
             )  # fmt: skip
         assert process.returncode == 1
         assert process.stderr == "surgery: standard output: cannot be written: No space left on device\n"
+
+
+def test_ctrl_c_ends_an_answer_and_then_the_chat() -> None:
+    """On a terminal of its own: what is typed is echoed, and Ctrl-C becomes a signal."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.execv(sys.executable, [sys.executable, "-m", "pipeline", "run", "smollm2-135m", "--max-tokens", "2000"])
+    shown = ""
+
+    def read_until(end: str) -> str:
+        nonlocal shown
+        while end not in shown:
+            shown += os.read(terminal, 4096).decode(errors="replace")
+        before, _, shown = shown.partition(end)
+        return before
+
+    read_until("> ")
+    os.write(terminal, b"Count from one to one thousand.\n")
+    read_until("thousand.\r\n")
+    while not shown:  # the answer has begun
+        shown += os.read(terminal, 4096).decode(errors="replace")
+    os.write(terminal, b"\x03")
+    assert "; stopped]" in read_until("\n> ")
+    os.write(terminal, b"\x03")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_a_folder_that_cannot_be_written(surgery: SurgeryProcess) -> None:

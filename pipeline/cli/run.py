@@ -1,8 +1,12 @@
 """`surgery run`: answer a prompt, or chat."""
 
+import signal
 import sys
-from contextlib import ExitStack, closing
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
+from types import FrameType
 from typing import Any
 
 import click
@@ -76,12 +80,20 @@ def command(
         print_json({"prompt": message, "answers": answers})
 
 
-def answer(name: str, conversation: Conversation, message: str, *, label: bool, quiet: bool = False) -> dict[str, Any]:
+def answer(
+    name: str,
+    conversation: Conversation,
+    message: str,
+    *,
+    label: bool,
+    quiet: bool = False,
+    stopped: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
     """Stream one answer to the terminal, unless `quiet`; what was said, with its statistics."""
     if label and not quiet:
         click.secho(f"--- {name}", bold=True)
     pieces: list[str] = []
-    for event in ask(conversation, message):
+    for event in ask(conversation, message, stopped):
         if isinstance(event, AnswerStatistics):
             if not quiet:
                 print_statistics(event)
@@ -99,6 +111,7 @@ def print_statistics(statistics: AnswerStatistics) -> None:
         "stop": "; ended by itself",
         "length": "; cut off by --max-tokens",
         "context": "; cut off, the context is full",
+        "interrupted": "; stopped",
     }[statistics.finish_reason]
     click.echo()
     click.echo(
@@ -108,15 +121,33 @@ def print_statistics(statistics: AnswerStatistics) -> None:
 
 
 def chat_on_terminal(conversations: dict[str, Conversation]) -> None:
-    """Ask and answer until an empty line or the end of input."""
-    click.echo("Ask something; an empty line or Ctrl-D ends.", err=True)
+    """Ask and answer until an empty line, the end of input, or Ctrl-C at the prompt; during an answer that ends it."""
+    click.echo("Ask something; Ctrl-C stops an answer, an empty line or Ctrl-D ends.", err=True)
     while True:
         try:
             message = input("> ").strip()
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):
             click.echo()
             return
         if not message:
             return
-        for name, conversation in conversations.items():
-            answer(name, conversation, message, label=len(conversations) > 1)
+        with first_interrupt() as interrupted:
+            for name, conversation in conversations.items():
+                if not interrupted.is_set():
+                    answer(name, conversation, message, label=len(conversations) > 1, stopped=interrupted.is_set)
+
+
+@contextmanager
+def first_interrupt() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets, so that an answer can end in order; a second one is as always."""
+    interrupted = threading.Event()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, before)
+        interrupted.set()
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
