@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipeline.cli.main import COMMANDS, cli
+from pipeline.cli.output import counted
 from pipeline.gguf_file.reader import open_gguf
 
 
@@ -140,10 +141,11 @@ BAD_INPUT = {
     "a pipe as output": ("operate {tiny} -o {pipe} --force", 2, "is a device, pipe or socket"),
     "prompt not UTF-8": ("run {tiny} --prompt caf\udce9", 1, "is not UTF-8"),
     "type": ("quantize {tiny} o.gguf Q9", 2, "Q9: not a type"),
-    "imatrix": ("quantize {tiny} o.gguf Q4_0 --imatrix nowhere", 1, "nowhere: not an importance matrix"),
+    "imatrix": ("quantize {tiny} o.gguf Q4_0 --imatrix nowhere", 2, "--imatrix nowhere: no such file"),
     "needs imatrix": ("quantize {wide} o.gguf IQ1_S", 1, "importance matrix"),
     "not a model": ("eval {english}", 1, "not a GGUF file"),
     "short text": ("eval {tiny} --text {short}", 1, "at least 1024 are needed"),
+    "a folder as text": ("eval {tiny} --text {tiny.parent}", 2, ": is a folder; name a UTF-8 text file"),
     "no text": ("eval {tiny} --text nowhere", 2, "--text nowhere: no such file"),
     "other vocabulary": ("eval {tiny} --base smollm2-135m --text {english}", 1, "has another vocabulary"),
     "chunks": ("eval {tiny} --chunks 0", 2, "--chunks 0: expected a whole number from 1"),
@@ -168,6 +170,25 @@ BAD_INPUT = {
     "cache type": ("eval {tiny} --cache-type-k q9", 2, "'q9' is not one of"),
     "empty prompt": ("run {tiny} --prompt ''", 2, "--prompt: is empty"),
 }
+
+
+def test_a_prompt_on_standard_input_that_is_not_utf_8(tiny: Path) -> None:
+    result = CliRunner().invoke(cli, ["run", str(tiny)], input=b"caf\xe9")
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "surgery: standard input: not UTF-8 text (byte 3); convert it first\n",
+    )
+
+
+def test_a_cache_that_cannot_be_made(tiny: Path, english: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SURGERY_CACHE", str(english / "cache"))
+    result = call("calibrate", tiny, "--text", english)
+    assert result.exit_code == 1
+    assert "cannot be made: Not a directory; set SURGERY_CACHE to a folder of yours" in result.stderr
+
+
+def test_one_is_no_plural() -> None:
+    assert [counted(number, "chunk") for number in (0, 1, 2000)] == ["0 chunks", "1 chunk", "2,000 chunks"]
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)

@@ -14,7 +14,7 @@ from pipeline.calibration.overlap import SHARED_ENOUGH, shared_lines
 from pipeline.calibration.statistics_file import Calibration
 from pipeline.cli.calibrate import calibration_for_metric
 from pipeline.cli.options import calibration_option, force_option, json_option, list_option, threads_option
-from pipeline.cli.output import warn
+from pipeline.cli.output import counted, warn
 from pipeline.cli.parameters import Number, WholeNumber
 from pipeline.cli.study_display import StudyDisplay
 from pipeline.cli.study_table import show_estimate, show_study
@@ -35,7 +35,7 @@ from pipeline.latent.plan import LatentPlan, choose_layout
 from pipeline.latent.source import require_convertible
 from pipeline.operation.layer_groups import check_plan
 from pipeline.operation.plan import STORED_SHARE, VARIANCE_SHARE
-from pipeline.quantization import quantized_types
+from pipeline.quantization import check_importance_matrix, quantized_types
 from pipeline.sources import open_model
 from pipeline.texts import EVALUATION_TEXT, read_text
 
@@ -119,7 +119,7 @@ def command(model: str | None, folder: Path | None, status_of: Path | None, as_j
     cells = grid_cells(grids)
     if options["save_plan"]:
         save_grids(options["save_plan"], grids, force=options["force"])
-        click.echo(f"wrote {options['save_plan']}: {len(cells)} cells, for --plan", err=as_json)
+        click.echo(f"wrote {options['save_plan']}: {counted(len(cells), 'cell')}, for --plan", err=as_json)
         if folder is None:
             return
     if model is None:
@@ -151,7 +151,7 @@ def command(model: str | None, folder: Path | None, status_of: Path | None, as_j
     if not as_json:
         click.echo(f"\nthe whole story:   surgery report {shlex.quote(str(folder))}")
     if progress.failures:
-        raise SurgeryError(f"{len(progress.failures)} cells failed; first {progress.failures[0]}")
+        raise SurgeryError(f"{counted(len(progress.failures), 'cell')} failed; first {progress.failures[0]}")
 
 
 def chosen_grids(options: dict[str, Any]) -> list[Grid]:
@@ -170,10 +170,7 @@ def chosen_grids(options: dict[str, Any]) -> list[Grid]:
 
 
 def study_settings(options: dict[str, Any]) -> StudySettings:
-    if options["imatrix"] and not options["imatrix"].is_file():
-        raise UsageError(
-            f"--imatrix {options['imatrix']}: no such file; make one with surgery calibrate --imatrix-output"
-        )
+    check_importance_matrix(options["imatrix"])
     return StudySettings(
         read_text(options["text"]),
         chunks=options["chunks"],

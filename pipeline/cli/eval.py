@@ -15,7 +15,7 @@ from pipeline.cli.options import (
     model_argument,
     threads_option,
 )
-from pipeline.cli.output import ProgressReport, print_json, print_table, warn
+from pipeline.cli.output import ProgressReport, counted, print_json, print_table, warn
 from pipeline.cli.parameters import WholeNumber
 from pipeline.evaluation import SMALLEST_CONTEXT, evaluate
 from pipeline.sources import open_model
@@ -93,7 +93,7 @@ def command(
 def print_evaluation(result: dict[str, Any], base: str | None) -> None:
     """What `evaluate` found, and the speeds at depths if they were measured."""
     click.echo(
-        f"text            {result['text']}, {result['chunks']} chunks of {result['n_ctx']} tokens, {result['tokens_scored']:,} scored"
+        f"text            {result['text']}, {counted(result['chunks'], 'chunk')} of {result['n_ctx']} tokens, {result['tokens_scored']:,} scored"
     )
     click.echo(f"perplexity      {result['ppl']:.4f} +/- {result['ppl_se']:.4f}")
     if base:

@@ -14,10 +14,10 @@ import click
 from native.generate import AnswerStatistics, SamplingOptions
 from native.model import ContextOptions
 from pipeline.cli.options import cache_type_options, gpu_layers_option, json_option, model_argument, threads_option
-from pipeline.cli.output import print_json
+from pipeline.cli.output import counted, print_json
 from pipeline.cli.parameters import Number, WholeNumber
 from pipeline.conversation import Conversation, ask, start_conversation
-from pipeline.errors import UsageError
+from pipeline.errors import SurgeryError, UsageError
 from pipeline.sources import open_model
 
 
@@ -58,7 +58,7 @@ def command(
     sampling = SamplingOptions(temperature, top_p, seed, max_tokens)
     names = [name for name in (model, beside) if name is not None]
     paths = {name: open_model(name).path for name in names}
-    if prompt is None and sys.stdin.isatty():
+    if prompt is None and sys.stdin and sys.stdin.isatty():
         if as_json:
             raise UsageError("--json: needs a --prompt, or text on standard input")
         with ExitStack() as stack:
@@ -69,7 +69,7 @@ def command(
                 }
             )
         return
-    message = (prompt if prompt is not None else sys.stdin.read()).strip()
+    message = (prompt if prompt is not None else piped_text()).strip()
     if not message:
         raise UsageError("--prompt: is empty; ask something")
     answers = []
@@ -78,6 +78,16 @@ def command(
             answers.append(answer(name, conversation, message, label=bool(beside), quiet=as_json))
     if as_json:
         print_json({"prompt": message, "answers": answers})
+
+
+def piped_text() -> str:
+    """What stands on standard input; nothing where that is closed. Raises SurgeryError when it is not UTF-8."""
+    if sys.stdin is None:
+        return ""
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise SurgeryError(f"standard input: not UTF-8 text (byte {error.start}); convert it first") from None
 
 
 def answer(
@@ -115,7 +125,7 @@ def print_statistics(statistics: AnswerStatistics) -> None:
     }[statistics.finish_reason]
     click.echo()
     click.echo(
-        f"[prompt {statistics.prompt_tokens} tokens, {prompt_speed:,.0f}/s; answer {statistics.generated_tokens} tokens, {speed:,.0f}/s{why}]\n",
+        f"[prompt {counted(statistics.prompt_tokens, 'token')}, {prompt_speed:,.0f}/s; answer {counted(statistics.generated_tokens, 'token')}, {speed:,.0f}/s{why}]\n",
         err=True,
     )
 
