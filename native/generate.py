@@ -36,16 +36,16 @@ class AnswerStatistics:
     prompt_seconds: float
     generated_tokens: int
     generation_seconds: float
-    finish_reason: str  # "stop", "length" (max_tokens) or "context" (n_ctx is full)
+    finish_reason: str  # "stop", "length" (max_tokens), "context" (n_ctx is full) or "interrupted"
 
 
 def chat(
     path: str, options: ContextOptions, sampling: SamplingOptions
-) -> Generator[str | AnswerStatistics | None, str, None]:
+) -> Generator[str | AnswerStatistics | None, str | None, None]:
     """A conversation. First yields None; send it a message, it yields the answer's pieces, then AnswerStatistics.
 
-    Send the next message in reply to the statistics. What was said stays in the KV cache. Raises NativeError when the
-    model cannot be loaded or a message does not fit in the context.
+    Send the next message in reply to the statistics; anything in reply to a piece ends the answer. What was said stays
+    in the KV cache. Raises NativeError when the model cannot be loaded or a message does not fit in the context.
     """
     with load_model(path, options.gpu_layers) as model:
         n_ctx = options.n_ctx or min(model.n_ctx_train, 4096)
@@ -54,7 +54,7 @@ def chat(
             cached = np.empty(0, np.int32)
             statistics: AnswerStatistics | None = None
             while True:
-                messages.append({"role": "user", "content": (yield statistics)})
+                messages.append({"role": "user", "content": (yield statistics) or ""})
                 prompt = model.tokenize(render_chat(model, messages), special=True)
                 answer: list[str] = []
                 cached, statistics = yield from _answer(context, n_ctx, prompt, cached, sampling, answer)
@@ -97,7 +97,9 @@ def _answer(
         generated.append(token)
         if piece := decoder.decode(context.model.piece(token)):
             answer.append(piece)
-            yield piece
+            if (yield piece) is not None:
+                reason = "interrupted"
+                break
     if reason == "length" and len(generated) < sampling.max_tokens:
         reason = "context"
     seconds = time.perf_counter() - started - prompt_seconds

@@ -17,10 +17,13 @@ from native.model import default_threads
 
 NOT_OFFERED = {"GUESSED", "NVFP4"}
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "MXFP4": "MXFP4_MOE"}
+READABLE = {kind.value for kind in gguf.LlamaFileType}  # by the gguf package, which may be older than llama.cpp
 FILE_TYPES: dict[str, int] = {
     match[1]: number
     for name, number in vars(llama_cpp).items()
-    if (match := re.fullmatch(r"LLAMA_FTYPE_(?:MOSTLY|ALL)_(\w+)", name)) and match[1] not in NOT_OFFERED
+    if (match := re.fullmatch(r"LLAMA_FTYPE_(?:MOSTLY|ALL)_(\w+)", name))
+    and match[1] not in NOT_OFFERED
+    and number in READABLE
 }
 PROGRESS_LINE = re.compile(r"\[\s*(\d+)/\s*(\d+)\]")
 SIZE_LINE = re.compile(r"quant size\s*=\s*([\d.]+) MiB")

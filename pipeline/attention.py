@@ -39,8 +39,8 @@ class AttentionMap:
 def find_attention(model: GGUFModel) -> AttentionMap:
     """Find the projections of every layer, separate (`attn_q`, `attn_k`, `attn_v`) or fused (`attn_qkv`).
 
-    Raises SurgeryError when no layer has them, when a shape contradicts the head counts, or when there cannot be as
-    many layers as the metadata say.
+    Raises SurgeryError when no layer has them, when a shape contradicts the head counts or the embedding's length, or
+    when there cannot be as many layers as the metadata say.
     """
     count, most = model.hyperparameter("block_count"), len(model.tensors)
     if count is not None and not (type(count) is int and 1 <= count <= most):
@@ -51,6 +51,7 @@ def find_attention(model: GGUFModel) -> AttentionMap:
     layers, skipped = {}, []
     for layer in range(count or 0):
         if projections := _separate(model, layer) or _fused(model, layer):
+            _check_shapes(model, layer, projections)
             layers[layer] = projections
         else:
             skipped.append(layer)
@@ -97,9 +98,41 @@ def _fused(model: GGUFModel, layer: int) -> dict[str, Projection] | None:
     return projections
 
 
+def _check_shapes(model: GGUFModel, layer: int, projections: dict[str, Projection]) -> None:
+    """Raise SurgeryError where the metadata contradicts q, k and v: llama.cpp would not load what is made of them.
+
+    A key that the model lacks says nothing. A head's size is not looked up, as architectures have several keys for it.
+    """
+    q = projections["q"]
+    width = of_layer(model.hyperparameter("embedding_length", q.columns), layer)
+    if width != q.columns:
+        raise _contradiction(model, "embedding_length", width, f"{q.tensor} has {q.columns} columns")
+    sizes = {}
+    for key, roles in (("attention.head_count", "q"), ("attention.head_count_kv", "kv")):
+        heads = of_layer(model.hyperparameter(key, 1), layer)
+        for projection in (projections[role] for role in roles):
+            if not isinstance(heads, int) or heads < 1 or projection.rows % heads:
+                found = f"{projection.role} in {projection.tensor} has {projection.rows} rows to divide among the heads"
+                raise _contradiction(model, key, heads, found)
+            if model.hyperparameter(key) is not None:
+                sizes[projection.role] = projection.rows // heads
+    if {"q", "k"} <= sizes.keys() and sizes["q"] % sizes["k"]:  # a q with a gate beside it has twice the rows
+        heads = of_layer(model.hyperparameter("attention.head_count"), layer)
+        found = f"in layer {layer} q would then have {sizes['q']} features a head, and k has {sizes['k']}"
+        raise _contradiction(model, "attention.head_count", heads, found)
+
+
+def _contradiction(model: GGUFModel, key: str, value: object, found: str) -> SurgeryError:
+    return SurgeryError(
+        f"{model.path}: {model.architecture}.{key} is {value}, but {found}; one of them is wrong, get the file anew"
+    )
+
+
 def of_layer(value: int | list[int], layer: int) -> int:
-    """A hyperparameter that is one number for all layers or a list with one for each."""
-    return value[layer] if isinstance(value, list) else value
+    """A hyperparameter that is one number for all layers or a list with one for each; 0 where the list has ended."""
+    if isinstance(value, list):
+        return value[layer] if layer < len(value) else 0
+    return value
 
 
 def read_projection(model: GGUFModel, projection: Projection) -> np.ndarray:

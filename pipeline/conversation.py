@@ -1,6 +1,6 @@
 """Talk to a model that runs in a process of its own."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 from native.generate import AnswerStatistics, SamplingOptions, chat
@@ -17,11 +17,13 @@ def start_conversation(model: Path, options: ContextOptions, sampling: SamplingO
     return conversation
 
 
-def ask(conversation: Conversation, message: str) -> Iterator[str | AnswerStatistics]:
-    """Send `message`; the pieces of the answer as they come, then its statistics."""
+def ask(
+    conversation: Conversation, message: str, stopped: Callable[[], bool] = lambda: False
+) -> Iterator[str | AnswerStatistics]:
+    """Send `message`; the pieces of the answer as they come, then its statistics. `stopped` can end the answer early."""
     event = conversation.send(message)
     while isinstance(event, str):
         yield event
-        event = next(conversation)
+        event = conversation.send("" if stopped() else None)
     assert event is not None
     yield event

@@ -17,23 +17,37 @@ from pipeline.errors import SurgeryError, UsageError
 def complete_or_absent(path: Path, *, force: bool, sources: Iterable[Path] = (), size: int = 0) -> Iterator[Path]:
     """Yield a temporary path beside `path` to write to; rename it to `path` if all went well, else remove it.
 
-    `sources` may not be overwritten, even with `force`; `size` is how many bytes will be needed, as far as known.
+    Where `path` is a link, all this happens to the file that it leads to, which need not exist yet. `sources` may not
+    be overwritten, even with `force`; `size` is how many bytes will be needed, as far as known.
     The temporary file is locked while it is written, so what a kill -9 left behind is known by its missing lock and
     removed by the next run. Raises UsageError before anything is written when `path` cannot be the output.
     """
     check_output(path, force=force, sources=sources)
+    target = followed(path)
     try:
-        _remove_abandoned(path)
-        free = shutil.disk_usage(path.parent).free
+        _remove_abandoned(target)
+        free = shutil.disk_usage(target.parent).free
         if size > free:
             raise SurgeryError(f"{path}: no space left: {size / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free")
-        with _locked_temporary(path) as temporary:
+        with _locked_temporary(target) as temporary:
             yield temporary
             check_output(path, force=force, sources=sources)
-            os.replace(temporary, path)
+            os.replace(temporary, target)
     except OSError as error:
-        reason = "no space left" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else error.strerror
-        raise SurgeryError(f"{path}: cannot be written: {reason}") from error
+        raise SurgeryError(f"{path}: cannot be written: {_reason(error)}") from error
+
+
+def followed(path: Path) -> Path:
+    """Where a file of this name ends up: `path`, or what it leads to if it is a link, also one to nothing yet."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def _reason(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "no space left; make room, or choose another folder"
+    if error.errno == errno.EFBIG:
+        return "it grows larger than a file may be here; raise the limit (ulimit -f), or choose another folder"
+    return error.strerror or str(error)
 
 
 @contextmanager
@@ -50,19 +64,22 @@ def _locked_temporary(path: Path) -> Iterator[Path]:
 
 def check_output(path: Path, *, force: bool, sources: Iterable[Path] = ()) -> None:
     """Raise UsageError unless `path` can become an output file that overwrites none of `sources`."""
-    if not path.parent.is_dir():
-        raise UsageError(f"{path}: the folder {path.parent} does not exist; make it first")
-    if path.is_dir():
-        raise UsageError(f"{path}: is a folder; name a file in it")
-    if path.exists():
+    folder = followed(path).parent
+    if path.exists():  # what a link leads to decides
+        if path.is_dir():
+            raise UsageError(f"{path}: is a folder; name a file in it")
         if not path.is_file():
             raise UsageError(f"{path}: is a device, pipe or socket; name a file")
         if any(path.samefile(source) for source in sources):
             raise UsageError(f"{path}: is the input itself; name another output")
         if not force:
             raise UsageError(f"{path}: exists already; add --force to overwrite it")
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"{path}: the folder {path.parent} is read-only; choose another")
+    if not folder.is_dir():
+        raise UsageError(f"{path}: the folder {folder} does not exist; make it first")
+    if followed(path).is_symlink():
+        raise UsageError(f"{path}: is a link that leads round in a circle; name a file")
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"{path}: the folder {folder} is read-only; choose another")
 
 
 def _remove_abandoned(path: Path) -> None:

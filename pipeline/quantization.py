@@ -34,11 +34,12 @@ def quantize(
     """Write `output`: `model` quantised to `kind`, any type of llama.cpp's quantiser, in any case.
 
     `progress` counts tensors. The result names the tensors that fell back to another type because their
-    width does not fit. Raises UsageError for an unknown type or an output that cannot be,
+    width does not fit. Raises UsageError for an unknown type, a missing matrix or an output that cannot be,
     NativeError with llama.cpp's reason, SurgeryError on a full disk.
     """
     kind = known_type(kind)
     started = time.perf_counter()
+    check_importance_matrix(importance_matrix)
     importance = read_importance_matrix(importance_matrix) if importance_matrix else None
     fallbacks: dict[str, str] = {}
 
@@ -75,6 +76,13 @@ def quantized_bytes(model: GGUFModel, kind: str) -> int:
     for _ in isolated(quantize_file, str(model.path), os.devnull, known_type(kind), dry_run=True, on_log=on_log):
         pass
     return round(sizes[-1] * 2**20)
+
+
+def check_importance_matrix(path: Path | None) -> None:
+    """Raise UsageError when --imatrix names no file."""
+    if path is not None and not path.is_file():
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise UsageError(f"--imatrix {path}: {what}; make one with surgery calibrate --imatrix-output")
 
 
 def known_type(kind: str) -> str:

@@ -32,9 +32,8 @@ def read_text(name: str) -> Text:
         return Text(name, python_docs(calibration=name == CALIBRATION_TEXT))
     path = Path(name).expanduser()
     if not path.is_file():
-        raise UsageError(
-            f"--text {name}: no such file; name a UTF-8 text file, {EVALUATION_TEXT} or {CALIBRATION_TEXT}"
-        )
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise UsageError(f"--text {name}: {what}; name a UTF-8 text file, {EVALUATION_TEXT} or {CALIBRATION_TEXT}")
     try:
         content = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:

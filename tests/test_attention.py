@@ -78,6 +78,37 @@ def test_refuses_a_fused_tensor_that_contradicts_the_head_counts(tmp_path: Path)
         find_attention(open_gguf(tmp_path / "m.gguf"))
 
 
+CONTRADICTIONS = {
+    "no heads": ({"heads": 0}, "attention.head_count is 0, but q in blk.0.attn_q.weight has 64 rows"),
+    "odd heads": ({"heads": 5}, "attention.head_count is 5, but q in blk.0.attn_q.weight has 64 rows"),
+    "other heads": ({"heads": 8}, "attention.head_count is 8, but in layer 0 q would then have 8 features a head"),
+    "no kv heads": ({"kv_heads": 0}, "head_count_kv is 0, but k in blk.0.attn_k.weight has 32 rows"),
+    "odd kv heads": ({"kv_heads": 3}, "head_count_kv is 3, but k in blk.0.attn_k.weight has 32 rows"),
+    "width": ({"width": 32}, "embedding_length is 32, but blk.0.attn_q.weight has 64 columns"),
+}
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_refuses_metadata_that_contradicts_the_shapes(tiny: Path, tmp_path: Path, case: str) -> None:
+    changes, message = CONTRADICTIONS[case]
+    keys = {"heads": "attention.head_count", "kv_heads": "attention.head_count_kv", "width": "embedding_length"}
+    model = open_gguf(tiny)
+    for name, value in changes.items():
+        key = f"llama.{keys[name]}"
+        model.metadata[key] = metadata_entry(key, value)
+    with pytest.raises(SurgeryError, match=message):
+        find_attention(model)
+
+
+def test_a_list_of_head_counts_is_one_for_each_layer(tiny: Path) -> None:
+    model = open_gguf(tiny)
+    model.metadata["llama.attention.head_count"] = metadata_entry("llama.attention.head_count", [4, 4])
+    assert list(find_attention(model).layers) == [0, 1]
+    model.metadata["llama.attention.head_count"] = metadata_entry("llama.attention.head_count", [4])
+    with pytest.raises(SurgeryError, match=r"head_count is 0, but q in blk\.1"):
+        find_attention(model)
+
+
 @pytest.mark.parametrize(
     ("text", "layers"), [("all", [0, 1, 2, 5]), ("1", [1]), ("0-2", [0, 1, 2]), ("5,0-1", [0, 1, 5]), ("2-5", [2, 5])]
 )

@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 
 from native.model import MOST_THREADS
 from pipeline.cli.main import COMMANDS, cli
+from pipeline.cli.output import counted
 from pipeline.gguf_file.reader import open_gguf
 
 
@@ -125,10 +126,14 @@ def test_every_kv_cache_type_on_offer_is_llama_cpps() -> None:
 
 
 BAD_INPUT = {
-    "threshold 0": ("operate {tiny} -o o.gguf --threshold 0", 2, "--threshold 0.0: expected a share"),
+    "threshold 0": ("operate {tiny} -o o.gguf --threshold 0", 2, "--threshold 0: expected a share"),
     "threshold 1.5": ("operate {tiny} -o o.gguf --threshold 1.5", 2, "--threshold 1.5: expected a share"),
     "threshold nan": ("operate {tiny} -o o.gguf --threshold nan", 2, "--threshold nan: expected a share"),
-    "threshold abc": ("operate {tiny} -o o.gguf --threshold abc", 2, "'abc' is not a valid float"),
+    "threshold abc": (
+        "operate {tiny} -o o.gguf --threshold abc",
+        2,
+        "--threshold abc: expected a share of the variance",
+    ),
     "both": ("operate {tiny} -o o.gguf --threshold 0.5 --rank 3", 2, "give one of --threshold, --rank and --budget"),
     "rank too large": ("operate {tiny} -o o.gguf --rank 999", 2, "--rank 999: q of layer 0 has 64 components"),
     "method": ("operate {tiny} -o o.gguf --method svd", 2, "'svd' is not one of"),
@@ -144,16 +149,54 @@ BAD_INPUT = {
     "a pipe as output": ("operate {tiny} -o {pipe} --force", 2, "is a device, pipe or socket"),
     "prompt not UTF-8": ("run {tiny} --prompt caf\udce9", 1, "is not UTF-8"),
     "type": ("quantize {tiny} o.gguf Q9", 2, "Q9: not a type"),
-    "imatrix": ("quantize {tiny} o.gguf Q4_0 --imatrix nowhere", 1, "nowhere: not an importance matrix"),
+    "imatrix": ("quantize {tiny} o.gguf Q4_0 --imatrix nowhere", 2, "--imatrix nowhere: no such file"),
     "needs imatrix": ("quantize {wide} o.gguf IQ1_S", 1, "importance matrix"),
     "not a model": ("eval {english}", 1, "not a GGUF file"),
     "short text": ("eval {tiny} --text {short}", 1, "at least 1024 are needed"),
+    "a folder as text": ("eval {tiny} --text {tiny.parent}", 2, ": is a folder; name a UTF-8 text file"),
     "no text": ("eval {tiny} --text nowhere", 2, "--text nowhere: no such file"),
     "other vocabulary": ("eval {tiny} --base smollm2-135m --text {english}", 1, "has another vocabulary"),
-    "chunks": ("eval {tiny} --chunks 0", 2, "--chunks 0: expected at least 1"),
+    "chunks": ("eval {tiny} --chunks 0", 2, "--chunks 0: expected a whole number from 1"),
+    "no argument": ("operate", 2, "Missing argument 'MODEL'; see cli operate --help"),
+    "no output": ("operate {tiny}", 2, "Missing option '-o' / '--output'; see"),
+    "no such option": ("operate {tiny} -o o.gguf --thresold 1", 2, "No such option '--thresold'"),
+    "no such command": ("opreate {tiny}", 2, "No such command 'opreate'"),
+    "no value": ("operate {tiny} -o o.gguf --rank", 2, "'--rank' requires an argument"),
+    "temperature nan": ("run {tiny} --temperature nan", 2, "--temperature nan: expected a number of at least 0"),
+    "temperature inf": ("run {tiny} --temperature inf", 2, "--temperature inf: expected a number of at least 0"),
+    "top-p nan": ("run {tiny} --top-p nan", 2, "--top-p nan: expected a share above 0"),
+    "list of numbers": ("compare {tiny} --ranks 4,x", 2, "--ranks x: expected a whole number from 1"),
+    "ctx of run": (
+        "run {tiny} --ctx 99999999999",
+        2,
+        "--ctx 99999999999: expected a whole number from 0 to 2147483647",
+    ),
+    "ctx of eval": ("eval {tiny} --ctx 99999999999", 2, "--ctx 99999999999: expected a whole number from"),
+    "ctx of compare": ("compare {tiny} --ctx 99999999999", 2, "--ctx 99999999999: expected a whole number from 8"),
+    "gpu layers": ("run {tiny} --gpu-layers -5", 2, "--gpu-layers -5: expected a whole number from -1"),
+    "gpu layers of eval": ("eval {tiny} --gpu-layers -5", 2, "--gpu-layers -5: expected a whole number from -1"),
     "cache type": ("eval {tiny} --cache-type-k q9", 2, "'q9' is not one of"),
     "empty prompt": ("run {tiny} --prompt ''", 2, "--prompt: is empty"),
 }
+
+
+def test_a_prompt_on_standard_input_that_is_not_utf_8(tiny: Path) -> None:
+    result = CliRunner().invoke(cli, ["run", str(tiny)], input=b"caf\xe9")
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "surgery: standard input: not UTF-8 text (byte 3); convert it first\n",
+    )
+
+
+def test_a_cache_that_cannot_be_made(tiny: Path, english: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SURGERY_CACHE", str(english / "cache"))
+    result = call("calibrate", tiny, "--text", english)
+    assert result.exit_code == 1
+    assert "cannot be made: Not a directory; set SURGERY_CACHE to a folder of yours" in result.stderr
+
+
+def test_one_is_no_plural() -> None:
+    assert [counted(number, "chunk") for number in (0, 1, 2000)] == ["0 chunks", "1 chunk", "2,000 chunks"]
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
@@ -170,5 +213,6 @@ def test_bad_input_gets_one_clear_line(
     assert result.exit_code == code, result.output
     assert message in result.stderr
     assert not isinstance(result.exception, Exception) or isinstance(result.exception, SystemExit)
-    assert len(result.stderr.strip().splitlines()) <= 4  # click adds its usage lines
+    assert result.stderr.startswith("surgery: ")
+    assert len(result.stderr.splitlines()) == 1
     assert [path.name for path in Path().iterdir()] == ["short.txt"]

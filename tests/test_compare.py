@@ -15,7 +15,7 @@ from native.model import ContextOptions
 from pipeline.cli.main import cli
 from pipeline.compare.cell import Cell, StudySubject, base_key, effective_plan
 from pipeline.compare.grid import PRESETS, Grid, grid_cells, load_grids, save_grids
-from pipeline.compare.ledger import LEDGER, open_ledger, sole_writer
+from pipeline.compare.ledger import LEDGER, make_folder, open_ledger, sole_writer
 from pipeline.compare.measuring import StopRule
 from pipeline.compare.results import study_results
 from pipeline.compare.run import StudyProgress, run_study
@@ -359,3 +359,10 @@ def test_an_operation_that_fails_fails_its_cells_alone(
     assert progress.failures[0] == "shared-kv 0.9: no space left"
     statuses = [(cell["label"], cell["status"]) for cell in study_results(tmp_path / "study")["cells"]]
     assert [status for _, status in statuses] == ["done", "failed", "failed", "failed", "failed"]
+
+
+def test_a_study_that_cannot_be_written_names_its_option(tmp_path: Path) -> None:
+    (tmp_path / "lock").mkdir()  # root may write in a read-only folder, but not this
+    for folder, message in ((Path("/proc/study"), "name another folder"), (tmp_path, "Is a directory")):
+        with pytest.raises(UsageError, match=f"-o {folder}: cannot be written: .*{message}"):
+            make_folder(folder)

@@ -78,6 +78,17 @@ def test_a_conversation_is_remembered_and_its_cache_reused(embedded: Path) -> No
     assert answers[1][0] == greedy_reference(embedded, prompt, 12)
 
 
+def test_an_answer_can_be_stopped_and_the_conversation_goes_on(embedded: Path) -> None:
+    with closing(start_conversation(embedded, ContextOptions(), SamplingOptions(0, max_tokens=400))) as conversation:
+        first, statistics = ask(conversation, QUESTION, lambda: True)
+        assert isinstance(first, str)
+        assert isinstance(statistics, AnswerStatistics)
+        assert (statistics.generated_tokens, statistics.finish_reason) == (1, "interrupted")
+        *_, statistics = ask(conversation, QUESTION, lambda: True)
+        assert isinstance(statistics, AnswerStatistics)
+        assert statistics.cached_tokens > 0
+
+
 def test_an_operated_model_speaks(embedded: Path, tmp_path: Path) -> None:
     operate(open_gguf(embedded), tmp_path / "operated.gguf", Plan(threshold=0.99))
     [(text, statistics)] = say(tmp_path / "operated.gguf", [QUESTION], GREEDY)

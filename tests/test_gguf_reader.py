@@ -72,10 +72,13 @@ def test_refuses_what_is_no_model(tmp_path: Path) -> None:
     missing, empty, text = tmp_path / "missing.gguf", tmp_path / "empty.gguf", tmp_path / "text.gguf"
     empty.touch()
     text.write_text("This is not a model, whatever its name says.")
+    program = tmp_path / "program.gguf"
+    program.write_bytes(b"\x7fELF" + bytes(30))
     for path, message in (
         (missing, "no such file"),
         (empty, "only 0 bytes"),
-        (text, "not a GGUF file"),
+        (text, r'not a GGUF file \(it starts with "This"\)'),
+        (program, r"not a GGUF file \(it starts with the bytes 7f 45 4c 46\)"),
         (tmp_path, "not a file"),
     ):
         with pytest.raises(SurgeryError, match=message):
@@ -131,6 +134,7 @@ LIES = {
     "width that is no block": (header(tensors=1, body=tensor(shape=(33, 2), kind=8)), "impossible shape"),
     "unknown tensor type": (header(tensors=1, body=tensor(kind=4)), "type 4"),
     "offset past the end": (header(tensors=1, body=tensor(offset=HUGE)), "is said to be at"),
+    "dimension that no model has": (header(tensors=1, body=tensor(shape=(2**40, 2))), "impossible shape"),
     "shape past the end": (header(tensors=1, body=tensor(shape=(2**30, 2**30))), "truncated"),
     "tensor twice": (
         header(tensors=2, body=tensor(shape=(32, 1)) + tensor(shape=(32, 1), offset=128)),

@@ -1,7 +1,9 @@
 """An output file is complete under its name, or absent."""
 
+import errno
 import fcntl
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,54 @@ def test_refuses_outputs_that_cannot_be(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=message):
             write(path, "new", **options)
     assert existing.read_text() == "precious"
+
+
+def test_writes_through_links(tmp_path: Path) -> None:
+    """A link stays one, and what it leads to is written, beside itself, whether it was there or not."""
+    (tmp_path / "elsewhere").mkdir()
+    target = tmp_path / "elsewhere" / "target"
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.symlink_to("second")
+    second.symlink_to("elsewhere/target")
+    write(first, "new")
+    with complete_or_absent(first, force=True) as temporary:
+        assert temporary.parent == target.parent
+        temporary.write_text("newer")
+    assert target.read_text() == "newer"
+    assert first.is_symlink()
+    assert second.is_symlink()
+    assert os.listdir(tmp_path / "elsewhere") == ["target"]
+
+
+def test_refuses_what_is_no_regular_file_behind_a_link_too(tmp_path: Path) -> None:
+    pipe, to_pipe, circle, nowhere = (tmp_path / name for name in ("pipe", "to pipe", "circle", "nowhere"))
+    os.mkfifo(pipe)
+    to_pipe.symlink_to(pipe)
+    circle.symlink_to(circle)
+    nowhere.symlink_to(tmp_path / "no" / "out")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("socket")  # relative, as such a path must be short
+        for path, message in (
+            (pipe, "is a device, pipe or socket"),
+            (to_pipe, "is a device, pipe or socket"),
+            (tmp_path / "socket", "is a device, pipe or socket"),
+            (circle, "in a circle"),
+            (nowhere, "no does not exist"),
+        ):
+            with pytest.raises(UsageError, match=message):
+                write(path, "new", force=True)
+    assert to_pipe.is_symlink()
+    assert circle.is_symlink()
+
+
+@pytest.mark.parametrize(("number", "message"), [(errno.ENOSPC, "no space left"), (errno.EFBIG, "ulimit -f")])
+def test_a_file_that_cannot_grow_says_why(tmp_path: Path, number: int, message: str) -> None:
+    def fail_half_way() -> None:
+        with complete_or_absent(tmp_path / "out", force=False):
+            raise OSError(number, os.strerror(number))
+
+    with pytest.raises(SurgeryError, match=f"out: cannot be written: .*{message}"):
+        fail_half_way()
 
 
 def test_refuses_more_than_the_disk_holds(tmp_path: Path) -> None:

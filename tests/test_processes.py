@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import resource
 import shutil
 import signal
@@ -51,8 +52,9 @@ def test_an_interruption_leaves_nothing_behind(tmp_path: Path, command: str, num
     wait_for_partial_file(process, tmp_path)
     os.killpg(process.pid, number)
     _, stderr = process.communicate(timeout=30)
-    assert process.returncode != 0
-    assert "Traceback" not in stderr
+    assert process.returncode == 128 + number
+    told = [line for line in stderr.splitlines() if "warning" not in line]
+    assert told == (["surgery: interrupted"] if number == signal.SIGINT else [])
     assert not list(tmp_path.iterdir())
 
 
@@ -98,6 +100,44 @@ def test_a_disk_that_fills_up_meanwhile(tmp_path: Path, surgery: SurgeryProcess,
     assert len(result.stderr.strip().splitlines()) <= 2
     assert "o.gguf" in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("quantize", "--help"), ("inspect", "smollm2-135m")])
+def test_a_full_disk_behind_standard_output(arguments: tuple[str, ...]) -> None:
+    for unbuffered in ({}, {"PYTHONUNBUFFERED": "1"}):
+        with open("/dev/full", "w") as full:
+            process = subprocess.run(
+                [sys.executable, "-m", "pipeline", *arguments], stdout=full, stderr=subprocess.PIPE, text=True,
+                env={key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"} | unbuffered,
+            )  # fmt: skip
+        assert process.returncode == 1
+        assert process.stderr == "surgery: standard output: cannot be written: No space left on device\n"
+
+
+def test_ctrl_c_ends_an_answer_and_then_the_chat() -> None:
+    """On a terminal of its own: what is typed is echoed, and Ctrl-C becomes a signal."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.execv(sys.executable, [sys.executable, "-m", "pipeline", "run", "smollm2-135m", "--max-tokens", "2000"])
+    shown = ""
+
+    def read_until(end: str) -> str:
+        nonlocal shown
+        while end not in shown:
+            shown += os.read(terminal, 4096).decode(errors="replace")
+        before, _, shown = shown.partition(end)
+        return before
+
+    read_until("> ")
+    os.write(terminal, b"Count from one to one thousand.\n")
+    read_until("thousand.\r\n")
+    while not shown:  # the answer has begun
+        shown += os.read(terminal, 4096).decode(errors="replace")
+    os.write(terminal, b"\x03")
+    assert "; stopped]" in read_until("\n> ")
+    os.write(terminal, b"\x03")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_a_folder_that_cannot_be_written(surgery: SurgeryProcess) -> None:

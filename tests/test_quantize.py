@@ -4,10 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import gguf
+import llama_cpp
 import numpy as np
 import pytest
 
 from native.errors import NativeError
+from native.library import ggml_base
 from native.quantize_file import FILE_TYPES, file_type, read_importance_matrix
 from native.quantize_rows import quantize_rows
 from pipeline.errors import UsageError
@@ -83,10 +85,18 @@ def test_type_names() -> None:
         "F32",
         "IQ4_XS",
     ]
-    assert {"Q2_K", "Q3_K_S", "IQ1_M", "TQ1_0", "MXFP4_MOE", "Q2_0"} <= FILE_TYPES.keys()
+    assert {"Q2_K", "Q3_K_S", "IQ1_M", "TQ1_0", "MXFP4_MOE"} <= FILE_TYPES.keys()
     assert not {"GUESSED", "NVFP4"} & FILE_TYPES.keys()
     with pytest.raises(NativeError, match="Q9: not a type"):
         file_type("Q9")
+
+
+def test_every_type_on_offer_can_be_read_again() -> None:
+    """A tensor type that llama.cpp has and the gguf package does not would be quantised to, and then refused."""
+    known = {kind.value for kind in gguf.GGMLQuantizationType}
+    names = [(ggml_base().ggml_type_name(n) or b"").decode().upper() for n in range(llama_cpp.GGML_TYPE_COUNT)]
+    assert "Q4_0" in names
+    assert not {name for number, name in enumerate(names) if number not in known} & FILE_TYPES.keys()
 
 
 def test_refusals_leave_nothing_behind(tiny: Path, wide: Path, tmp_path: Path) -> None:

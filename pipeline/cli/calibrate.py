@@ -8,7 +8,8 @@ import click
 from pipeline.calibration.calibrate import DEFAULT_CHUNKS, calibrate, copy_calibration, write_importance_matrix
 from pipeline.calibration.statistics_file import Calibration, open_calibration
 from pipeline.cli.options import force_option, json_option, model_argument, threads_option
-from pipeline.cli.output import ProgressReport, print_json
+from pipeline.cli.output import ProgressReport, counted, print_json
+from pipeline.cli.parameters import WholeNumber
 from pipeline.errors import UsageError
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.output_file import check_output
@@ -28,7 +29,13 @@ from pipeline.texts import CALIBRATION_TEXT, Text, read_text
 @click.option(
     "--imatrix-output", type=click.Path(path_type=Path), help="Write an importance matrix in llama.cpp's GGUF form."
 )
-@click.option("--chunks", default=DEFAULT_CHUNKS, show_default=True, help="How many chunks of 512 tokens at the most.")
+@click.option(
+    "--chunks",
+    default=DEFAULT_CHUNKS,
+    show_default=True,
+    type=WholeNumber(1),
+    help="How many chunks of 512 tokens at the most.",
+)
 @click.option(
     "--probes/--no-probes",
     default=True,
@@ -68,7 +75,7 @@ def command(
         print_json(facts)
         return
     click.echo(
-        f"calibrated      {facts['model']} on {facts['text']}, {facts['chunks']} chunks of {facts['chunk_size']} tokens"
+        f"calibrated      {facts['model']} on {facts['text']}, {counted(facts['chunks'], 'chunk')} of {facts['chunk_size']} tokens"
     )
     click.echo(f"statistics      {facts['statistics']} ({facts['statistics_bytes'] / 1e6:,.1f} MB)")
     if imatrix_output is not None:
@@ -114,8 +121,9 @@ def calibration_text(name: str) -> Text:
     try:
         return read_text(name)
     except UsageError:
+        what = "is a folder" if Path(name).expanduser().is_dir() else "no such file"
         raise UsageError(
-            f"--calibration {name}: no such file; name statistics that surgery calibrate wrote, or a text"
+            f"--calibration {name}: {what}; name statistics that surgery calibrate wrote, or a text"
         ) from None
 
 
@@ -130,7 +138,7 @@ def calibrate_with_progress(
 
         def update(done: float, total: float, note: str) -> None:
             if not capturing.total:
-                click.echo(f"calibrating {model.name} on {text.name}: {total:.0f} chunks, once", err=True)
+                click.echo(f"calibrating {model.name} on {text.name}: {counted(round(total), 'chunk')}, once", err=True)
             capturing.update(done, total, note)
 
         return calibrate(

@@ -14,7 +14,8 @@ from pipeline.calibration.overlap import SHARED_ENOUGH, shared_lines
 from pipeline.calibration.statistics_file import Calibration
 from pipeline.cli.calibrate import calibration_for_metric
 from pipeline.cli.options import calibration_option, force_option, json_option, list_option, threads_option
-from pipeline.cli.output import warn
+from pipeline.cli.output import counted, warn
+from pipeline.cli.parameters import Number, WholeNumber
 from pipeline.cli.study_display import StudyDisplay
 from pipeline.cli.study_table import show_estimate, show_study
 from pipeline.compare.cell import CACHE_TYPES, LATENT, Cell
@@ -33,7 +34,8 @@ from pipeline.gguf_file.reader import GGUFModel
 from pipeline.latent.plan import LatentPlan, choose_layout
 from pipeline.latent.source import require_convertible
 from pipeline.operation.layer_groups import check_plan
-from pipeline.quantization import quantized_types
+from pipeline.operation.plan import STORED_SHARE, VARIANCE_SHARE
+from pipeline.quantization import check_importance_matrix, quantized_types
 from pipeline.sources import open_model
 from pipeline.texts import EVALUATION_TEXT, read_text
 
@@ -45,9 +47,11 @@ def names(text: str, values: Iterable[str]) -> tuple[Any, str]:
 GRID_OPTIONS = (
     list_option("--methods", *names("", (*METHODS, LATENT))),
     list_option("--targets", str, "Such as qkv,kv.  [default: qkv]"),
-    list_option("--thresholds", float, "Shares of the variance to keep, such as 0.99,0.9."),
-    list_option("--ranks", int, "Components to keep."),
-    list_option("--budgets", float, "Shares of the stored numbers to keep."),
+    list_option(
+        "--thresholds", Number(VARIANCE_SHARE, 0, 1, above=True), "Shares of the variance to keep, such as 0.99,0.9."
+    ),
+    list_option("--ranks", WholeNumber(1), "Components to keep."),
+    list_option("--budgets", Number(STORED_SHARE, 0, 1, above=True), "Shares of the stored numbers to keep."),
     list_option("--metrics", *names("  [default: weights]", METRICS)),
     list_option("--means", *names("  [default: keep]", MEANS)),
     click.option("--layers", help="Layers to operate on, such as 0-10,12.  [default: all]"),
@@ -55,7 +59,7 @@ GRID_OPTIONS = (
         "--group-layers", str, "Which layers share components, for method cross-layer: such as 2,5,all,similar:2."
     ),
     list_option("--caches", float, "Shares of the KV cache to keep, for method latent.  [default: 0.5]"),
-    list_option("--seeds", int, "Seeds of the random control.  [default: 0]"),
+    list_option("--seeds", WholeNumber(0, 2**32 - 1), "Seeds of the random control.  [default: 0]"),
     list_option("--quants", str, "source (types as they are), F16, Q8_0, Q4_K_M, ...  [default: source,Q4_K_M]"),
     list_option("--cache-types", *names("  [default: f16]", CACHE_TYPES)),
 )
@@ -79,12 +83,20 @@ def grid_options(command: Any) -> Any:
 @click.option("--text", default=EVALUATION_TEXT, show_default=True, help="The text to measure on.")
 @calibration_option("Statistics that surgery calibrate wrote, or a text, for metrics other than weights.")
 @click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix for quantising, as a GGUF file.")
-@click.option("--chunks", default=20, show_default=True, type=click.IntRange(2), help="Chunks of the text to measure.")
-@click.option("--ctx", default=512, show_default=True, type=click.IntRange(8), help="Tokens a chunk.")
+@click.option("--chunks", default=20, show_default=True, type=WholeNumber(2), help="Chunks of the text to measure.")
+@click.option("--ctx", default=512, show_default=True, type=WholeNumber(8), help="Tokens a chunk.")
 @click.option("--prompt", default="What is machine learning?", show_default=True, help="Every cell answers it.")
-@click.option("--answer-tokens", default=64, show_default=True, type=click.IntRange(0), help="0 for no answers.")
-@click.option("--stop-above", type=float, help="Stop a cell when its KL divergence is surely above this, in nats.")
-@click.option("--precision", type=float, help="Stop a cell when its standard error is below this share of its KL.")
+@click.option("--answer-tokens", default=64, show_default=True, type=WholeNumber(0), help="0 for no answers.")
+@click.option(
+    "--stop-above",
+    type=Number("a number above 0", 0, above=True),
+    help="Stop a cell when its KL divergence is surely above this, in nats.",
+)
+@click.option(
+    "--precision",
+    type=Number("a number above 0", 0, above=True),
+    help="Stop a cell when its standard error is below this share of its KL.",
+)
 @click.option("--dry-run", is_flag=True, help="List the cells, their sizes and an estimate of the time; run nothing.")
 @click.option("--force-rerun", is_flag=True, help="Measure the cells of this grid again.")
 @click.option(
@@ -107,7 +119,7 @@ def command(model: str | None, folder: Path | None, status_of: Path | None, as_j
     cells = grid_cells(grids)
     if options["save_plan"]:
         save_grids(options["save_plan"], grids, force=options["force"])
-        click.echo(f"wrote {options['save_plan']}: {len(cells)} cells, for --plan", err=as_json)
+        click.echo(f"wrote {options['save_plan']}: {counted(len(cells), 'cell')}, for --plan", err=as_json)
         if folder is None:
             return
     if model is None:
@@ -139,7 +151,7 @@ def command(model: str | None, folder: Path | None, status_of: Path | None, as_j
     if not as_json:
         click.echo(f"\nthe whole story:   surgery report {shlex.quote(str(folder))}")
     if progress.failures:
-        raise SurgeryError(f"{len(progress.failures)} cells failed; first {progress.failures[0]}")
+        raise SurgeryError(f"{counted(len(progress.failures), 'cell')} failed; first {progress.failures[0]}")
 
 
 def chosen_grids(options: dict[str, Any]) -> list[Grid]:
@@ -158,13 +170,7 @@ def chosen_grids(options: dict[str, Any]) -> list[Grid]:
 
 
 def study_settings(options: dict[str, Any]) -> StudySettings:
-    for name in ("stop_above", "precision"):
-        if options[name] is not None and not options[name] > 0:
-            raise UsageError(f"--{name.replace('_', '-')} {options[name]}: expected a number above 0")
-    if options["imatrix"] and not options["imatrix"].is_file():
-        raise UsageError(
-            f"--imatrix {options['imatrix']}: no such file; make one with surgery calibrate --imatrix-output"
-        )
+    check_importance_matrix(options["imatrix"])
     return StudySettings(
         read_text(options["text"]),
         chunks=options["chunks"],

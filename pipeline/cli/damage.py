@@ -9,7 +9,7 @@ import click
 from pipeline.attention import find_attention
 from pipeline.calibration.cache import cache_folder
 from pipeline.cli.calibrate import calibration_for_metric
-from pipeline.cli.output import print_table
+from pipeline.cli.output import counted, print_table
 from pipeline.cli.study_display import StudyDisplay
 from pipeline.compare.cell import sha256_of
 from pipeline.compare.damage import TARGETS, damage_cells, measured_damage, note_damage
@@ -39,7 +39,7 @@ def damage(
         with StudyDisplay() as display:
             progress = run_study(study, cells, display.watch)
         if progress.failures:
-            raise SurgeryError(f"{len(progress.failures)} measurements failed; first {progress.failures[0]}")
+            raise SurgeryError(f"{counted(len(progress.failures), 'measurement')} failed; first {progress.failures[0]}")
         found = measured_damage(study, layers, threshold, metric)
         return {"threshold": threshold, "text": settings.text.name, "chunks": study.chunks, "layers": found}
 

@@ -7,9 +7,17 @@ import click
 
 from native.model import ContextOptions
 from pipeline.calibration.overlap import overlap_warning
-from pipeline.cli.options import cache_type_options, json_option, list_option, model_argument, threads_option
-from pipeline.cli.output import ProgressReport, print_json, print_table, warn
-from pipeline.evaluation import evaluate
+from pipeline.cli.options import (
+    cache_type_options,
+    gpu_layers_option,
+    json_option,
+    list_option,
+    model_argument,
+    threads_option,
+)
+from pipeline.cli.output import ProgressReport, counted, print_json, print_table, warn
+from pipeline.cli.parameters import WholeNumber
+from pipeline.evaluation import SMALLEST_CONTEXT, evaluate
 from pipeline.sources import open_model
 from pipeline.speed import speeds_at_depths
 from pipeline.texts import CALIBRATION_TEXT, EVALUATION_TEXT, read_text
@@ -24,15 +32,21 @@ from pipeline.texts import CALIBRATION_TEXT, EVALUATION_TEXT, read_text
     help=f"A UTF-8 text file, {EVALUATION_TEXT} or {CALIBRATION_TEXT} (two halves of Python's language reference).",
 )
 @click.option("--base", help="Compare with this model: KL divergence from it, token by token.")
-@click.option("--chunks", type=int, help="How many chunks of the text to use.  [default: all]")
-@click.option("--ctx", default=512, show_default=True, help="Tokens a chunk; the second half of each is scored.")
+@click.option("--chunks", type=WholeNumber(1), help="How many chunks of the text to use.  [default: all]")
+@click.option(
+    "--ctx",
+    default=512,
+    show_default=True,
+    type=WholeNumber(SMALLEST_CONTEXT),
+    help="Tokens a chunk; the second half of each is scored.",
+)
 @list_option(
     "--depths",
-    click.IntRange(0),
+    WholeNumber(0),
     "Also measure speed behind so many tokens in the KV cache, such as 0,4096,16384, the base's in turn.",
 )
 @cache_type_options
-@click.option("--gpu-layers", default=0, show_default=True, help="Layers to put on a GPU.")
+@gpu_layers_option
 @threads_option
 @json_option
 def command(
@@ -79,7 +93,7 @@ def command(
 def print_evaluation(result: dict[str, Any], base: str | None) -> None:
     """What `evaluate` found, and the speeds at depths if they were measured."""
     click.echo(
-        f"text            {result['text']}, {result['chunks']} chunks of {result['n_ctx']} tokens, {result['tokens_scored']:,} scored"
+        f"text            {result['text']}, {counted(result['chunks'], 'chunk')} of {result['n_ctx']} tokens, {result['tokens_scored']:,} scored"
     )
     click.echo(f"perplexity      {result['ppl']:.4f} +/- {result['ppl_se']:.4f}")
     if base:

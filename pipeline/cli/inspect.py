@@ -19,9 +19,10 @@ from pipeline.cli.options import (
     threads_option,
 )
 from pipeline.cli.output import ProgressReport, print_json
+from pipeline.cli.parameters import Number, WholeNumber
 from pipeline.errors import UsageError
 from pipeline.inspection import summarise
-from pipeline.operation.plan import DEFAULT_THRESHOLD
+from pipeline.operation.plan import DEFAULT_THRESHOLD, VARIANCE_SHARE
 from pipeline.output_file import check_output
 from pipeline.report.charts import FORMATS, require_charts, write_chart
 from pipeline.sources import open_model
@@ -45,10 +46,14 @@ from pipeline.texts import EVALUATION_TEXT
     help="KL divergence with each of q, k and v of each layer operated on alone; takes minutes, and can be resumed.",
 )
 @click.option(
-    "--threshold", default=DEFAULT_THRESHOLD, show_default=True, help="Share of the variance that --damage keeps."
+    "--threshold",
+    default=DEFAULT_THRESHOLD,
+    show_default=True,
+    type=Number(VARIANCE_SHARE, 0, 1, above=True),
+    help="Share of the variance that --damage keeps.",
 )
 @click.option("--text", default=EVALUATION_TEXT, show_default=True, help="The text that --damage measures on.")
-@click.option("--chunks", default=4, show_default=True, type=click.IntRange(2), help="Its chunks of 512 tokens.")
+@click.option("--chunks", default=4, show_default=True, type=WholeNumber(2), help="Its chunks of 512 tokens.")
 @click.option(
     "--study", type=click.Path(path_type=Path), help="Folder of what --damage measured.  [default: in the cache]"
 )

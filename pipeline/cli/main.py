@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import os
 import signal
 import sys
 from types import FrameType
@@ -10,6 +11,7 @@ from typing import Any
 import click
 
 from native.errors import NativeError
+from pipeline.cli.parameters import parameter_name
 from pipeline.errors import SurgeryError
 
 COMMANDS = {
@@ -27,7 +29,7 @@ COMMANDS = {
 
 
 class SurgeryGroup(click.Group):
-    """Imports a command's module when it is asked for, so that --help stays instant."""
+    """Imports a command's module when it is asked for, so that --help stays instant; what goes wrong is one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -45,17 +47,51 @@ class SurgeryGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:  # here, as click would print an empty line
+            raise click.Abort from None
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """As click's own in standalone mode, but for the messages."""
+        try:
+            code = super().main(*args, **options | {"standalone_mode": False})
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            code = error.exit_code
+        except click.UsageError as error:
+            code = complain(usage_line(error), error.exit_code)
         except (SurgeryError, NativeError) as error:
-            click.echo(f"surgery: {error}", err=True)
-            ctx.exit(error.exit_code)
+            code = complain(str(error), error.exit_code)
+        except click.Abort:
+            click.echo("\r" if sys.stderr.isatty() else "", nl=False, err=True)  # over the terminal's ^C
+            code = complain("interrupted", 128 + signal.SIGINT)
         except OSError as error:
-            if error.errno == errno.EPIPE:
-                raise
-            click.echo(f"surgery: {error.filename or 'system'}: {error.strerror or error}", err=True)
-            ctx.exit(1)
+            code = complain(f"{_what_failed(error)}: {error.strerror or error}", 1)
         except UnicodeError as error:
-            click.echo(f"surgery: a path, prompt or text is not UTF-8: {error}", err=True)
-            ctx.exit(1)
+            code = complain(f"a path, prompt or text is not UTF-8: {error}", 1)
+        sys.exit(code)
+
+
+def complain(message: str, code: int) -> int:
+    """Print `message` as one line on stderr; the exit code is `code`."""
+    click.echo(f"surgery: {message}", err=True)
+    return code
+
+
+def usage_line(error: click.UsageError) -> str:
+    """What click found wrong, as one line: which option or argument, what was expected, and where to look."""
+    message = error.format_message()
+    if isinstance(error, click.BadParameter) and not isinstance(error, click.MissingParameter) and error.param:
+        message = f"{parameter_name(error.param)} {error.message}"
+    line = " ".join(message.split()).rstrip(".")
+    return f"{line}; see {error.ctx.command_path} --help" if error.ctx else line
+
+
+def _what_failed(error: OSError) -> str:
+    """What an error is about: a file, or standard output, as all other files that are written name themselves."""
+    if error.filename or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+        return str(error.filename or "system")
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # what waits to be written would fail once more at the end
+    return "standard output: cannot be written"
 
 
 @click.group(cls=SurgeryGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -78,4 +114,4 @@ def main() -> None:
     signal.signal(signal.SIGTERM, stop)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
         signal.signal(signal.SIGHUP, stop)
-    sys.exit(cli(standalone_mode=True))
+    cli()

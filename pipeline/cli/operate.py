@@ -18,6 +18,7 @@ from pipeline.cli.options import (
     threads_option,
 )
 from pipeline.cli.output import ProgressReport, print_json, print_table, warn
+from pipeline.cli.parameters import Number, WholeNumber
 from pipeline.decompose.methods import METHODS
 from pipeline.decompose.principal_components import MEANS
 from pipeline.errors import UsageError
@@ -25,7 +26,7 @@ from pipeline.operation.encode import OUTTYPES
 from pipeline.operation.layer_groups import check_plan
 from pipeline.operation.operate import OperationReport, operate
 from pipeline.operation.operate_and_quantize import operate_and_quantize
-from pipeline.operation.plan import DEFAULT_THRESHOLD, GROUP_LAYERS, Plan
+from pipeline.operation.plan import DEFAULT_THRESHOLD, GROUP_LAYERS, STORED_SHARE, VARIANCE_SHARE, Plan
 from pipeline.output_file import check_output
 from pipeline.quantization import known_type, quantized_types
 from pipeline.sources import gguf_name, is_checkpoint, open_source
@@ -46,13 +47,13 @@ from pipeline.sources import gguf_name, is_checkpoint, open_source
 )
 @click.option(
     "--threshold",
-    type=float,
+    type=Number(VARIANCE_SHARE, 0, 1, above=True),
     help=f"Share of the variance to keep, 0 < T <= 1; 1 leaves every byte alone.  [default: {DEFAULT_THRESHOLD}]",
 )
-@click.option("--rank", type=int, help="Components to keep, instead of a threshold.")
+@click.option("--rank", type=WholeNumber(1), help="Components to keep, instead of a threshold.")
 @click.option(
     "--budget",
-    type=float,
+    type=Number(STORED_SHARE, 0, 1, above=True),
     help="Share of the stored numbers to keep, 0 < B <= 1, spread over layers where it helps most, instead of a threshold.",
 )
 @metric_options
@@ -78,7 +79,9 @@ from pipeline.sources import gguf_name, is_checkpoint, open_source
 )
 @click.option("--quant", metavar="TYPE", help="Then quantise the whole file to TYPE, such as Q4_K_M.")
 @click.option("--pre", metavar="NAME", help="A checkpoint's pre-tokenizer, as llama.cpp calls it.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the random control.")
+@click.option(
+    "--seed", default=0, show_default=True, type=WholeNumber(0, 2**32 - 1), help="Seed of the random control."
+)
 @threads_option
 @force_option
 @json_option

@@ -7,6 +7,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from pipeline.cli.parameters import WholeNumber
 from pipeline.decompose.methods import METRICS
 from pipeline.errors import UsageError
 from pipeline.texts import CALIBRATION_TEXT
@@ -21,9 +22,12 @@ MOST_THREADS = 512  # as native.model has it; it stands here too, so that --help
 threads_option = click.option(
     "--threads",
     default=0,
-    type=click.IntRange(0, MOST_THREADS),
+    type=WholeNumber(0, MOST_THREADS),
     help="Processors to use; 0 for all.",
     show_default=True,
+)
+gpu_layers_option = click.option(
+    "--gpu-layers", default=0, show_default=True, type=WholeNumber(-1), help="Layers to put on a GPU; -1 for all."
 )
 
 

@@ -22,6 +22,11 @@ from rich.table import Table
 SECONDS_BETWEEN_PLAIN_LINES = 10.0
 
 
+def counted(number: int, noun: str) -> str:
+    """Such as 1 tensor, 2,000 tensors."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def print_json(value: dict[str, Any]) -> None:
     click.echo(json.dumps(value, indent=2))
 
@@ -78,7 +83,7 @@ class ProgressReport:
 
     def _start_bar(self) -> Progress:
         in_bytes = (DownloadColumn(), TransferSpeedColumn())
-        counted = (MofNCompleteColumn(), TextColumn(self.unit))
+        counted = (MofNCompleteColumn(), TextColumn(self._noun()))
         bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -100,8 +105,11 @@ class ProgressReport:
         speed = self._speed()
         return f"{speed:,.1f}/s" if speed and self.unit != "bytes" else ""
 
+    def _noun(self) -> str:
+        return self.unit.removesuffix("s") if self.total == 1 else self.unit
+
     def _plain_line(self, note: str) -> str:
-        scale, unit = (1e6, "MB") if self.unit == "bytes" else (1, self.unit)
+        scale, unit = (1e6, "MB") if self.unit == "bytes" else (1, self._noun())
         speed = self._speed()
         left = f", {(self.total - self.done) / speed:,.0f} s left" if speed else ""
         return f"{self.label}: {self.done / scale:,.0f} of {self.total / scale:,.0f} {unit}{note and f', {note}'}{left}"

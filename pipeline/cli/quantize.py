@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from pipeline.cli.options import force_option, json_option, threads_option
-from pipeline.cli.output import ProgressReport, print_json, warn
+from pipeline.cli.output import ProgressReport, counted, print_json, warn
 from pipeline.quantization import quantize, quantized_types
 from pipeline.sources import open_model
 
@@ -39,7 +39,9 @@ def command(
         print_json(result)
         return
     if fallbacks := result["fallbacks"]:
-        click.echo(f"{len(fallbacks)} tensors fell back to another type, as their width does not fit {result['type']}:")
+        click.echo(
+            f"{counted(len(fallbacks), 'tensor')} fell back to another type, as their width does not fit {result['type']}:"
+        )
         for name, fallback in fallbacks.items():
             click.echo(f"  {name:<32} {fallback}")
     click.echo(

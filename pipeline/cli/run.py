@@ -1,18 +1,23 @@
 """`surgery run`: answer a prompt, or chat."""
 
+import signal
 import sys
-from contextlib import ExitStack, closing
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
+from types import FrameType
 from typing import Any
 
 import click
 
 from native.generate import AnswerStatistics, SamplingOptions
 from native.model import ContextOptions
-from pipeline.cli.options import cache_type_options, json_option, model_argument, threads_option
-from pipeline.cli.output import print_json
+from pipeline.cli.options import cache_type_options, gpu_layers_option, json_option, model_argument, threads_option
+from pipeline.cli.output import counted, print_json
+from pipeline.cli.parameters import Number, WholeNumber
 from pipeline.conversation import Conversation, ask, start_conversation
-from pipeline.errors import UsageError
+from pipeline.errors import SurgeryError, UsageError
 from pipeline.sources import open_model
 
 
@@ -24,17 +29,22 @@ from pipeline.sources import open_model
     "--temperature",
     default=0.8,
     show_default=True,
-    type=click.FloatRange(0),
+    type=Number("a number of at least 0, such as 0.8", 0),
     help="0 takes the likeliest token each time.",
 )
-@click.option("--top-p", default=0.95, show_default=True, type=click.FloatRange(0, 1, min_open=True))
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**32 - 1))
-@click.option("--max-tokens", default=256, show_default=True, type=click.IntRange(1), help="Tokens an answer may have.")
 @click.option(
-    "--ctx", default=0, type=click.IntRange(0), help="Context in tokens.  [default: the model's own, at most 4096]"
+    "--top-p",
+    default=0.95,
+    show_default=True,
+    type=Number("a share above 0 and at most 1, such as 0.95", 0, 1, above=True),
+)
+@click.option("--seed", default=0, show_default=True, type=WholeNumber(0, 2**32 - 1))
+@click.option("--max-tokens", default=256, show_default=True, type=WholeNumber(1), help="Tokens an answer may have.")
+@click.option(
+    "--ctx", default=0, type=WholeNumber(0), help="Context in tokens.  [default: the model's own, at most 4096]"
 )
 @cache_type_options
-@click.option("--gpu-layers", default=0, show_default=True, help="Layers to put on a GPU.")
+@gpu_layers_option
 @threads_option
 @json_option
 def command(
@@ -48,7 +58,7 @@ def command(
     sampling = SamplingOptions(temperature, top_p, seed, max_tokens)
     names = [name for name in (model, beside) if name is not None]
     paths = {name: open_model(name).path for name in names}
-    if prompt is None and sys.stdin.isatty():
+    if prompt is None and sys.stdin and sys.stdin.isatty():
         if as_json:
             raise UsageError("--json: needs a --prompt, or text on standard input")
         with ExitStack() as stack:
@@ -59,7 +69,7 @@ def command(
                 }
             )
         return
-    message = (prompt if prompt is not None else sys.stdin.read()).strip()
+    message = (prompt if prompt is not None else piped_text()).strip()
     if not message:
         raise UsageError("--prompt: is empty; ask something")
     answers = []
@@ -70,12 +80,30 @@ def command(
         print_json({"prompt": message, "answers": answers})
 
 
-def answer(name: str, conversation: Conversation, message: str, *, label: bool, quiet: bool = False) -> dict[str, Any]:
+def piped_text() -> str:
+    """What stands on standard input; nothing where that is closed. Raises SurgeryError when it is not UTF-8."""
+    if sys.stdin is None:
+        return ""
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise SurgeryError(f"standard input: not UTF-8 text (byte {error.start}); convert it first") from None
+
+
+def answer(
+    name: str,
+    conversation: Conversation,
+    message: str,
+    *,
+    label: bool,
+    quiet: bool = False,
+    stopped: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
     """Stream one answer to the terminal, unless `quiet`; what was said, with its statistics."""
     if label and not quiet:
         click.secho(f"--- {name}", bold=True)
     pieces: list[str] = []
-    for event in ask(conversation, message):
+    for event in ask(conversation, message, stopped):
         if isinstance(event, AnswerStatistics):
             if not quiet:
                 print_statistics(event)
@@ -93,24 +121,43 @@ def print_statistics(statistics: AnswerStatistics) -> None:
         "stop": "; ended by itself",
         "length": "; cut off by --max-tokens",
         "context": "; cut off, the context is full",
+        "interrupted": "; stopped",
     }[statistics.finish_reason]
     click.echo()
     click.echo(
-        f"[prompt {statistics.prompt_tokens} tokens, {prompt_speed:,.0f}/s; answer {statistics.generated_tokens} tokens, {speed:,.0f}/s{why}]\n",
+        f"[prompt {counted(statistics.prompt_tokens, 'token')}, {prompt_speed:,.0f}/s; answer {counted(statistics.generated_tokens, 'token')}, {speed:,.0f}/s{why}]\n",
         err=True,
     )
 
 
 def chat_on_terminal(conversations: dict[str, Conversation]) -> None:
-    """Ask and answer until an empty line or the end of input."""
-    click.echo("Ask something; an empty line or Ctrl-D ends.", err=True)
+    """Ask and answer until an empty line, the end of input, or Ctrl-C at the prompt; during an answer that ends it."""
+    click.echo("Ask something; Ctrl-C stops an answer, an empty line or Ctrl-D ends.", err=True)
     while True:
         try:
             message = input("> ").strip()
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):
             click.echo()
             return
         if not message:
             return
-        for name, conversation in conversations.items():
-            answer(name, conversation, message, label=len(conversations) > 1)
+        with first_interrupt() as interrupted:
+            for name, conversation in conversations.items():
+                if not interrupted.is_set():
+                    answer(name, conversation, message, label=len(conversations) > 1, stopped=interrupted.is_set)
+
+
+@contextmanager
+def first_interrupt() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets, so that an answer can end in order; a second one is as always."""
+    interrupted = threading.Event()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, before)
+        interrupted.set()
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)

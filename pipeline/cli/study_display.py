@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from pipeline.cli.output import SECONDS_BETWEEN_PLAIN_LINES
+from pipeline.cli.output import SECONDS_BETWEEN_PLAIN_LINES, counted
 from pipeline.compare.run import StudyProgress
 
 
@@ -54,7 +54,7 @@ class StudyDisplay:
             self._last_line, self._cells_told = now, progress.cells_done
             rate = progress.chunks_done / (now - self._started)
             left = f", {(progress.chunks_total - progress.chunks_done) / rate:,.0f} s left" if rate else ""
-            chunks = f"{progress.chunks_done} of {progress.chunks_total} chunks"
+            chunks = f"{progress.chunks_done} of {counted(progress.chunks_total, 'chunk')}"
             click.echo(
                 f"comparing: {_cells(progress)}, {chunks}{left}; {progress.doing}; best {_best(progress)}", err=True
             )
@@ -63,7 +63,7 @@ class StudyDisplay:
 def _cells(progress: StudyProgress) -> str:
     left = progress.cells_total - progress.cells_done
     failed = f", {len(progress.failures)} failed" if progress.failures else ""
-    return f"{progress.cells_done} cells done, {left} left{failed}"
+    return f"{counted(progress.cells_done, 'cell')} done, {left} left{failed}"
 
 
 def _best(progress: StudyProgress) -> str:

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli.output import print_json, print_table
+from pipeline.cli.output import counted, print_json, print_table
 from pipeline.compare.estimate import StudyEstimate
 
 
@@ -59,6 +59,6 @@ def show_estimate(estimate: StudyEstimate, count: int, as_json: bool) -> None:
         return
     print_table(("cell", "MB"), [(cell.label, f"{size / 1e6:,.1f}") for cell, size in estimate.file_bytes.items()])
     click.echo(
-        f"\n{count} cells, about {estimate.seconds / 60:,.0f} minutes on this machine (calibrating not counted),"
+        f"\n{counted(count, 'cell')}, about {estimate.seconds / 60:,.0f} minutes on this machine (calibrating not counted),"
         f" {estimate.work_bytes / 1e9:,.1f} GB on disk meanwhile"
     )

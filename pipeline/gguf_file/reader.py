@@ -21,6 +21,7 @@ from pipeline.errors import SurgeryError
 from pipeline.gguf_file.metadata import Cursor, MetadataEntry
 
 DEFAULT_ALIGNMENT = 32
+LARGEST_DIMENSION = 2**31 - 1  # no model comes near: what is beyond is no truncated file but a header that lies
 FLOAT_TYPES = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
 
 
@@ -177,7 +178,7 @@ def read_part(path: Path) -> GGUFModel:
 
 def _parse(path: Path, buffer: mmap.mmap) -> GGUFModel:
     if buffer[:4] != b"GGUF":
-        raise SurgeryError(f"{path}: not a GGUF file (it starts with {bytes(buffer[:4])!r})")
+        raise SurgeryError(f"{path}: not a GGUF file (it starts with {_shown(bytes(buffer[:4]))})")
     cursor = Cursor(buffer, 4)
     version = cursor.number("I")
     if version not in (2, 3):
@@ -195,6 +196,11 @@ def _parse(path: Path, buffer: mmap.mmap) -> GGUFModel:
         raise ValueError(f"alignment {alignment} is not a power of two")
     infos = [_tensor_info(cursor, path) for _ in range(n_tensors)]
     return GGUFModel((path,), alignment, metadata, _place(infos, cursor.position, cursor.end, alignment))
+
+
+def _shown(start: bytes) -> str:
+    text = start.decode("ascii", errors="replace")
+    return f'"{text}"' if start.isascii() and text.isprintable() else f"the bytes {start.hex(' ')}"
 
 
 def _metadata(cursor: Cursor, count: int) -> Iterator[MetadataEntry]:
@@ -223,7 +229,7 @@ def _tensor_info(cursor: Cursor, path: Path) -> TensorInfo:
         raise ValueError(
             f"tensor {name!r} has type {number}, which this version of the gguf package does not know"
         ) from None
-    if 0 in shape or shape[-1] % GGML_QUANT_SIZES[kind][0]:
+    if 0 in shape or max(shape) > LARGEST_DIMENSION or shape[-1] % GGML_QUANT_SIZES[kind][0]:
         raise ValueError(f"tensor {name!r} of type {kind.name} has the impossible shape {shape}")
     return TensorInfo(name, shape, kind, path, cursor.number("Q"))
 
@@ -242,7 +248,7 @@ def _place(infos: list[TensorInfo], header_end: int, file_end: int, alignment: i
         end = data_start + info.offset + info.nbytes
         if end > file_end:
             raise ValueError(
-                f"tensor {info.name!r} ends at byte {end}, the file at {file_end}; it is truncated, get it anew"
+                f"tensor {info.name!r} ends at byte {end}, the file at {file_end}; it is truncated, or its header damaged; get it anew"
             )
         expected = align(info.offset + info.nbytes, alignment)
     return placed

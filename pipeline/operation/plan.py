@@ -10,6 +10,8 @@ from pipeline.errors import UsageError
 from pipeline.operation.encode import OUTTYPES
 
 DEFAULT_THRESHOLD = 0.9
+VARIANCE_SHARE = "a share of the variance above 0 and at most 1, such as 0.9"
+STORED_SHARE = "a share of the stored numbers above 0 and at most 1, such as 0.5"
 GROUP_LAYERS = (
     "N for N neighbours, all, stride:N for every Nth, similar:N for N alike, or a list such as 0-9/10-19/20,22"
 )
@@ -53,13 +55,9 @@ class Plan:
         if [self.threshold, self.rank, self.budget].count(None) != 2:
             raise UsageError("give one of --threshold, --rank and --budget")
         if self.threshold is not None and not 0 < self.threshold <= 1:
-            raise UsageError(
-                f"--threshold {self.threshold}: expected a share of the variance above 0 and at most 1, such as 0.9"
-            )
+            raise UsageError(f"--threshold {self.threshold}: expected {VARIANCE_SHARE}")
         if self.budget is not None and not 0 < self.budget <= 1:
-            raise UsageError(
-                f"--budget {self.budget}: expected a share of the stored numbers above 0 and at most 1, such as 0.5"
-            )
+            raise UsageError(f"--budget {self.budget}: expected {STORED_SHARE}")
         if self.rank is not None and self.rank < 1:
             raise UsageError(f"--rank {self.rank}: expected at least 1")
         self._check_group_layers()
