@@ -1,5 +1,6 @@
 """Run a generator in a process of its own: an abort or crash of llama.cpp there is an error here, not the end."""
 
+import ctypes
 import multiprocessing
 import os
 import re
@@ -7,12 +8,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import IO, Any
 
 from native.errors import NativeError
 
 YIELDED, LOGGED, RETURNED, RAISED = range(4)
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def isolated(
@@ -95,16 +98,26 @@ def _how_it_ended(exitcode: int | None) -> str:
     )
 
 
+def _die_with_parent() -> None:
+    """Where there is prctl (Linux): be killed as soon as the thread that started this process is gone, even within C."""
+    with suppress(AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
+
+
 def serve(handle: int) -> None:
     """What the fresh process does with its end of the connection, a file descriptor."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends this process
+    _die_with_parent()
     os.set_blocking(2, False)  # nobody reads it before the end: what does not fit is lost, rather than waited for
     from native.library import native_log
 
     connection = Connection(handle)
 
     def log(line: str) -> None:
-        connection.send((LOGGED, line))
+        try:
+            connection.send((LOGGED, line))
+        except OSError:  # the parent is gone, and C, which called this, would go on for as long as it takes
+            os._exit(1)
 
     native_log().listeners.append(log)
     try:

@@ -1,10 +1,14 @@
 """Generators in processes of their own: values go across, errors come back, a crash is explained."""
 
 import ctypes
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -12,7 +16,7 @@ import pytest
 
 from native.errors import NativeError
 from native.evaluate import evaluate_chunks
-from native.isolated import isolated
+from native.isolated import _start, isolated
 from native.library import ggml_base, native_log
 from native.model import ContextOptions
 from tests.tiny_model import TinyModel
@@ -52,6 +56,13 @@ def talkative() -> Generator[int, None, None]:
         for _ in range(300):
             ctypes.CDLL(None).write(number, b"noise" * 200, 1000)
     yield 1
+
+
+def logging_on_and_on() -> Generator[int, None, None]:
+    yield 1
+    while True:
+        native_log()._callback(2, b"a line\n", None)  # from C, through which no exception gets
+        time.sleep(0.01)
 
 
 def endless() -> Generator[int, None, None]:
@@ -132,3 +143,34 @@ def test_closing_ends_the_process(ending: str) -> None:
         with pytest.raises(KeyboardInterrupt):
             remote.throw(KeyboardInterrupt)
     assert not psutil.pid_exists(pid)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel by prctl")
+def test_the_process_is_killed_with_its_parent() -> None:
+    code = (
+        "from tests.test_isolated import endless, isolated; r = isolated(endless); print(next(r), flush=True); next(r)"
+    )
+    root = Path(__file__).parents[1]
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=root)
+    assert parent.stdout
+    process = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 10
+    with suppress(psutil.NoSuchProcess):
+        while process.status() != psutil.STATUS_ZOMBIE:  # which it stays where nobody adopts orphans
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def test_a_process_without_parent_ends_with_its_next_line_of_log() -> None:
+    ours, theirs = multiprocessing.Pipe()
+    with _start(theirs) as process:
+        theirs.close()
+        ours.send((logging_on_and_on, (), {}))
+        ours.send(None)
+        assert ours.recv()[1] == 1
+        ours.send(None)
+        assert ours.recv()[1] == "a line"
+        ours.close()
+        assert process.wait(timeout=10) == 1
