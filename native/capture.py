@@ -118,7 +118,7 @@ def capture_moments(
 
     Yields a CaptureStart, then after each chunk the number of chunks done in all, and every few chunks a CapturedPart
     to be added to those before. `layers` maps the name of each layer's query weight to the layer's number. Raises
-    NativeError when the model cannot be loaded or observed, or the text is too short.
+    NativeError when the model cannot be loaded or observed or computes NaN or infinity, or the text is too short.
     """
     n_ctx = options.n_ctx
     sums = ActivationSums(layers)
@@ -138,4 +138,15 @@ def capture_moments(
             yield done + 1
             require_layers(path, sums.missing())
             if sums.chunks == CHUNKS_BETWEEN_PARTS or done + 1 == count:
-                yield from sums.take()
+                for part in sums.take():
+                    require_finite(path, part)
+                    yield part
+
+
+def require_finite(path: str, part: CapturedPart) -> None:
+    """Raise NativeError for NaN or infinity among the sums: a broken model has no statistics."""
+    sums = {f"the attention of layer {layer}": [*arrays.values()] for layer, arrays in part.attention.items()}
+    sums |= {f"the inputs of {name}": [squares] for name, (squares, _) in part.products.items()}
+    for what, arrays in sums.items():
+        if not all(np.isfinite(values).all() for values in arrays):
+            raise NativeError(f"{path}: NaN or infinity in {what}; the model is numerically broken")

@@ -120,7 +120,7 @@ def decode_prompt(context: Context, prompt: np.ndarray, cached: np.ndarray, n_ba
 
 
 def sample_tokens(context: Context, position: int, limit: int, sampling: SamplingOptions) -> Iterator[int]:
-    """Sample up to `limit` tokens, each decoded before the next is sampled."""
+    """Sample up to `limit` tokens, each decoded before the next is sampled. Raises NativeError on NaN or infinity."""
     chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
     if sampling.temperature <= 0:
         llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_greedy())
@@ -131,6 +131,10 @@ def sample_tokens(context: Context, position: int, limit: int, sampling: Samplin
     zero, one = np.zeros(1, np.int32), np.ones(1, np.int8)
     try:
         for i in range(limit):
+            if not np.isfinite(largest := context.logits(1).max()):
+                raise NativeError(
+                    f"{context.model.path}: the largest logit is {largest}; the model is numerically broken"
+                )
             token = int(llama_cpp.llama_sampler_sample(chain, context.pointer, -1))
             yield token
             if i + 1 < limit:

@@ -33,6 +33,8 @@ class NativeLog:
 
     def _receive(self, level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
         if level != LOG_LEVEL_CONTINUED:
+            if level != self._level and self._partial:  # a complaint in the middle of another line, which ends it
+                self._receive(LOG_LEVEL_CONTINUED, b"\n", user_data)
             self._level = level
         self._partial += text
         while b"\n" in self._partial:
@@ -127,16 +129,6 @@ def op_number(name: str) -> int:
         if ggml_base().ggml_op_name(number) == name.encode():
             return number
     raise NativeError(f"{name}: llama.cpp has no such operation")
-
-
-ABORT_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
-
-
-def report_abort(receive: Callable[[str], None]) -> object:
-    """Hand the message of a failed assertion to `receive` just before the process ends; keep what is returned."""
-    callback = ABORT_CALLBACK(lambda message: receive(message.decode("utf-8", errors="replace")))
-    ggml_base().ggml_set_abort_callback(callback)
-    return callback
 
 
 @cache

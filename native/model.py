@@ -14,6 +14,8 @@ import numpy as np
 from native.errors import NativeError
 from native.library import ggml_base, initialise, native_log
 
+MOST_THREADS = 512  # GGML_MAX_N_THREADS of ggml.h; more crash it
+
 
 def default_threads() -> int:
     """The number of processors that this process may use."""
@@ -171,7 +173,7 @@ def open_context(model: Model, options: ContextOptions, observer: Any = None) ->
     params.n_batch = params.n_ubatch = min(options.n_batch, params.n_ctx)
     params.n_ubatch = min(params.n_ubatch, 512)
     params.n_seq_max = options.n_sequences
-    params.n_threads = params.n_threads_batch = options.threads or default_threads()
+    params.n_threads = params.n_threads_batch = min(options.threads or default_threads(), MOST_THREADS)
     params.type_k, params.type_v = ggml_type(options.type_k), ggml_type(options.type_v)
     if observer is not None:
         params.cb_eval = observer

@@ -46,7 +46,7 @@ def probe_errors(
     """A conversation: first yields None; send it an error, it yields the mean KL divergence that the error causes.
 
     In nats a token, over the `chunk`-th chunk of n_ctx tokens of `text`, from the model as it is. Raises NativeError
-    when the model cannot be loaded or has no product with the weight.
+    when the model cannot be loaded, has no product with the weight, or computes NaN or infinity.
     """
     injector = ErrorInjector()
     with load_model(path) as model, open_context(model, options, injector.callback) as context:
@@ -60,4 +60,9 @@ def probe_errors(
             injector.decode(context, tokens, outputs)
             if not injector.seen:
                 raise NativeError(f"{path}: llama.cpp computes no product with {wanted.tensor} that could be observed")
-            wanted = yield float(score_tokens(context.logits(len(right)), tokens[1:], right).kld.mean())
+            nats = float(score_tokens(context.logits(len(right)), tokens[1:], right).kld.mean())
+            if not np.isfinite(nats):
+                raise NativeError(
+                    f"{path}: an error of {wanted.tensor} costs {nats} nats; the model is numerically broken"
+                )
+            wanted = yield nats

@@ -39,11 +39,17 @@ class AttentionMap:
 def find_attention(model: GGUFModel) -> AttentionMap:
     """Find the projections of every layer, separate (`attn_q`, `attn_k`, `attn_v`) or fused (`attn_qkv`).
 
-    Raises SurgeryError when no layer has them, or when a shape contradicts the head counts or the embedding's length.
+    Raises SurgeryError when no layer has them, when a shape contradicts the head counts or the embedding's length, or
+    when there cannot be as many layers as the metadata say.
     """
-    count = model.hyperparameter("block_count", 0)
+    count, most = model.hyperparameter("block_count"), len(model.tensors)
+    if count is not None and not (type(count) is int and 1 <= count <= most):
+        raise SurgeryError(
+            f"{model.path}: {model.architecture}.block_count is {repr(count)[:40]}; expected a number of layers,"
+            f" at least 1 and at most that of its tensors, {most}; the file is damaged, get it anew"
+        )
     layers, skipped = {}, []
-    for layer in range(count if isinstance(count, int) else 0):
+    for layer in range(count or 0):
         if projections := _separate(model, layer) or _fused(model, layer):
             _check_shapes(model, layer, projections)
             layers[layer] = projections

@@ -46,9 +46,10 @@ def evaluate(
         for scores in finished:
             for column, values in zip(columns, (scores.nll, scores.base_nll, scores.kld, scores.same_top), strict=True):
                 column.append(values)
-        nll, kld = np.concatenate(columns[0]), np.concatenate(columns[2])
-        require_finite("the negative log-likelihood", nll)
-        require_finite("the KL divergence", kld)
+        nll, base_nll, kld = (np.concatenate(column) for column in columns[:3])
+        require_finite(f"{model}: the negative log-likelihood", nll)
+        require_finite(f"{base}: the negative log-likelihood", base_nll)
+        require_finite(f"{model}: the KL divergence", kld)
         note = f"ppl {np.exp(nll.mean()):.2f}" + (f", KL {kld.mean():.4f}" if base else "")
         progress(len(columns[0]), start.chunks, note)
     seconds = time.perf_counter() - started

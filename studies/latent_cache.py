@@ -8,7 +8,6 @@ docs/latent-cache.svg. The files are kept in --models and converted only where t
 """
 
 import json
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from pipeline.latent.convert import convert_to_latent
 from pipeline.latent.plan import LatentPlan
 from pipeline.quantization import quantize
 from pipeline.sources import EMBEDDED_NAME, open_model
+from pipeline.speed import speeds_at_depths
 from pipeline.statistics import divergence_summary, perplexity
 from pipeline.texts import read_text
 from studies.pictures import divergence_axis, drawn
@@ -35,6 +35,7 @@ PLANS["latent 160 rotary 48"] = LatentPlan(cache=160, rotary=48)
 CACHE_TYPES = ("f16", "q8_0", "q4_0")
 WEIGHT_TYPES = ("Q8_0", "Q4_K_M")
 DEPTHS = (0, 4096, 16384)
+TIMED = ("source F16", "latent 192 F16")
 PARTS = ("memory", "divergence", "speed")
 CONTEXTS = (4096, 32768)
 N_CTX = 512
@@ -80,7 +81,8 @@ def main(
             found = divergences(files, missing, text, crossed_chunks if number else chunks, threads)
             keep("divergence", results.get("divergence", {}) | found)
     if "speed" in parts and "speed" not in results:
-        keep("speed", {name: speeds(files[name], threads) for name in ("source F16", "latent 192 F16")})
+        measured = speeds_at_depths([files[name] for name in TIMED], DEPTHS, ContextOptions(threads=threads))
+        keep("speed", dict(zip(TIMED, measured, strict=True)))
     print_tables(results)
     draw(results, docs / "latent-cache.svg")
 
@@ -166,33 +168,6 @@ def divergences(
     return result
 
 
-def speeds(file: Path, threads: int) -> dict[str, dict[str, float]]:
-    """Tokens a second of a prompt of 512 and of 32 generated tokens, behind a cache filled to each depth."""
-    result = {}
-    with load_model(str(file)) as model:
-        for depth in DEPTHS:
-            options = ContextOptions(n_ctx=depth + 1024, n_batch=512, threads=threads)
-            with open_context(model, options) as context:
-                for part in range(0, max(depth, 512), 512):  # at depth 0 to warm up
-                    decode(context, part, 512)
-                if not depth:
-                    context.clear()
-                started = time.perf_counter()
-                decode(context, depth, 512)
-                prompt = time.perf_counter()
-                for i in range(32):
-                    decode(context, depth + 512 + i, 1)
-                generation = time.perf_counter() - prompt
-                result[str(depth)] = {"prompt": 512 / (prompt - started), "generation": 32 / generation}
-    return result
-
-
-def decode(context: Context, start: int, count: int) -> None:
-    numbers = np.arange(start, start + count)
-    context.decode(numbers % 1000 + 100, numbers, np.zeros(count, int), numbers == start + count - 1)
-    context.logits(1)
-
-
 def print_tables(results: dict[str, Any]) -> None:
     """The cells as Markdown tables."""
     memory, divergence = results["memory"], results["divergence"]
@@ -206,7 +181,8 @@ def print_tables(results: dict[str, Any]) -> None:
         )
     click.echo("\n| model | " + " | ".join(f"prompt, generation at {depth}" for depth in DEPTHS) + " |")
     for name, depths in results["speed"].items():
-        cells = (f"{s['prompt']:.0f}, {s['generation']:.0f}" for s in depths.values())
+        rates = ([speed[key] for key in ("prompt_speed", "generation_speed")] for speed in depths)
+        cells = (", ".join(f"{r['median']:.0f} ({r['low']:.0f} to {r['high']:.0f})" for r in pair) for pair in rates)
         click.echo(f"| {name} | " + " | ".join(cells) + " |")
 
 

@@ -1,5 +1,6 @@
 """Finding q, k and v: separate and fused, any head counts, layers without them."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +54,14 @@ def test_lists_layers_without_attention(make_tiny: Callable[[TinyModel], Path]) 
 def test_refuses_a_model_without_attention(make_tiny: Callable[[TinyModel], Path]) -> None:
     with pytest.raises(SurgeryError, match="no layer of this mamba model has attn_q"):
         find_attention(open_gguf(make_tiny(TinyModel(architecture="mamba", without_attention=(0, 1)))))
+
+
+@pytest.mark.parametrize("count", [0, 21, 2**31, 2.0, True, "2", [2]])
+def test_refuses_a_number_of_layers_that_cannot_be(tiny: Path, count: object) -> None:
+    model = open_gguf(tiny)
+    model.metadata["llama.block_count"] = metadata_entry("llama.block_count", count)
+    with pytest.raises(SurgeryError, match=f"{re.escape(f'llama.block_count is {count!r};')} .* tensors, 20;"):
+        find_attention(model)
 
 
 def test_refuses_a_fused_tensor_that_contradicts_the_head_counts(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import gguf
 import numpy as np
 import pytest
 
+from native.errors import NativeError
 from native.quantize_file import read_importance_matrix
 from pipeline.calibration.calibrate import calibrate, write_importance_matrix
 from pipeline.calibration.overlap import SKETCH_SIZE, line_sketch, overlap_warning, shared_lines
@@ -32,7 +33,7 @@ from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
 from pipeline.texts import Text, read_text
 from tests.test_cli import call
-from tests.tiny_model import TinyModel
+from tests.tiny_model import TinyModel, with_number
 
 
 @pytest.fixture(autouse=True)
@@ -149,6 +150,22 @@ def test_calibrating_twice_runs_the_model_once(tiny: Path, english: Path, own_ca
     (kept,) = own_cache.glob("*.gguf")
     kept.write_bytes(b"GGUF damaged")
     assert calibrate(open_gguf(tiny), text, chunks=2, sensitivities=False).path == kept
+
+
+@pytest.mark.parametrize(
+    ("tensor", "seen"),
+    [
+        ("blk.1.attn_k.weight", "in the attention of layer 1"),
+        ("blk.1.ffn_down.weight", "in the inputs of token_embd.weight"),
+    ],
+)
+def test_a_broken_model_has_no_statistics(
+    tiny: Path, english: Path, own_cache: Path, tmp_path: Path, tensor: str, seen: str
+) -> None:
+    broken = with_number(tiny, tmp_path / "broken.gguf", tensor, np.nan)
+    with pytest.raises(NativeError, match=f"broken.gguf: NaN or infinity {seen}"):
+        calibrate(open_gguf(broken), read_text(str(english)), chunks=1)
+    assert not list(own_cache.iterdir())
 
 
 def test_an_interrupted_run_goes_on(tiny: Path, english: Path, own_cache: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from native.model import MOST_THREADS
 from pipeline.cli.main import COMMANDS, cli
 from pipeline.cli.output import counted
 from pipeline.gguf_file.reader import open_gguf
@@ -30,6 +31,13 @@ def test_every_command_has_help(command: str) -> None:
     assert result.exit_code == 0
     assert "--json" in result.output
     assert command in call("--help").output
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"convert", "report"}))
+def test_more_threads_than_llama_cpp_survives_are_refused(command: str) -> None:
+    result = call(command, "--threads", MOST_THREADS + 1)
+    assert result.exit_code == 2
+    assert f"--threads {MOST_THREADS + 1}: expected a whole number from 0 to {MOST_THREADS}" in result.stderr
 
 
 def test_operate_prints_a_table_and_what_to_do_next(tiny: Path) -> None:

@@ -47,6 +47,13 @@ def test_a_low_share_is_iterated_and_a_high_one_is_not() -> None:
     assert len(leading_eigenpairs(matrix, 0.95)[0]) == N
 
 
+@pytest.mark.filterwarnings("error")
+def test_eigenvalues_far_apart_are_found_without_a_warning() -> None:
+    matrix = gram_matrix("exponential")
+    matrix[0, 0] = 1e24
+    assert leading_eigenpairs(matrix, 0.5)[0][0] == pytest.approx(1e24)
+
+
 def test_float64_is_exact() -> None:
     matrix = gram_matrix("exponential").astype(np.float64)
     values, _ = leading_eigenpairs(matrix, 0.3)

@@ -15,7 +15,7 @@ from pipeline.gguf_file.reader import open_gguf
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
 from pipeline.texts import EVALUATION_TEXT, Text, read_text
-from tests.tiny_model import TinyModel
+from tests.tiny_model import TinyModel, with_number
 
 
 def reference_log_probabilities(model: Path, text: str, n_ctx: int, chunks: int) -> np.ndarray:
@@ -113,14 +113,13 @@ def test_refusals(tiny: Path, embedded: Path, english: Path, make_tiny: Callable
 
 
 def test_a_broken_model_is_an_error_not_a_number(tiny: Path, english: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "broken.gguf"
-    broken.write_bytes(tiny.read_bytes())
-    info = open_gguf(broken).tensors["output_norm.weight"]
-    with broken.open("r+b") as file:
-        file.seek(info.offset)
-        file.write(np.full(64, np.nan, np.float32).tobytes())
-    with pytest.raises(SurgeryError, match="numerically broken"):
-        evaluate(broken, read_text(str(english)), chunks=2, options=ContextOptions(n_ctx=64))
+    broken = with_number(tiny, tmp_path / "broken.gguf", "output_norm.weight", np.nan)
+    text, options = read_text(str(english)), ContextOptions(n_ctx=64)
+    for model, base in ((broken, None), (broken, tiny), (tiny, broken)):
+        with pytest.raises(
+            SurgeryError, match=r"broken\.gguf: the negative log-likelihood is nan .* numerically broken"
+        ):
+            evaluate(model, text, base=base, chunks=2, options=options)
 
 
 def test_texts(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pipeline.conversation import ask, start_conversation
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
+from tests.tiny_model import with_number
 
 GREEDY = SamplingOptions(temperature=0, max_tokens=12)
 QUESTION = "What is machine learning?"
@@ -106,3 +107,10 @@ def test_the_context_is_a_limit(tiny: Path) -> None:
 def test_a_model_that_is_not_there() -> None:
     with pytest.raises(NativeError, match="cannot load this model"):
         start_conversation(Path("nowhere.gguf"), ContextOptions(), GREEDY)
+
+
+@pytest.mark.parametrize("temperature", [0, 0.8])
+def test_a_broken_model_does_not_answer(tiny: Path, tmp_path: Path, temperature: float) -> None:
+    broken = with_number(tiny, tmp_path / "broken.gguf", "blk.1.attn_k.weight", np.nan)
+    with pytest.raises(NativeError, match=r"broken\.gguf: the largest logit is nan; .* numerically broken"):
+        say(broken, [QUESTION], SamplingOptions(temperature))

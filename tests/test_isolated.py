@@ -4,14 +4,18 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from pathlib import Path
 
 import psutil
 import pytest
 
 from native.errors import NativeError
+from native.evaluate import evaluate_chunks
 from native.isolated import isolated
 from native.library import ggml_base, native_log
+from native.model import ContextOptions
+from tests.tiny_model import TinyModel
 
 
 def adder(start: int) -> Generator[int, int, str]:
@@ -39,6 +43,14 @@ def crashing() -> Generator[int, None, None]:
 def logging() -> Generator[int, None, None]:
     native_log()._receive(2, b"[   3/  9] half", None)  # type: ignore[arg-type]
     native_log()._receive(5, b" a line\n", None)  # type: ignore[arg-type]
+    yield 1
+
+
+def talkative() -> Generator[int, None, None]:
+    """Prints, from C, more than a pipe holds."""
+    for number in (1, 2):
+        for _ in range(300):
+            ctypes.CDLL(None).write(number, b"noise" * 200, 1000)
     yield 1
 
 
@@ -79,6 +91,20 @@ def test_errors_come_back() -> None:
 def test_an_abort_is_explained() -> None:
     with pytest.raises(NativeError, match=r"stopped by SIGABRT; its last words: .*GGML_ASSERT\(the rows fit\) failed"):
         list(isolated(aborting))
+
+
+def test_an_abort_of_llama_cpp_prints_nothing_itself(
+    make_tiny: Callable[[TinyModel], Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = make_tiny(TinyModel(layers=0))
+    with pytest.raises(NativeError, match=r"last words: llama-model\.cpp:\d+: GGML_ASSERT\(.* failed$"):
+        list(isolated(evaluate_chunks, str(path), None, "", chunks=None, options=ContextOptions()))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_the_process_prints_is_neither_seen_nor_waited_for(capfd: pytest.CaptureFixture[str]) -> None:
+    assert list(isolated(talkative)) == [1]
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_crash_is_explained() -> None:

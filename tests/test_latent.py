@@ -257,6 +257,18 @@ def test_statistics_of_another_model_or_without_their_text_are_refused(
     assert not (tmp_path / "o.gguf").exists()
 
 
+def test_a_text_that_was_calibrated_on_by_another_name_is_found(
+    tiny: Path, english: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SURGERY_CACHE", str(tmp_path / "cache"))
+    text = Path(shutil.copy(english, tmp_path / "moved.txt"))
+    calibrate(open_gguf(tiny), read_text(str(text)), chunks=1)
+    text.unlink()
+    again = calibrate(open_gguf(tiny), read_text(str(english)), chunks=1)
+    convert_to_latent(open_gguf(tiny), tmp_path / "o.gguf", LatentPlan(), again)
+    assert open_gguf(tmp_path / "o.gguf").get("surgery.calibration.text") == str(english)
+
+
 def test_the_command(surgery: SurgeryProcess, tiny: Path, tiny_statistics: Calibration, tmp_path: Path) -> None:
     arguments = ("latent", tiny, "-o", tmp_path / "o.gguf", "--calibration", tiny_statistics.path)
     result = surgery(*arguments, "--json")

@@ -1,5 +1,6 @@
 """The arithmetic of latent attention against complex numbers, brute force and dense least squares."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -12,7 +13,7 @@ from pipeline.errors import SurgeryError
 from pipeline.gguf_file.metadata import metadata_entry
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
-from pipeline.latent import refit
+from pipeline.latent import queries, values
 from pipeline.latent.compression import compress
 from pipeline.latent.rotary import align_keys, as_complex, as_real, frequencies, mean_turns, multiplication
 from pipeline.latent.scaled import SCALE_OFFSETS, read_scaled, scaled_type
@@ -112,10 +113,10 @@ def latent_weights(rank: int) -> LatentWeights:
 
 
 def test_refitted_queries_are_the_weighted_least_squares_solution(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refit, "ITERATIONS", 300)
-    monkeypatch.setattr(refit, "RIDGE", 0.0)
+    monkeypatch.setattr(queries, "ITERATIONS", 300)
+    monkeypatch.setattr(queries, "RIDGE", 0.0)
     attention, weights = sampled(), latent_weights(rank=2)
-    _, error = refit.refit(weights, attention)
+    _, error = queries.refit_queries(weights, attention)
     positions, n = attention.positions, attention.inputs.shape[1]
     key = attention.inputs @ weights.rotary_key.T
     cache = np.concatenate(
@@ -144,7 +145,7 @@ def test_refitted_queries_are_the_weighted_least_squares_solution(monkeypatch: p
 
 def test_refitting_never_makes_it_worse_and_leaves_what_is_exact() -> None:
     attention, weights = sampled(), latent_weights(rank=3)
-    before, after = refit.refit(weights, attention)
+    before, after = queries.refit_queries(weights, attention)
     assert after < before
     full = LatentWeights(
         attention.k.reshape(-1, WIDTH), np.zeros((2 * PAIRS, WIDTH)), np.zeros((HEADS, 2 * PAIRS, KV_HEADS * 2 * PAIRS)),
@@ -155,26 +156,58 @@ def test_refitting_never_makes_it_worse_and_leaves_what_is_exact() -> None:
         start = head // (HEADS // KV_HEADS) * 2 * PAIRS
         full.latent_query[head, :, start : start + 2 * PAIRS] = np.eye(2 * PAIRS)
     maps = full.latent_query.copy()
-    assert refit.refit(full, still)[0] < 1e-9
+    assert queries.refit_queries(full, still)[0] < 1e-9
     assert np.array_equal(full.latent_query, maps)
 
 
-def test_refitted_values_give_what_the_heads_gave(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refit, "VALUE_RIDGE", 0.0)
-    attention, weights = sampled(), latent_weights(rank=4)
-    refit.refit(weights, attention)
+def sampled_outputs(weights: LatentWeights, attention: SampledAttention, output: np.ndarray) -> tuple[np.ndarray, ...]:
+    """What each head attends to, (heads, n, rank), and the source's output, (n, d), from the definitions, in float64."""
+    n, size = attention.inputs.shape[1], attention.q.shape[1]
+    inputs, everywhere = attention.inputs.astype(np.float64), np.arange(n)
+    seen = everywhere <= attention.positions[:, None]
+    latents, key = (
+        inputs @ weights.latent.T,
+        rotate_at(inputs @ weights.rotary_key.T, everywhere, attention.frequencies),
+    )
+    mixtures, wanted = [], np.zeros((inputs.shape[0] * len(attention.positions), output.shape[1]))
+
+    def mixed(scores: np.ndarray, values: np.ndarray) -> np.ndarray:
+        p = np.exp(scores / np.sqrt(size)) * seen
+        return np.asarray(p / p.sum(axis=2, keepdims=True) @ values).reshape(-1, values.shape[2])
+
     for head in range(HEADS):
-        maps = np.hstack([weights.latent_query[head], weights.rotary_query[head]])
-        key = attention.inputs @ weights.rotary_key.T
-        cache = [attention.inputs @ weights.latent.T, rotate_at(key, np.arange(24), attention.frequencies)]
-        q = attention.queries(head) @ maps
-        q[..., 4:] = rotate_at(q[..., 4:], attention.positions, attention.frequencies)
-        (now,) = attention.probabilities([q @ np.concatenate(cache, axis=2).transpose(0, 2, 1)])
-        (before,) = attention.probabilities(attention.scores(head))
-        mixed = (now @ cache[0]).reshape(-1, 4)
-        wanted = (before @ (attention.inputs @ attention.v[head // 2].T)).reshape(-1, 2 * PAIRS)
-        best = np.linalg.lstsq(mixed, wanted, rcond=None)[0].T
-        assert np.allclose(weights.value[head], best, atol=1e-3)
+        q, k = inputs[:, attention.positions] @ attention.q[head].T, inputs @ attention.k[head // 2].T
+        turned = rotate_at(q, attention.positions, attention.frequencies)
+        scores = turned @ rotate_at(k, everywhere, attention.frequencies).transpose(0, 2, 1)
+        wanted += mixed(scores, inputs @ attention.v[head // 2].T) @ output[head].T
+        rotated = rotate_at(q @ weights.rotary_query[head], attention.positions, attention.frequencies)
+        new = q @ weights.latent_query[head] @ latents.transpose(0, 2, 1) + rotated @ key.transpose(0, 2, 1)
+        mixtures.append(mixed(new, latents))
+    return np.stack(mixtures), wanted
+
+
+def test_refitted_values_are_the_least_squares_solution_for_the_whole_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(values, "RIDGE", 0.0)
+    monkeypatch.setattr(values, "ITERATIONS", 500)
+    attention, weights = sampled(), latent_weights(rank=2)
+    output = RNG.standard_normal((HEADS, 30, 2 * PAIRS)).astype(np.float32)
+    start = weights.value.copy()
+    values.refit_values(weights, attention, output)
+    mixtures, wanted = sampled_outputs(weights, replace(attention, apart=values.MIXTURES_APART), output)
+    design = np.einsum("hdb,hnr->ndhbr", output, mixtures).reshape(wanted.size, -1)
+    best = np.linalg.lstsq(design, wanted.ravel(), rcond=None)[0]
+    before, after, least = (np.linalg.norm(design @ v.ravel() - wanted.ravel()) for v in (start, weights.value, best))
+    assert after == pytest.approx(least, rel=1e-3)
+    assert before > 1.05 * after
+
+
+def test_the_ridge_keeps_values_that_nothing_speaks_against(monkeypatch: pytest.MonkeyPatch) -> None:
+    attention, weights = sampled(), latent_weights(rank=2)
+    output = RNG.standard_normal((HEADS, 30, 2 * PAIRS)).astype(np.float32)
+    before = weights.value.copy()
+    monkeypatch.setattr(values, "RIDGE", 1e6)
+    values.refit_values(weights, attention, output)
+    assert np.allclose(weights.value, before, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [*SCALE_OFFSETS, GGMLQuantizationType.F16, GGMLQuantizationType.F32])

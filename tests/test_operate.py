@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
+from pipeline.attention import Projection, read_projection
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
+from pipeline.operation import reconstruct
 from pipeline.operation.operate import OperationReport, operate
 from pipeline.operation.plan import Plan
-from tests.tiny_model import TinyModel, tensors_of, write_tiny_model
+from tests.tiny_model import TinyModel, tensors_of, with_number, write_tiny_model
 
 
 def pca(rows: np.ndarray, threshold: float) -> np.ndarray:
@@ -190,6 +192,31 @@ def test_random_control_uses_the_rank_of_shared_kv_and_loses_more(embedded: Path
     name = "blk.3.attn_k.weight"
     assert np.array_equal(one.read_raw(name), again.read_raw(name))
     assert not np.array_equal(one.read_raw(name), other.read_raw(name))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [3e38, 1e19])
+@pytest.mark.parametrize("plan", [Plan(threshold=0.5), Plan("cross-layer", threshold=0.5, group_layers="all")])
+def test_numbers_whose_squares_overflow_are_refused(tiny: Path, tmp_path: Path, plan: Plan, value: float) -> None:
+    source = with_number(tiny, tmp_path / "large.gguf", "blk.1.attn_k.weight", value)
+    with pytest.raises(
+        SurgeryError, match=r"large\.gguf: tensor blk\.1\.attn_k\.weight holds numbers up to .*overflow"
+    ):
+        operate(open_gguf(source), tmp_path / "o.gguf", plan)
+    assert list(tmp_path.iterdir()) == [source]
+
+
+@pytest.mark.filterwarnings("ignore:.* encountered")
+def test_a_report_never_holds_nan(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = with_number(tiny, tmp_path / "large.gguf", "blk.1.attn_k.weight", 3e38)
+
+    def unchecked(model: GGUFModel, projections: Iterable[Projection]) -> np.ndarray:
+        return np.vstack([read_projection(model, projection) for projection in projections])
+
+    monkeypatch.setattr(reconstruct, "stacked_rows", unchecked)
+    with pytest.raises(SurgeryError, match=r"large\.gguf: kv of layer 1 cannot be rebuilt"):
+        operate(open_gguf(source), tmp_path / "o.gguf", Plan(threshold=0.5))
+    assert list(tmp_path.iterdir()) == [source]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from pipeline.gguf_file.reader import open_gguf
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
 from pipeline.quantization import quantize, quantized_types
+from tests.tiny_model import with_number
 
 
 def write_importance(path: Path, source: Path) -> dict[str, np.ndarray]:
@@ -109,6 +110,19 @@ def test_refusals_leave_nothing_behind(tiny: Path, wide: Path, tmp_path: Path) -
     with pytest.raises(NativeError, match="needs an importance matrix"):
         quantize_rows(np.zeros((1, 256), np.float32), gguf.GGMLQuantizationType.IQ2_XXS)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_are_none_are_one_error(
+    tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], value: float
+) -> None:
+    broken = with_number(tiny, tmp_path / "broken.gguf", "blk.1.attn_k.weight", value)
+    with pytest.raises(
+        NativeError, match=r"broken\.gguf: [\w .]+ Q8_0 \([^[]*tensor 'blk.1.attn_k.weight' has invalid data\)$"
+    ):
+        quantize(open_gguf(broken), tmp_path / "q.gguf", "Q8_0")
+    assert capfd.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == [broken]
 
 
 def test_an_importance_matrix_is_mean_squares(tiny: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pipeline.calibration.metrics import group_metric, role_metric
 from pipeline.calibration.sensitivity import weakest_error
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
 from pipeline.texts import read_text
-from tests.tiny_model import TinyModel
+from tests.tiny_model import TinyModel, with_number
 
 TEXT = "It is a truth universally acknowledged, that a single man in possession of a good fortune is in want. " * 3
 OPTIONS = ContextOptions(n_ctx=64, n_batch=64)
@@ -72,6 +72,12 @@ def test_a_probe_costs_what_the_error_in_the_file_costs(
 def test_an_unknown_weight_is_an_error(tiny: Path) -> None:
     with pytest.raises(NativeError, match=r"no product with blk\.9"):
         probe(tiny, WeightError("blk.9.attn_k.weight", 0, np.zeros((1, 64), np.float32)))
+
+
+def test_a_broken_model_is_an_error_not_a_cost(tiny: Path, tmp_path: Path) -> None:
+    broken = with_number(tiny, tmp_path / "broken.gguf", "token_embd.weight", np.nan)  # of a token that does not occur
+    with pytest.raises(NativeError, match=r"broken\.gguf: an error of blk\.0\.attn_k\.weight costs nan nats"):
+        probe(broken, WeightError("blk.0.attn_k.weight", 0, np.zeros((32, 64), np.float32)))
 
 
 @pytest.fixture

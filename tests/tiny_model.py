@@ -1,5 +1,6 @@
 """Tiny random models as GGUF files, written with the gguf package, independently of pipeline's own writer."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,3 +117,11 @@ def write_tiny_model(path: Path, model: TinyModel = TinyModel()) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def with_number(source: Path, target: Path, tensor: str, value: float) -> Path:
+    """Copy an F32 model to `target` with `value` in place of the first number of a tensor."""
+    shutil.copyfile(source, target)
+    tensors = gguf.GGUFReader(target, "r+").tensors
+    next(t for t in tensors if t.name == tensor).data.flat[0] = value
+    return target

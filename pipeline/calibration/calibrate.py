@@ -78,7 +78,8 @@ def calibrate(
     if sensitivities and not calibration.has_sensitivities:
         add_sensitivities(calibration, measure_sensitivities(model, calibration, text, threads, probing))
         calibration = open_calibration(path)
-    return calibration
+    # the same text may have had another name, or been named from another folder, when they were taken
+    return replace(calibration, source=replace(calibration.source, text_name=text.name))
 
 
 def _cached(path: Path) -> Calibration | None:

@@ -18,11 +18,14 @@ output_option = click.option(
 )
 force_option = click.option("--force", is_flag=True, help="Overwrite the output if it exists.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+MOST_THREADS = 512  # as native.model has it; it stands here too, so that --help need not load llama.cpp
 threads_option = click.option(
-    "--threads", default=0, type=WholeNumber(0), help="Processors to use; 0 for all.", show_default=True
+    "--threads",
+    default=0,
+    type=WholeNumber(0, MOST_THREADS),
+    help="Processors to use; 0 for all.",
+    show_default=True,
 )
-
-
 gpu_layers_option = click.option(
     "--gpu-layers", default=0, show_default=True, type=WholeNumber(-1), help="Layers to put on a GPU; -1 for all."
 )

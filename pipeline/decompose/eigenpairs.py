@@ -29,7 +29,8 @@ def leading_eigenpairs(
     """
     found = None
     if share <= LARGEST_SHARE and len(matrix) >= SMALLEST_ITERATED and matrix.dtype == np.float32:
-        with suppress(np.linalg.LinAlgError):  # a matrix of lower rank than the block
+        # a matrix of lower rank than the block, or eigenvalues so far apart that their polynomials overflow
+        with suppress(np.linalg.LinAlgError), np.errstate(over="ignore", invalid="ignore"):
             found = _iterate(matrix, share)
     if found is None:
         values, vectors = symmetric_eigenpairs(matrix, overwrite=overwrite)

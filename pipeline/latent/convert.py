@@ -1,4 +1,4 @@
-"""Convert a Llama to latent attention: a file of `deepseek2`'s, layer by layer, in the memory of one layer."""
+"""Convert a Llama to latent attention: a file of `deepseek2`'s, some layers at a time, in the memory of these."""
 
 import time
 from collections.abc import Iterable
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from native.model import default_threads
 from pipeline import __version__
 from pipeline.attention import read_projection
 from pipeline.calibration.statistics_file import Calibration, calibration_facts, require_fit
@@ -24,13 +25,16 @@ from pipeline.latent.architecture import (
     layer_tensors,
     shrinks,
 )
-from pipeline.latent.layer import convert_layer, measured_distances, sampled_attention
+from pipeline.latent.layer import convert_layer, measured_distances, output_projection, sampled_attention
 from pipeline.latent.plan import CacheLayout, LatentPlan, choose_layout
-from pipeline.latent.refit import refit
+from pipeline.latent.queries import refit_queries
 from pipeline.latent.samples import calibration_text, sample_inputs
 from pipeline.latent.scaled import read_scaled
 from pipeline.latent.source import LatentSource, require_convertible
+from pipeline.latent.values import refit_values
+from pipeline.latent.weights import LatentWeights
 from pipeline.operation.encode import encode_rows
+from pipeline.operation.parallel import side_by_side
 from pipeline.operation.provenance import PREFIX, earlier_operations
 from pipeline.output_file import check_output
 from pipeline.progress import Progress, silent
@@ -119,13 +123,16 @@ def convert_to_latent(
             create_gguf(output, metadata, declared, alignment=model.alignment, force=force, sources=model.paths)
         )
         _carry_over(model, writer, declared, new)
-        for number, layer in source.layers.items():
+        fitted = side_by_side(
+            lambda number: _fit_layer(model, source, layout, calibration, number, samples.of_layer(number)),
+            source.layers,
+            threads or default_threads(),
+        )
+        for number, (weights, layer) in zip(source.layers, fitted, strict=True):
             progress(number, len(source.layers), "")
-            attention = sampled_attention(model, source, layer, samples.of_layer(number))
-            weights, kept = convert_layer(model, source, layer, calibration, layout, measured_distances(attention))
-            before, after = refit(weights, attention)
-            report.layers.append(LatentLayer(number, kept, before, after))
-            queries = read_projection(model, layer["q"]).astype(np.float64).reshape(source.heads, -1, source.width)
+            report.layers.append(layer)
+            queries = read_projection(model, source.layers[number]["q"]).astype(np.float64)
+            queries = queries.reshape(source.heads, -1, source.width)
             square = float(np.sum((weights.latent @ calibration.layer(number).inputs) * weights.latent)) / layout.rank
             for name, values in layer_tensors(source, number, queries, weights, square):
                 writer.put(name, encode_rows(name, values, new[name].type))
@@ -133,6 +140,23 @@ def convert_to_latent(
     report.output_bytes = output.stat().st_size
     report.seconds = time.perf_counter() - started
     return report
+
+
+def _fit_layer(
+    model: GGUFModel,
+    source: LatentSource,
+    layout: CacheLayout,
+    calibration: Calibration,
+    number: int,
+    inputs: np.ndarray,
+) -> tuple[LatentWeights, LatentLayer]:
+    """A layer's latent attention, fitted to the source's over sampled `inputs`, float32 (chunks, n, d)."""
+    layer = source.layers[number]
+    attention = sampled_attention(model, source, layer, inputs)
+    weights, kept = convert_layer(model, source, layer, calibration, layout, measured_distances(attention))
+    before, after = refit_queries(weights, attention)
+    refit_values(weights, attention, output_projection(model, source, number))
+    return weights, LatentLayer(number, kept, before, after)
 
 
 def _carry_over(

@@ -23,6 +23,12 @@ def sampled_attention(
     return SampledAttention(inputs, q, k, v, frequencies(source.frequency_base, source.pairs))
 
 
+def output_projection(model: GGUFModel, source: LatentSource, layer: int) -> np.ndarray:
+    """What each head of a layer writes to the residual stream, float32 (heads, d, b)."""
+    weight = model.read(f"blk.{layer}.attn_output.weight")
+    return weight.reshape(source.width, source.heads, source.head_size).transpose(1, 0, 2)
+
+
 def measured_distances(attention: SampledAttention) -> np.ndarray:
     """How much each distance between query and key counts for each head, (heads, n)."""
     heads = range(len(attention.q))

@@ -6,8 +6,9 @@ from functools import cached_property
 import numpy as np
 
 from pipeline.latent.rotary import rotate
+from pipeline.latent.weights import LatentWeights
 
-QUERIES_APART = 4  # one token in so many is a query; all are keys
+QUERIES_APART = 4
 QUERIES_TOGETHER = 16
 
 
@@ -17,6 +18,7 @@ class SampledAttention:
 
     inputs: float32 (chunks, n, d); q: (heads, b, d); k and v: (kv_heads, b, d), float32, neighbours rotated together
     frequencies: (b / 2,), radians a position
+    apart: one token in so many is a query; all are keys
     """
 
     inputs: np.ndarray
@@ -24,6 +26,7 @@ class SampledAttention:
     k: np.ndarray
     v: np.ndarray
     frequencies: np.ndarray
+    apart: int = QUERIES_APART
 
     @property
     def group(self) -> int:
@@ -32,8 +35,8 @@ class SampledAttention:
 
     @cached_property
     def positions(self) -> np.ndarray:
-        """The positions of the queries, (m,): not 0, which attends to itself alone."""
-        return np.arange(QUERIES_APART - 1, self.inputs.shape[1], QUERIES_APART)
+        """The positions of the queries, (m,)."""
+        return np.arange(self.apart - 1, self.inputs.shape[1], self.apart)
 
     @cached_property
     def blocks(self) -> list[tuple[slice, int]]:
@@ -88,3 +91,32 @@ class SampledAttention:
 def rotate_at(values: np.ndarray, positions: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
     """Rotate `values` (..., n, 2 pairs) as RoPE does at `positions` (n,)."""
     return rotate(values, positions[:, None] * frequencies)
+
+
+@dataclass(frozen=True)
+class LatentScores:
+    """Scores over what sampled tokens cache as latent attention.
+
+    cache: float32 (chunks, n, rank + 2 pairs), its last 2 pairs columns rotated; blocks: as in `SampledAttention`
+    angles: (m, pairs), by which a query is rotated
+    """
+
+    cache: np.ndarray
+    rank: int
+    blocks: list[tuple[slice, int]]
+    angles: np.ndarray
+
+    def scores(self, queries: np.ndarray, maps: np.ndarray) -> list[np.ndarray]:
+        """Scores, for each block (chunks, queries, keys), of `queries` (chunks, m, b) by `maps` (b, rank + 2 pairs)."""
+        mapped = queries @ maps
+        mapped[..., self.rank :] = rotate(mapped[..., self.rank :], self.angles)
+        keys = self.cache.transpose(0, 2, 1)
+        return [mapped[:, run] @ keys[..., :seen] for run, seen in self.blocks]
+
+
+def latent_scores(weights: LatentWeights, attention: SampledAttention) -> LatentScores:
+    """What the sampled tokens of `attention` cache under `weights`."""
+    rank, turning = len(weights.latent), attention.frequencies[: len(weights.rotary_key) // 2]
+    cache = attention.inputs @ np.vstack([weights.latent, weights.rotary_key]).astype(np.float32).T
+    cache[..., rank:] = rotate_at(cache[..., rank:], np.arange(cache.shape[1]), turning)
+    return LatentScores(cache, rank, attention.blocks, attention.positions[:, None] * turning)

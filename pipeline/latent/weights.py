@@ -22,3 +22,10 @@ class LatentWeights:
     latent_query: np.ndarray
     rotary_query: np.ndarray
     value: np.ndarray
+
+    def query_maps(self, head: int) -> np.ndarray:
+        """Both maps of a head's query, side by side as a token's cache is: float32 (b, rank + 2 pairs)."""
+        return np.hstack([self.latent_query[head], self.rotary_query[head]]).astype(np.float32)
+
+    def set_query_maps(self, head: int, maps: np.ndarray) -> None:
+        self.latent_query[head], self.rotary_query[head] = np.split(maps.astype(np.float64), [len(self.latent)], axis=1)

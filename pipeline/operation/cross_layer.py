@@ -1,11 +1,11 @@
 """A group that spans layers, decomposed and rebuilt a layer at a time: never in memory as a whole."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.attention import read_projection
+from pipeline.attention import Projection, read_projection
 from pipeline.calibration.metrics import group_metric
 from pipeline.calibration.statistics_file import Calibration
 from pipeline.decompose.cross_layer import (
@@ -15,11 +15,13 @@ from pipeline.decompose.cross_layer import (
     weighted_cross_layer_components,
 )
 from pipeline.decompose.weighted import Metric
+from pipeline.errors import SurgeryError
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.operation.groups import Group, Layers
 from pipeline.operation.plan import Plan
 from pipeline.resources import on_disk
 
+LARGEST_ENERGY = 1e36  # sum of a projection's squares, with room to add up some hundred in float32
 LARGEST_IN_MEMORY = 1 << 30  # bytes of terms; more go to a temporary file
 
 
@@ -41,7 +43,20 @@ class StoredRows:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for number in self.group.layers:
-            yield np.vstack([read_projection(self.model, projection) for projection in self.group.of_layer(number)])
+            yield stacked_rows(self.model, self.group.of_layer(number))
+
+
+def stacked_rows(model: GGUFModel, projections: Iterable[Projection]) -> np.ndarray:
+    """The rows of one layer's projections, float32 (n, d). Raises SurgeryError where sums of their squares overflow."""
+    parts = []
+    for projection in projections:
+        parts.append(values := read_projection(model, projection))
+        if not np.vdot(values, values) < LARGEST_ENERGY:
+            raise SurgeryError(
+                f"{model.tensors[projection.tensor].path}: tensor {projection.tensor} holds numbers up to"
+                f" {np.abs(values).max():.3g}, whose squares overflow; the file is damaged, get it anew"
+            )
+    return np.vstack(parts)
 
 
 @dataclass(frozen=True)

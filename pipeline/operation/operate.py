@@ -15,7 +15,7 @@ import numpy as np
 from native.model import default_threads
 from pipeline.attention import Projection, find_attention, parse_layers
 from pipeline.calibration.statistics_file import Calibration, calibration_facts, require_fit
-from pipeline.errors import UsageError
+from pipeline.errors import SurgeryError, UsageError
 from pipeline.gguf_file.metadata import MetadataEntry
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
@@ -225,6 +225,11 @@ class _OperatedFile:
                 self.writer.put(name, encode_tensor(self.model, name, mine, self.replaced[name]))
         roles = dict.fromkeys(projection.role for projection in rebuilt.group.targets(self.plan))
         relative = {role: (errors[role] / energies[role]) ** 0.5 if energies[role] else 0.0 for role in roles}
+        if not np.isfinite([rebuilt.explained, *relative.values()]).all():
+            raise SurgeryError(
+                f"{self.model.path}: {rebuilt.group.roles} of {rebuilt.group.described_layers} cannot be rebuilt:"
+                " numbers overflow; the file is damaged, get it anew"
+            )
         self.report.layers.append(_group_result(self.plan, rebuilt, relative))
 
     def finish(self, source_hash: str) -> None:

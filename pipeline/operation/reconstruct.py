@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipeline.attention import Projection, read_projection
+from pipeline.attention import Projection
 from pipeline.calibration.metrics import group_metric
 from pipeline.calibration.statistics_file import Calibration
 from pipeline.decompose.methods import METHODS
@@ -13,7 +13,13 @@ from pipeline.decompose.principal_components import RowDecomposition, principal_
 from pipeline.decompose.random_subspace import random_subspace
 from pipeline.decompose.weighted import WeightedRows, weigh_rows
 from pipeline.gguf_file.reader import GGUFModel
-from pipeline.operation.cross_layer import CrossLayerDecomposition, LayerRows, decompose_layers, largest_share
+from pipeline.operation.cross_layer import (
+    CrossLayerDecomposition,
+    LayerRows,
+    decompose_layers,
+    largest_share,
+    stacked_rows,
+)
 from pipeline.operation.groups import Group, Layers
 from pipeline.operation.plan import Plan
 
@@ -73,14 +79,14 @@ def decompose_group(
     """Decompose a group once for `plans`, which may differ in threshold, rank and budget alone; None if all keep everything.
 
     `layers` are all projections of the model; `calibration` is needed for every metric but `weights`. Raises
-    SurgeryError when a tensor cannot be read.
+    SurgeryError when a tensor cannot be read, or its squares overflow.
     """
     if all(plan.keeps_everything(group.full_rank) for plan in plans):
         return None
     plan = plans[0]
     if len(group.layers) > 1:
         return decompose_layers(model, layers, group, plans, calibration)
-    stack = np.vstack([read_projection(model, projection) for projection in group.members])
+    stack = stacked_rows(model, group.members)
     if plan.metric == "weights":
         return GroupDecomposition(group, stack, principal_components(stack, plan.mean, largest_share(plans)), None)
     assert calibration is not None  # `operate` checks
