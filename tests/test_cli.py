@@ -157,7 +157,7 @@ BAD_INPUT = {
     "no text": ("eval {tiny} --text nowhere", 2, "--text nowhere: no such file"),
     "other vocabulary": ("eval {tiny} --base smollm2-135m --text {english}", 1, "has another vocabulary"),
     "chunks": ("eval {tiny} --chunks 0", 2, "--chunks 0: expected a whole number from 1"),
-    "no argument": ("operate", 2, "Missing argument 'MODEL'; see cli operate --help"),
+    "no argument": ("operate", 2, "Missing argument 'MODEL'; see surgery operate --help"),
     "no output": ("operate {tiny}", 2, "Missing option '-o' / '--output'; see"),
     "no such option": ("operate {tiny} -o o.gguf --thresold 1", 2, "No such option '--thresold'"),
     "no such command": ("opreate {tiny}", 2, "No such command 'opreate'"),
