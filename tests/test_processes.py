@@ -114,6 +114,16 @@ def test_a_full_disk_behind_standard_output(arguments: tuple[str, ...]) -> None:
         assert process.stderr == "surgery: standard output: cannot be written: No space left on device\n"
 
 
+@pytest.mark.parametrize(
+    ("on_path", "shown"), [(False, "{script} eval o.gguf"), (True, "surgery eval o.gguf")], ids=["elsewhere", "on PATH"]
+)
+def test_what_to_do_next_is_called_as_this_was(tiny: Path, surgery: SurgeryProcess, on_path: bool, shown: str) -> None:
+    folder = Path(sys.executable).parent
+    path = f"{folder}:{os.environ['PATH']}" if on_path else "/usr/bin:/bin"
+    result = surgery("operate", tiny, "-o", "o.gguf", env=os.environ | {"PATH": path})
+    assert f"what it lost:   {shown.format(script=folder / 'surgery')} --base" in result.stdout
+
+
 def test_ctrl_c_ends_an_answer_and_then_the_chat() -> None:
     """On a terminal of its own: what is typed is echoed, and Ctrl-C becomes a signal."""
     pid, terminal = pty.fork()
@@ -136,6 +146,7 @@ def test_ctrl_c_ends_an_answer_and_then_the_chat() -> None:
         shown += os.read(terminal, 4096).decode(errors="replace")
     os.write(terminal, b"\x03")
     assert "; stopped]" in read_until("\n> ")
+    time.sleep(0.3)  # a signal between the prompt and the system call that reads would wait for a line
     os.write(terminal, b"\x03")
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 

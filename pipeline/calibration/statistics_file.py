@@ -19,6 +19,7 @@ from pipeline.errors import SurgeryError, UsageError
 from pipeline.gguf_file.metadata import MetadataEntry, metadata_entry
 from pipeline.gguf_file.reader import DEFAULT_ALIGNMENT, GGUFModel, open_gguf
 from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
+from pipeline.program import program
 
 KIND = "surgery.calibration"
 FORMAT_VERSION = 1
@@ -178,7 +179,7 @@ def open_calibration(path: Path) -> Calibration:
     calibration, done = _open(path)
     if done != calibration.source.chunk_count:
         raise SurgeryError(
-            f"{path}: covers {done} of {calibration.source.chunk_count} chunks; run surgery calibrate again to go on"
+            f"{path}: covers {done} of {calibration.source.chunk_count} chunks; run {program()} calibrate again to go on"
         )
     return calibration
 
@@ -230,14 +231,14 @@ def require_fit(calibration: Calibration, model: GGUFModel) -> None:
         return
     raise UsageError(
         f"--calibration {calibration.path}: was taken from {source.model_name}, and {model.path} {reason};"
-        f" run surgery calibrate on {model.name}, or leave the option out"
+        f" run {program()} calibrate on {model.name}, or leave the option out"
     )
 
 
 def _open(path: Path) -> tuple[Calibration, int]:
     file = open_gguf(path)
     if file.get("general.type") != KIND:
-        raise SurgeryError(f"{path}: not calibration statistics; make them with surgery calibrate")
+        raise SurgeryError(f"{path}: not calibration statistics; make them with {program()} calibrate")
     if file.get("calibration.version") != FORMAT_VERSION:
         raise SurgeryError(
             f"{path}: has version {file.get('calibration.version')} of the format, {FORMAT_VERSION} is read; calibrate again"

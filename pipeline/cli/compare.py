@@ -35,6 +35,7 @@ from pipeline.latent.plan import LatentPlan, choose_layout
 from pipeline.latent.source import require_convertible
 from pipeline.operation.layer_groups import check_plan
 from pipeline.operation.plan import STORED_SHARE, VARIANCE_SHARE
+from pipeline.program import program
 from pipeline.quantization import check_importance_matrix, quantized_types
 from pipeline.sources import open_model
 from pipeline.texts import EVALUATION_TEXT, read_text
@@ -149,7 +150,7 @@ def command(model: str | None, folder: Path | None, status_of: Path | None, as_j
                 look_into_source(study, lambda doing: display.watch(replace(progress, doing=doing)))
         show_study(ledger_results(study.ledger), as_json)
     if not as_json:
-        click.echo(f"\nthe whole story:   surgery report {shlex.quote(str(folder))}")
+        click.echo(f"\nthe whole story:   {program()} report {shlex.quote(str(folder))}")
     if progress.failures:
         raise SurgeryError(f"{counted(len(progress.failures), 'cell')} failed; first {progress.failures[0]}")
 

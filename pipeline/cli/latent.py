@@ -19,6 +19,7 @@ from pipeline.latent.convert import LatentReport, convert_to_latent
 from pipeline.latent.plan import OUTTYPES, LatentPlan, choose_layout
 from pipeline.latent.source import require_convertible
 from pipeline.output_file import check_output
+from pipeline.program import program
 from pipeline.sources import open_model
 
 
@@ -93,5 +94,7 @@ def print_report(model: str, report: LatentReport) -> None:
         warn(f"{layout.cached_numbers} is not a multiple of 32, so this cache cannot be quantised")
     click.echo(f"wrote {report.output} ({report.output_bytes / 1e6:,.1f} MB) in {report.seconds:.1f} s\n")
     name = shlex.quote(report.output)
-    click.echo(f"what it lost:   surgery eval {name} --base {shlex.quote(model)} --chunks 8")
-    click.echo(f"what it says:   surgery run {name} --beside {shlex.quote(model)} --prompt 'What is machine learning?'")
+    click.echo(f"what it lost:   {program()} eval {name} --base {shlex.quote(model)} --chunks 8")
+    click.echo(
+        f"what it says:   {program()} run {name} --beside {shlex.quote(model)} --prompt 'What is machine learning?'"
+    )

@@ -13,6 +13,7 @@ import click
 from native.errors import NativeError
 from pipeline.cli.parameters import parameter_name
 from pipeline.errors import SurgeryError
+from pipeline.program import program
 
 COMMANDS = {
     "calibrate": "Measure what a model's attention sees, over a text.",
@@ -83,7 +84,10 @@ def usage_line(error: click.UsageError) -> str:
     if isinstance(error, click.BadParameter) and not isinstance(error, click.MissingParameter) and error.param:
         message = f"{parameter_name(error.param)} {error.message}"
     line = " ".join(message.split()).rstrip(".")
-    return f"{line}; see {error.ctx.command_path} --help" if error.ctx else line
+    if error.ctx is None:
+        return line
+    _, _, command = error.ctx.command_path.partition(error.ctx.find_root().command_path)
+    return f"{line}; see {program()}{command} --help"
 
 
 def _what_failed(error: OSError) -> str:

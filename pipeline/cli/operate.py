@@ -28,6 +28,7 @@ from pipeline.operation.operate import OperationReport, operate
 from pipeline.operation.operate_and_quantize import operate_and_quantize
 from pipeline.operation.plan import DEFAULT_THRESHOLD, GROUP_LAYERS, STORED_SHARE, VARIANCE_SHARE, Plan
 from pipeline.output_file import check_output
+from pipeline.program import program
 from pipeline.quantization import known_type, quantized_types
 from pipeline.sources import gguf_name, is_checkpoint, open_source
 
@@ -114,7 +115,7 @@ def command(
         if plan.metric != "weights":
             raise UsageError(
                 f"--metric {plan.metric}: needs a model that llama.cpp can run; convert it first:"
-                f" surgery convert {shlex.quote(model)} {shlex.quote(gguf_name(model))}"
+                f" {program()} convert {shlex.quote(model)} {shlex.quote(gguf_name(model))}"
             )
     source = open_source(model, pre=pre)
     check_output(output, force=force, sources=source.paths)
@@ -181,7 +182,9 @@ def print_report(model: str, report: OperationReport) -> None:
     click.echo()
     if is_checkpoint(model):
         base = gguf_name(model)
-        click.echo(f"to compare:     surgery convert {shlex.quote(model)} {shlex.quote(base)}")
+        click.echo(f"to compare:     {program()} convert {shlex.quote(model)} {shlex.quote(base)}")
         model = base
-    click.echo(f"what it lost:   surgery eval {name} --base {shlex.quote(model)} --chunks 8")
-    click.echo(f"what it says:   surgery run {name} --beside {shlex.quote(model)} --prompt 'What is machine learning?'")
+    click.echo(f"what it lost:   {program()} eval {name} --base {shlex.quote(model)} --chunks 8")
+    click.echo(
+        f"what it says:   {program()} run {name} --beside {shlex.quote(model)} --prompt 'What is machine learning?'"
+    )

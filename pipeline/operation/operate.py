@@ -27,6 +27,7 @@ from pipeline.operation.parallel import side_by_side
 from pipeline.operation.plan import Plan
 from pipeline.operation.provenance import UNKNOWN_HASH, operated_metadata
 from pipeline.operation.reconstruct import Decomposition, RebuiltGroup, decompose_group, rebuild_group
+from pipeline.program import program
 from pipeline.progress import Progress, Stopwatch, silent
 from pipeline.resources import peak_rss_bytes
 
@@ -248,7 +249,7 @@ def _required_calibration(model: GGUFModel, plan: Plan, calibration: Calibration
         raise UsageError(f"--metric {plan.metric}: needs calibration statistics")
     require_fit(calibration, model)
     if plan.metric == "attention" and not calibration.has_sensitivities:
-        raise UsageError(f"--calibration {calibration.path}: lacks sensitivities; make it with surgery calibrate")
+        raise UsageError(f"--calibration {calibration.path}: lacks sensitivities; make it with {program()} calibrate")
     return calibration
 
 
