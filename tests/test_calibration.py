@@ -267,7 +267,7 @@ def test_the_commands_and_the_cache(tiny: Path, english: Path) -> None:
         (("calibrate", "TINY", "-o", "no/folder.gguf"), "no/folder.gguf: the folder no does not exist"),
         (("operate", "TINY", "-o", "o.gguf", "--metric", "inputs", "--calibration", "no.txt"), "--calibration no.txt"),
         (("operate", "TINY", "-o", "o.gguf", "--metric", "inputs", "--calibration", "TINY"), "not calibration"),
-        (("operate", "TINY", "-o", "o.gguf", "--budget", 2), "--budget 2.0"),
+        (("operate", "TINY", "-o", "o.gguf", "--budget", 2), "--budget 2: expected a share"),
         (("operate", "TINY", "-o", "o.gguf", "--budget", 0.5, "--rank", 3), "--threshold, --rank and --budget"),
     ],
 )

@@ -49,6 +49,16 @@ def test_operate_prints_a_table_and_what_to_do_next(tiny: Path) -> None:
     assert list(open_gguf(Path("out.gguf")).tensors) == list(open_gguf(tiny).tensors)
 
 
+def test_a_budget_that_not_even_rank_1_fits_is_told_so(tiny: Path) -> None:
+    small = call("operate", tiny, "-o", "out.gguf", "--budget", "0.001", "--json")
+    stored = json.loads(small.stdout)["stored_numbers"]
+    assert small.exit_code == 0
+    assert {group["rank"] for group in json.loads(small.stdout)["layers"]} == {1}
+    assert f"asks for {stored['dense'] / 1000:,.0f} stored numbers" in small.stderr
+    assert f"takes {stored['factors']:,} (" in small.stderr
+    assert "--budget" not in call("operate", tiny, "-o", "enough.gguf", "--budget", "0.3").stderr
+
+
 def test_operate_json(tiny: Path) -> None:
     report = call_json("operate", tiny, "-o", "out.gguf", "--rank", "5", "--layers", "1", "--mean", "none")
     assert {"output", "method", "targets", "threshold", "mean", "layers", "seconds", "peak_rss_bytes"} <= report.keys()

@@ -138,6 +138,12 @@ def command(
                 source, output, plan, calibration=statistics, threads=threads, force=force, progress=writing.update
             )
             quantization = {}
+    if plan.budget and report.factor_numbers > plan.budget * report.dense_numbers + 0.5:  # half a number for rounding
+        share = report.factor_numbers / report.dense_numbers
+        warn(
+            f"--budget {plan.budget:g}: asks for {plan.budget * report.dense_numbers:,.0f} stored numbers, but already one"
+            f" component a group, the least, takes {report.factor_numbers:,} ({share:.2%}); that is what was written"
+        )
     if as_json:
         print_json(report.to_dict() | ({"quantization": quantization} if quant else {}))
     else:
