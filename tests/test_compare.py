@@ -299,7 +299,7 @@ def test_the_command(study: Path, tiny: Path, english: Path, tmp_path: Path) -> 
         ([], "name the MODEL"),
         ([str(tiny)], "-o: name a folder"),
         ([str(tiny), "--thresholds", ","], "--thresholds: is empty"),
-        ([str(tiny), "--thresholds", "1.5"], "--threshold 1.5: expected"),
+        ([str(tiny), "--thresholds", "1.5"], "--thresholds 1.5: expected"),
         ([str(tiny), "--quants", "Q9"], "--quants Q9"),
         ([str(tiny), "--ranks", "9999", "-o", "s"], "--rank 9999: q of layer 0 has 64 components"),
         ([str(tiny), "--layers", "9", "-o", "s"], "--layers '9'"),
