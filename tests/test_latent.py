@@ -201,7 +201,7 @@ def with_extra(source: Path, output: Path, key: str = "", value: object = None, 
         ("llama.attention.sliding_window", 128, "", "sliding_window = 128"),
         ("llama.expert_count", 8, "", "expert_count = 8"),
         ("llama.rope.dimension_count", 8, "", "rope.dimension_count = 8"),
-        ("llama.attention.head_count_kv", 3, "", "3 key/value heads"),
+        ("llama.attention.head_count_kv", 3, "", "head_count_kv is 3, but k"),
         ("general.architecture", "gemma2", "", "is a gemma2 model"),
     ],
 )
