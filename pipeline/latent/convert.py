@@ -11,7 +11,6 @@ import numpy as np
 
 from native.model import default_threads
 from pipeline import __version__
-from pipeline.attention import read_projection
 from pipeline.calibration.statistics_file import Calibration, calibration_facts, require_fit
 from pipeline.errors import UsageError
 from pipeline.gguf_file.metadata import MetadataEntry, metadata_entry
@@ -32,7 +31,6 @@ from pipeline.latent.samples import calibration_text, sample_inputs
 from pipeline.latent.scaled import read_scaled
 from pipeline.latent.source import LatentSource, require_convertible
 from pipeline.latent.values import refit_values
-from pipeline.latent.weights import LatentWeights
 from pipeline.operation.encode import encode_rows
 from pipeline.operation.parallel import side_by_side
 from pipeline.operation.provenance import PREFIX, earlier_operations
@@ -128,13 +126,10 @@ def convert_to_latent(
             source.layers,
             threads or default_threads(),
         )
-        for number, (weights, layer) in zip(source.layers, fitted, strict=True):
+        for number, (tensors, layer) in zip(source.layers, fitted, strict=True):
             progress(number, len(source.layers), "")
             report.layers.append(layer)
-            queries = read_projection(model, source.layers[number]["q"]).astype(np.float64)
-            queries = queries.reshape(source.heads, -1, source.width)
-            square = float(np.sum((weights.latent @ calibration.layer(number).inputs) * weights.latent)) / layout.rank
-            for name, values in layer_tensors(source, number, queries, weights, square):
+            for name, values in tensors.items():
                 writer.put(name, encode_rows(name, values, new[name].type))
         progress(len(source.layers), len(source.layers), "")
     report.output_bytes = output.stat().st_size
@@ -149,14 +144,16 @@ def _fit_layer(
     calibration: Calibration,
     number: int,
     inputs: np.ndarray,
-) -> tuple[LatentWeights, LatentLayer]:
-    """A layer's latent attention, fitted to the source's over sampled `inputs`, float32 (chunks, n, d)."""
+) -> tuple[dict[str, np.ndarray], LatentLayer]:
+    """A layer's new tensors, float32, fitted to the source's attention over sampled `inputs`, float32 (chunks, n, d)."""
     layer = source.layers[number]
     attention = sampled_attention(model, source, layer, inputs)
     weights, kept = convert_layer(model, source, layer, calibration, layout, measured_distances(attention))
     before, after = refit_queries(weights, attention)
     refit_values(weights, attention, output_projection(model, source, number))
-    return weights, LatentLayer(number, kept, before, after)
+    square = float(np.sum((weights.latent @ calibration.layer(number).inputs) * weights.latent)) / layout.rank
+    tensors = layer_tensors(source, number, attention.q.astype(np.float64), weights, square)
+    return dict(tensors), LatentLayer(number, kept, before, after)
 
 
 def _carry_over(
