@@ -1,5 +1,7 @@
 """The exceptions a user can meet. The command line turns each into one line and an exit code."""
 
+from pathlib import Path
+
 
 class SurgeryError(Exception):
     """Something went wrong while working: the message names the file or tensor and what to do."""
@@ -11,3 +13,8 @@ class UsageError(SurgeryError):
     """What was asked for cannot be done: the message names the option, what was expected and what to do."""
 
     exit_code = 2
+
+
+def no_file(path: Path) -> str:
+    """Why there is no file to read at `path`, for a message."""
+    return "is a folder" if path.is_dir() else "no such file"

@@ -15,7 +15,7 @@ from native.quantize_file import (
     quantize_file,
     read_importance_matrix,
 )
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, no_file
 from pipeline.gguf_file.reader import FLOAT_TYPES, GGUFModel, open_gguf
 from pipeline.output_file import complete_or_absent
 from pipeline.program import program
@@ -82,8 +82,7 @@ def quantized_bytes(model: GGUFModel, kind: str) -> int:
 def check_importance_matrix(path: Path | None) -> None:
     """Raise UsageError when --imatrix names no file."""
     if path is not None and not path.is_file():
-        what = "is a folder" if path.is_dir() else "no such file"
-        raise UsageError(f"--imatrix {path}: {what}; make one with {program()} calibrate --imatrix-output")
+        raise UsageError(f"--imatrix {path}: {no_file(path)}; make one with {program()} calibrate --imatrix-output")
 
 
 def known_type(kind: str) -> str:

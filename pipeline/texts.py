@@ -5,7 +5,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import SurgeryError, UsageError
+from pipeline.errors import SurgeryError, UsageError, no_file
 
 EVALUATION_TEXT = "python-docs"
 CALIBRATION_TEXT = "python-docs-calibration"
@@ -32,8 +32,9 @@ def read_text(name: str) -> Text:
         return Text(name, python_docs(calibration=name == CALIBRATION_TEXT))
     path = Path(name).expanduser()
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "no such file"
-        raise UsageError(f"--text {name}: {what}; name a UTF-8 text file, {EVALUATION_TEXT} or {CALIBRATION_TEXT}")
+        raise UsageError(
+            f"--text {name}: {no_file(path)}; name a UTF-8 text file, {EVALUATION_TEXT} or {CALIBRATION_TEXT}"
+        )
     try:
         content = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:

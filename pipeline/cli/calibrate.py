@@ -10,7 +10,7 @@ from pipeline.calibration.statistics_file import Calibration, open_calibration
 from pipeline.cli.options import force_option, json_option, model_argument, threads_option
 from pipeline.cli.output import ProgressReport, counted, print_json
 from pipeline.cli.parameters import WholeNumber
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, no_file
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.output_file import check_output
 from pipeline.sources import open_model
@@ -121,9 +121,9 @@ def calibration_text(name: str) -> Text:
     try:
         return read_text(name)
     except UsageError:
-        what = "is a folder" if Path(name).expanduser().is_dir() else "no such file"
         raise UsageError(
-            f"--calibration {name}: {what}; name statistics that surgery calibrate wrote, or a text"
+            f"--calibration {name}: {no_file(Path(name).expanduser())}; name statistics that surgery calibrate wrote,"
+            " or a text"
         ) from None
 
 
