@@ -14,8 +14,8 @@ from benchmarks.timing import in_turn, spread
 from native.model import default_threads
 from pipeline.attention import find_attention, read_projection
 from pipeline.decompose.principal_components import centre, gram, principal_components
-from pipeline.operation.parallel import side_by_side
-from pipeline.sources import EMBEDDED_NAME, open_model
+from pipeline.files.models import EMBEDDED_NAME, open_model
+from pipeline.parallel import side_by_side
 
 LAYERS = 4
 SHAPES = {"q": (2048, 2048), "kv": (512, 2048)}

@@ -11,13 +11,13 @@ from pipeline.compare.grid import Grid, grid_cells
 from pipeline.compare.results import study_results
 from pipeline.compare.run import run_study
 from pipeline.compare.study import StudySettings, open_study
-from pipeline.evaluation import evaluate
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.files.models import EMBEDDED_NAME, open_model
+from pipeline.files.texts import EVALUATION_TEXT, read_text
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
 from pipeline.quantization import quantize
-from pipeline.sources import EMBEDDED_NAME, open_model
-from pipeline.texts import EVALUATION_TEXT, read_text
 
 CHUNKS = 2
 GRID = Grid(

@@ -16,8 +16,8 @@ from native.quantize_file import (
     read_importance_matrix,
 )
 from pipeline.errors import UsageError, no_file
+from pipeline.files.output_file import complete_or_absent
 from pipeline.gguf_file.reader import FLOAT_TYPES, GGUFModel, open_gguf
-from pipeline.output_file import complete_or_absent
 from pipeline.program import program
 from pipeline.progress import Progress, silent
 

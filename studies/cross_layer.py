@@ -22,12 +22,12 @@ from native.model import Context, ContextOptions, load_model, open_context
 from native.scoring import score_tokens
 from pipeline.calibration.calibrate import calibrate
 from pipeline.calibration.statistics_file import Calibration
+from pipeline.evaluation.statistics import mean_and_standard_error
+from pipeline.files.models import EMBEDDED_NAME, open_model
+from pipeline.files.texts import read_text
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
-from pipeline.sources import EMBEDDED_NAME, open_model
-from pipeline.statistics import mean_and_standard_error
-from pipeline.texts import read_text
 from studies.pictures import drawn
 
 N_CTX = 512

@@ -19,14 +19,14 @@ from native.evaluate import decode_columns, scored_positions
 from native.model import Context, ContextOptions, load_model, open_context
 from native.scoring import score_tokens
 from pipeline.calibration.calibrate import calibrate
+from pipeline.evaluation.speed import speeds_at_depths
+from pipeline.evaluation.statistics import divergence_summary, perplexity
+from pipeline.files.models import EMBEDDED_NAME, open_model
+from pipeline.files.texts import read_text
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.latent.convert import convert_to_latent
 from pipeline.latent.plan import LatentPlan
 from pipeline.quantization import quantize
-from pipeline.sources import EMBEDDED_NAME, open_model
-from pipeline.speed import speeds_at_depths
-from pipeline.statistics import divergence_summary, perplexity
-from pipeline.texts import read_text
 from studies.pictures import divergence_axis, drawn
 
 SIZES = (256, 224, 192, 160)

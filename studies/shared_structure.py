@@ -14,11 +14,11 @@ from typing import Any
 import click
 
 from pipeline.calibration.calibrate import calibrate
-from pipeline.evaluation import evaluate
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.files.models import EMBEDDED_NAME, open_model
+from pipeline.files.texts import read_text
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
-from pipeline.sources import EMBEDDED_NAME, open_model
-from pipeline.texts import read_text
 from studies.pictures import divergence_axis, drawn
 
 BUDGETS = (0.4167, 0.5556, 0.7639, 0.9462)

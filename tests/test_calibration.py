@@ -28,10 +28,10 @@ from pipeline.calibration.statistics_file import (
     write_calibration,
 )
 from pipeline.errors import SurgeryError, UsageError
+from pipeline.files.texts import Text, read_text
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
-from pipeline.texts import Text, read_text
 from tests.test_cli import call
 from tests.tiny_model import TinyModel, with_number
 

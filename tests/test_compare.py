@@ -21,12 +21,12 @@ from pipeline.compare.results import study_results
 from pipeline.compare.run import StudyProgress, run_study
 from pipeline.compare.study import Study, StudySettings, open_study
 from pipeline.errors import SurgeryError, UsageError
-from pipeline.evaluation import evaluate
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.files.texts import read_text
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
 from pipeline.quantization import quantize
-from pipeline.texts import read_text
 
 GRID = Grid(methods=("shared-kv",), thresholds=(0.9, 0.6), quants=("source", "Q8_0"))
 

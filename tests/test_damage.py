@@ -8,11 +8,11 @@ from click.testing import CliRunner
 
 from pipeline.cli.main import cli
 from pipeline.compare.results import study_results
-from pipeline.evaluation import evaluate
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.files.texts import read_text
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
-from pipeline.texts import read_text
 
 
 def test_damage_is_measured_drawn_and_not_measured_again(tiny: Path, english: Path, tmp_path: Path) -> None:

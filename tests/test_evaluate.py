@@ -10,11 +10,11 @@ from scipy.special import log_softmax, rel_entr
 from native.errors import NativeError
 from native.model import ContextOptions, load_model, open_context
 from pipeline.errors import SurgeryError, UsageError
-from pipeline.evaluation import evaluate
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.files.texts import EVALUATION_TEXT, Text, read_text
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
-from pipeline.texts import EVALUATION_TEXT, Text, read_text
 from tests.tiny_model import TinyModel, with_number
 
 

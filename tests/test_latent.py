@@ -15,7 +15,8 @@ from native.model import ContextOptions, load_model, open_context
 from pipeline.calibration.calibrate import calibrate
 from pipeline.calibration.statistics_file import Calibration, add_sensitivities, open_calibration
 from pipeline.errors import SurgeryError, UsageError
-from pipeline.evaluation import evaluate
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.files.texts import read_text
 from pipeline.gguf_file.metadata import metadata_entry
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
@@ -23,7 +24,6 @@ from pipeline.latent.architecture import LATENT_SHARE
 from pipeline.latent.convert import LatentReport, convert_to_latent
 from pipeline.latent.plan import LatentPlan, choose_layout
 from pipeline.latent.source import require_convertible
-from pipeline.texts import read_text
 from tests.conftest import SurgeryProcess
 from tests.tiny_model import TinyModel, write_tiny_model
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import SurgeryError, UsageError
-from pipeline.output_file import complete_or_absent
+from pipeline.files.output_file import complete_or_absent
 
 
 def write(path: Path, content: str, **options: object) -> None:

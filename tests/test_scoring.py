@@ -6,7 +6,7 @@ from scipy.special import log_softmax, rel_entr
 
 from native.scoring import score_tokens
 from pipeline.errors import SurgeryError
-from pipeline.statistics import divergence_summary, mean_and_standard_error, perplexity, require_finite
+from pipeline.evaluation.statistics import divergence_summary, mean_and_standard_error, perplexity, require_finite
 
 
 def logits(seed: int, scale: float = 8) -> np.ndarray:

@@ -15,8 +15,8 @@ from pipeline.attention import find_attention, read_projection
 from pipeline.calibration.calibrate import calibrate
 from pipeline.calibration.metrics import group_metric, role_metric
 from pipeline.calibration.sensitivity import weakest_error
+from pipeline.files.texts import read_text
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
-from pipeline.texts import read_text
 from tests.tiny_model import TinyModel, with_number
 
 TEXT = "It is a truth universally acknowledged, that a single man in possession of a good fortune is in want. " * 3

@@ -15,14 +15,14 @@ from pipeline.calibration.statistics_file import Calibration, CalibrationSource,
 from pipeline.compare.results import study_results
 from pipeline.compare.source_subspaces import look_into_source, outline
 from pipeline.compare.study import Study, StudySettings, open_study
+from pipeline.files.texts import read_text
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.report.figures import Figure
 from pipeline.report.page import specifications
 from pipeline.report.study_charts import study_figures
 from pipeline.report.subspace_figures import layer_keys
-from pipeline.subspace_outline import between_outline, spectrum_outline, within_outline
-from pipeline.subspaces import View, compared_layers, energies_within, spectrum
-from pipeline.texts import read_text
+from pipeline.subspaces.outline import between_outline, spectrum_outline, within_outline
+from pipeline.subspaces.similarity import View, compared_layers, energies_within, spectrum
 from tests.made_up_source import made_up_damage, made_up_subspaces
 from tests.made_up_study import made_up_study
 from tests.test_cli import call

@@ -14,7 +14,7 @@ from pipeline.attention import find_attention
 from pipeline.decompose.subspaces import cumulative_shares, directions_read, leading_directions, overlaps
 from pipeline.decompose.weighted import Metric, weigh_rows
 from pipeline.gguf_file.reader import open_gguf
-from pipeline.subspaces import View, compared_layers, energies_within, spectrum
+from pipeline.subspaces.similarity import View, compared_layers, energies_within, spectrum
 from tests.test_cli import call, call_json
 
 

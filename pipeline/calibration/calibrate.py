@@ -28,12 +28,12 @@ from pipeline.calibration.statistics_file import (
     write_calibration,
 )
 from pipeline.errors import SurgeryError, UsageError
+from pipeline.files.output_file import check_output, complete_or_absent
+from pipeline.files.texts import Text
 from pipeline.gguf_file.metadata import metadata_entry
 from pipeline.gguf_file.reader import DEFAULT_ALIGNMENT, GGUFModel
 from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
-from pipeline.output_file import check_output, complete_or_absent
 from pipeline.progress import Progress, silent
-from pipeline.texts import Text
 
 CHUNK_SIZE = 512  # tokens
 DEFAULT_CHUNKS = 64

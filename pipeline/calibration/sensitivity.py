@@ -18,9 +18,9 @@ from pipeline.calibration.metrics import role_metric
 from pipeline.calibration.statistics_file import Calibration
 from pipeline.decompose.principal_components import principal_components
 from pipeline.decompose.weighted import weigh_rows
+from pipeline.files.texts import Text
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.progress import Progress
-from pipeline.texts import Text
 
 SHARES = {"q": 0.01, "k": 0.01, "v": 0.15}
 """The probe's error as a share of the energy: such that it costs some hundredths of a nat."""

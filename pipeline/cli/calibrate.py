@@ -11,10 +11,10 @@ from pipeline.cli.options import force_option, json_option, model_argument, thre
 from pipeline.cli.output import ProgressReport, counted, print_json
 from pipeline.cli.parameters import WholeNumber
 from pipeline.errors import UsageError, no_file
+from pipeline.files.models import open_model
+from pipeline.files.output_file import check_output
+from pipeline.files.texts import CALIBRATION_TEXT, Text, read_text
 from pipeline.gguf_file.reader import GGUFModel
-from pipeline.output_file import check_output
-from pipeline.sources import open_model
-from pipeline.texts import CALIBRATION_TEXT, Text, read_text
 
 
 @click.command("calibrate")

@@ -30,6 +30,8 @@ from pipeline.compare.study import StudySettings, open_study
 from pipeline.decompose.methods import METHODS, METRICS
 from pipeline.decompose.principal_components import MEANS
 from pipeline.errors import SurgeryError, UsageError
+from pipeline.files.models import open_model
+from pipeline.files.texts import EVALUATION_TEXT, read_text
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.latent.plan import LatentPlan, choose_layout
 from pipeline.latent.source import require_convertible
@@ -37,8 +39,6 @@ from pipeline.operation.layer_groups import check_plan
 from pipeline.operation.plan import STORED_SHARE, VARIANCE_SHARE
 from pipeline.program import program
 from pipeline.quantization import check_importance_matrix, quantized_types
-from pipeline.sources import open_model
-from pipeline.texts import EVALUATION_TEXT, read_text
 
 
 def names(text: str, values: Iterable[str]) -> tuple[Any, str]:

@@ -9,8 +9,8 @@ from pipeline.cli.output import ProgressReport, print_json
 from pipeline.convert.checkpoint import OUTTYPES
 from pipeline.convert.write import write_model
 from pipeline.errors import UsageError
-from pipeline.output_file import check_output
-from pipeline.sources import is_checkpoint, open_source
+from pipeline.files.models import is_checkpoint, open_source
+from pipeline.files.output_file import check_output
 
 
 @click.command("convert")

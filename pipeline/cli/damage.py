@@ -16,8 +16,8 @@ from pipeline.compare.damage import TARGETS, damage_cells, measured_damage, note
 from pipeline.compare.run import run_study
 from pipeline.compare.study import StudySettings, open_study
 from pipeline.errors import SurgeryError
+from pipeline.files.texts import read_text
 from pipeline.gguf_file.reader import GGUFModel
-from pipeline.texts import read_text
 
 
 def damage(

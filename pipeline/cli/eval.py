@@ -17,10 +17,10 @@ from pipeline.cli.options import (
 )
 from pipeline.cli.output import ProgressReport, counted, print_json, print_table, warn
 from pipeline.cli.parameters import WholeNumber
-from pipeline.evaluation import SMALLEST_CONTEXT, evaluate
-from pipeline.sources import open_model
-from pipeline.speed import speeds_at_depths
-from pipeline.texts import CALIBRATION_TEXT, EVALUATION_TEXT, read_text
+from pipeline.evaluation.evaluate import SMALLEST_CONTEXT, evaluate
+from pipeline.evaluation.speed import speeds_at_depths
+from pipeline.files.models import open_model
+from pipeline.files.texts import CALIBRATION_TEXT, EVALUATION_TEXT, read_text
 
 
 @click.command("eval")

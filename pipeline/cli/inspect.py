@@ -21,14 +21,14 @@ from pipeline.cli.options import (
 from pipeline.cli.output import ProgressReport, print_json
 from pipeline.cli.parameters import Number, WholeNumber
 from pipeline.errors import UsageError
+from pipeline.files.models import open_model
+from pipeline.files.output_file import check_output
+from pipeline.files.texts import EVALUATION_TEXT
 from pipeline.inspection import summarise
 from pipeline.operation.plan import DEFAULT_THRESHOLD, VARIANCE_SHARE
-from pipeline.output_file import check_output
 from pipeline.report.charts import FORMATS, require_charts, write_chart
-from pipeline.sources import open_model
-from pipeline.subspace_outline import overlap_outline, spectrum_outline
-from pipeline.subspaces import SPECTRUM_THRESHOLDS, View, overlap, spectra
-from pipeline.texts import EVALUATION_TEXT
+from pipeline.subspaces.outline import overlap_outline, spectrum_outline
+from pipeline.subspaces.similarity import SPECTRUM_THRESHOLDS, View, overlap, spectra
 
 
 @click.command("inspect")

@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from pipeline.cli.output import print_table
-from pipeline.subspaces import SPECTRUM_GROUPS, SPECTRUM_THRESHOLDS, mean_of_pairs
+from pipeline.subspaces.similarity import SPECTRUM_GROUPS, SPECTRUM_THRESHOLDS, mean_of_pairs
 
 
 def print_summary(summary: dict[str, Any]) -> None:

@@ -15,12 +15,12 @@ from pipeline.cli.options import (
     threads_option,
 )
 from pipeline.cli.output import ProgressReport, print_json, print_table, warn
+from pipeline.files.models import open_model
+from pipeline.files.output_file import check_output
 from pipeline.latent.convert import LatentReport, convert_to_latent
 from pipeline.latent.plan import OUTTYPES, LatentPlan, choose_layout
 from pipeline.latent.source import require_convertible
-from pipeline.output_file import check_output
 from pipeline.program import program
-from pipeline.sources import open_model
 
 
 @click.command("latent")

@@ -22,15 +22,15 @@ from pipeline.cli.parameters import Number, WholeNumber
 from pipeline.decompose.methods import METHODS
 from pipeline.decompose.principal_components import MEANS
 from pipeline.errors import UsageError
-from pipeline.operation.encode import OUTTYPES
+from pipeline.files.encode import OUTTYPES
+from pipeline.files.models import gguf_name, is_checkpoint, open_source
+from pipeline.files.output_file import check_output
 from pipeline.operation.layer_groups import check_plan
 from pipeline.operation.operate import OperationReport, operate
 from pipeline.operation.operate_and_quantize import operate_and_quantize
 from pipeline.operation.plan import DEFAULT_THRESHOLD, GROUP_LAYERS, STORED_SHARE, VARIANCE_SHARE, Plan
-from pipeline.output_file import check_output
 from pipeline.program import program
 from pipeline.quantization import known_type, quantized_types
-from pipeline.sources import gguf_name, is_checkpoint, open_source
 
 
 @click.command("operate")

@@ -10,7 +10,7 @@ from click.core import ParameterSource
 from pipeline.cli.parameters import WholeNumber
 from pipeline.decompose.methods import METRICS
 from pipeline.errors import UsageError
-from pipeline.texts import CALIBRATION_TEXT
+from pipeline.files.texts import CALIBRATION_TEXT
 
 model_argument = click.argument("model")
 output_option = click.option(

@@ -6,8 +6,8 @@ import click
 
 from pipeline.cli.options import force_option, json_option, threads_option
 from pipeline.cli.output import ProgressReport, counted, print_json, warn
+from pipeline.files.models import open_model
 from pipeline.quantization import quantize, quantized_types
-from pipeline.sources import open_model
 
 
 @click.command("quantize")

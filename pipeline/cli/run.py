@@ -18,7 +18,7 @@ from pipeline.cli.output import counted, print_json
 from pipeline.cli.parameters import Number, WholeNumber
 from pipeline.conversation import Conversation, ask, start_conversation
 from pipeline.errors import SurgeryError, UsageError
-from pipeline.sources import open_model
+from pipeline.files.models import open_model
 
 
 @click.command("run")

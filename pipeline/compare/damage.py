@@ -8,8 +8,8 @@ import numpy as np
 from pipeline.compare.cell import Cell
 from pipeline.compare.ledger import Ledger
 from pipeline.compare.study import Study
+from pipeline.evaluation.statistics import interval_bounds
 from pipeline.operation.plan import Plan
-from pipeline.statistics import interval_bounds
 
 TARGETS = ("q", "k", "v", "qkv")
 FACT = "damage"

@@ -12,8 +12,8 @@ from native.model import ContextOptions
 from pipeline.attention import find_attention
 from pipeline.compare.cell import AS_IT_IS, Cell, effective_plan
 from pipeline.compare.study import StudySettings, families
+from pipeline.files.encode import output_type
 from pipeline.gguf_file.reader import GGUFModel, tensor_nbytes
-from pipeline.operation.encode import output_type
 from pipeline.operation.groups import plan_groups
 from pipeline.operation.plan import Plan
 from pipeline.operation.reconstruct import decompose_group, rebuild_group

@@ -9,9 +9,9 @@ from typing import Any
 from pipeline.compare.cell import AS_IT_IS, CACHE_TYPES, LATENT, Cell, Operation
 from pipeline.decompose.methods import METHODS
 from pipeline.errors import UsageError
+from pipeline.files.output_file import complete_or_absent
 from pipeline.latent.plan import LatentPlan
 from pipeline.operation.plan import Plan
-from pipeline.output_file import complete_or_absent
 from pipeline.quantization import known_type
 
 

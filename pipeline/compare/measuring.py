@@ -14,11 +14,11 @@ from native.measure import MeasuredAnswer, MeasuredChunk, MeasurementStart, meas
 from native.model import ContextOptions, default_threads
 from native.quantize_file import read_importance_matrix
 from pipeline.compare.cell import AS_IT_IS, LATENT, Cell
+from pipeline.evaluation.statistics import interval, mean_and_standard_error, require_finite
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
 from pipeline.operation.patch import write_operated, write_patched
 from pipeline.quantization import quantize
 from pipeline.resources import machine_name
-from pipeline.statistics import interval, mean_and_standard_error, require_finite
 
 FEWEST_FOR_PRECISION = 4  # chunks; of fewer, the standard error itself is hardly known
 

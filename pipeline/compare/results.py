@@ -15,9 +15,7 @@ from pipeline.compare.cell import Cell, StudySubject, base_key
 from pipeline.compare.damage import noted_damage
 from pipeline.compare.ledger import Ledger, is_being_measured, open_ledger
 from pipeline.errors import UsageError
-from pipeline.latent.plan import LatentPlan
-from pipeline.operation.plan import Plan
-from pipeline.statistics import (
+from pipeline.evaluation.statistics import (
     divergence_summary,
     interval,
     interval_bounds,
@@ -26,6 +24,8 @@ from pipeline.statistics import (
     perplexity,
     quartiles,
 )
+from pipeline.latent.plan import LatentPlan
+from pipeline.operation.plan import Plan
 
 WARM_UP_TOKENS = 8
 FRONTS = {"file": "file_bytes", "factored": "factored_bytes", "stored": "factors", "kv": "kv_cache_bytes"}

@@ -5,8 +5,8 @@ from typing import Any
 
 from pipeline.attention import find_attention
 from pipeline.compare.study import Study
-from pipeline.subspace_outline import overlap_outline, spectrum_outline
-from pipeline.subspaces import View, overlap, spectra
+from pipeline.subspaces.outline import overlap_outline, spectrum_outline
+from pipeline.subspaces.similarity import View, overlap, spectra
 
 FACT = "subspaces"
 

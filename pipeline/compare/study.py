@@ -19,14 +19,14 @@ from pipeline.compare.cell import AS_IT_IS, Cell, Operation, StudySubject, base_
 from pipeline.compare.ledger import Ledger, Run, make_folder, open_ledger, sole_writer
 from pipeline.compare.measuring import CellJob, StopRule, answer_facts, machine_facts
 from pipeline.errors import UsageError
+from pipeline.evaluation.statistics import require_finite
+from pipeline.files.texts import Text
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.latent.convert import convert_to_latent
 from pipeline.latent.plan import LatentPlan
 from pipeline.operation.operate import operate_family
 from pipeline.operation.plan import Plan
 from pipeline.quantization import quantize
-from pipeline.statistics import require_finite
-from pipeline.texts import Text
 
 CELLS = "cells"  # the folder of the files that are being measured
 

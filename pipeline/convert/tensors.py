@@ -9,7 +9,7 @@ from pipeline.convert.config import Config
 from pipeline.convert.families import Family
 from pipeline.convert.stored_tensor import StoredTensor, to_float32
 from pipeline.errors import SurgeryError
-from pipeline.operation.encode import encode_rows
+from pipeline.files.encode import encode_rows
 
 # Computed anew by every program that runs the model.
 NOT_WEIGHTS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")

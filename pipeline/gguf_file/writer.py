@@ -13,9 +13,9 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 from pipeline.errors import SurgeryError
+from pipeline.files.output_file import complete_or_absent
 from pipeline.gguf_file.metadata import MetadataEntry
 from pipeline.gguf_file.reader import GGUFModel, TensorInfo, align, read_part
-from pipeline.output_file import complete_or_absent
 from pipeline.progress import Progress, silent
 
 COPY_CHUNK = 32 * 2**20  # bytes copied between two reports of progress

@@ -13,6 +13,9 @@ from native.model import default_threads
 from pipeline import __version__
 from pipeline.calibration.statistics_file import Calibration, calibration_facts, require_fit
 from pipeline.errors import UsageError
+from pipeline.files.encode import encode_rows
+from pipeline.files.output_file import check_output
+from pipeline.files.provenance import PREFIX, earlier_operations
 from pipeline.gguf_file.metadata import MetadataEntry, metadata_entry
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.gguf_file.writer import GGUFWriter, TensorDeclaration, create_gguf
@@ -31,10 +34,7 @@ from pipeline.latent.samples import calibration_text, sample_inputs
 from pipeline.latent.scaled import read_scaled
 from pipeline.latent.source import LatentSource, require_convertible
 from pipeline.latent.values import refit_values
-from pipeline.operation.encode import encode_rows
-from pipeline.operation.parallel import side_by_side
-from pipeline.operation.provenance import PREFIX, earlier_operations
-from pipeline.output_file import check_output
+from pipeline.parallel import side_by_side
 from pipeline.progress import Progress, silent
 from pipeline.resources import peak_rss_bytes
 

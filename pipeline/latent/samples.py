@@ -14,9 +14,9 @@ from native.model import ContextOptions
 from pipeline.attention import find_attention
 from pipeline.calibration.statistics_file import Calibration
 from pipeline.errors import UsageError
+from pipeline.files.texts import Text, read_text
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.progress import Progress
-from pipeline.texts import Text, read_text
 
 CHUNKS = 32
 

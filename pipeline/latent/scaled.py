@@ -7,8 +7,8 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from pipeline.errors import SurgeryError
+from pipeline.files.encode import encode_rows
 from pipeline.gguf_file.reader import FLOAT_TYPES, GGUFModel
-from pipeline.operation.encode import encode_rows
 
 SCALE_OFFSETS: dict[GGMLQuantizationType, tuple[int, ...]] = {
     GGMLQuantizationType.Q4_0: (0,),

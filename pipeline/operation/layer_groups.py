@@ -9,7 +9,7 @@ from pipeline.errors import UsageError
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.operation.groups import Layers, plan_groups
 from pipeline.operation.plan import Plan
-from pipeline.subspaces import View, similar_layers
+from pipeline.subspaces.similarity import View, similar_layers
 
 
 def layer_groups(

@@ -16,17 +16,17 @@ from native.model import default_threads
 from pipeline.attention import Projection, find_attention, parse_layers
 from pipeline.calibration.statistics_file import Calibration, calibration_facts, require_fit
 from pipeline.errors import SurgeryError, UsageError
+from pipeline.files.encode import encode_tensor, output_type
+from pipeline.files.provenance import UNKNOWN_HASH, operated_metadata
 from pipeline.gguf_file.metadata import MetadataEntry
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
 from pipeline.operation.budgeting import budgeted_ranks
-from pipeline.operation.encode import encode_tensor, output_type
 from pipeline.operation.groups import Group, plan_groups
 from pipeline.operation.layer_groups import layer_groups
-from pipeline.operation.parallel import side_by_side
 from pipeline.operation.plan import Plan
-from pipeline.operation.provenance import UNKNOWN_HASH, operated_metadata
 from pipeline.operation.reconstruct import Decomposition, RebuiltGroup, decompose_group, rebuild_group
+from pipeline.parallel import side_by_side
 from pipeline.program import program
 from pipeline.progress import Progress, Stopwatch, silent
 from pipeline.resources import peak_rss_bytes

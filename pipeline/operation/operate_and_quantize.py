@@ -6,10 +6,10 @@ from typing import Any
 from native.errors import NativeError
 from pipeline.calibration.statistics_file import Calibration
 from pipeline.errors import SurgeryError
+from pipeline.files.output_file import check_output, followed
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
 from pipeline.operation.operate import OperationReport, operate
 from pipeline.operation.plan import Plan
-from pipeline.output_file import check_output, followed
 from pipeline.progress import Progress, silent
 from pipeline.quantization import quantize
 

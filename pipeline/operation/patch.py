@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from gguf import GGMLQuantizationType
 
+from pipeline.files.encode import encode_rows
+from pipeline.files.provenance import PREFIX
 from pipeline.gguf_file.metadata import MetadataEntry
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
-from pipeline.operation.encode import encode_rows
-from pipeline.operation.provenance import PREFIX
 
 RESTAMPED = ("general.quantization_version", "general.file_type")  # by the quantiser, at the end
 

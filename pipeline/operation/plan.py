@@ -7,7 +7,7 @@ from pipeline.attention import ROLES
 from pipeline.decompose.methods import METHODS, METRICS
 from pipeline.decompose.principal_components import MEANS
 from pipeline.errors import UsageError
-from pipeline.operation.encode import OUTTYPES
+from pipeline.files.encode import OUTTYPES
 
 DEFAULT_THRESHOLD = 0.9
 VARIANCE_SHARE = "a share of the variance above 0 and at most 1, such as 0.9"

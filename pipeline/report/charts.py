@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.extras import require
-from pipeline.output_file import complete_or_absent
+from pipeline.files.output_file import complete_or_absent
 from pipeline.report.chart_style import PICTURE
 
 FORMATS = ("svg", "png")

@@ -1,4 +1,4 @@
-"""Charts of how a model's attention spreads its energy, and of how alike its layers are; from `pipeline.subspace_outline`."""
+"""Charts of how a model's attention spreads its energy, and of how alike its layers are; from `subspaces/outline.py`."""
 
 import math
 from collections.abc import Sequence

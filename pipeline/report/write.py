@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UsageError
-from pipeline.output_file import check_output, complete_or_absent
+from pipeline.files.output_file import check_output, complete_or_absent
 from pipeline.report.answer import answer
 from pipeline.report.cells import Results, compared
 from pipeline.report.charts import as_png, as_svg

@@ -10,9 +10,9 @@ from native.evaluate import EvaluationStart, evaluate_chunks
 from native.isolated import isolated
 from native.model import ContextOptions
 from pipeline.errors import UsageError
+from pipeline.evaluation.statistics import divergence_summary, perplexity, require_finite
+from pipeline.files.texts import Text
 from pipeline.progress import Progress, silent
-from pipeline.statistics import divergence_summary, perplexity, require_finite
-from pipeline.texts import Text
 
 SMALLEST_CONTEXT = 8
 

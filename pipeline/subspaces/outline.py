@@ -1,4 +1,4 @@
-"""What `pipeline.subspaces` found, at the few ranks that pictures draw: small enough for the ledger of a study.
+"""What `pipeline.subspaces.similarity` found, at the few ranks that pictures draw: small enough for the ledger of a study.
 
 For 30 layers some 80 kB as JSON. All shares are in [0, 1], to five decimals.
 """
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.subspaces import mean_of_pairs
+from pipeline.subspaces.similarity import mean_of_pairs
 
 POINTS = 48  # at most, on a line: ranks crowd at the low end, where lines bend
 
@@ -16,7 +16,7 @@ POINTS = 48  # at most, on a line: ranks crowd at the low end, where lines bend
 def spectrum_outline(layers: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Explained variance by group such as `kv`: its `ranks` (R,) and the `shares` at them, (layers, R).
 
-    `layers` are from `pipeline.subspaces.spectrum`.
+    `layers` are from `pipeline.subspaces.similarity.spectrum`.
     """
     groups = {}
     for group in layers[0]["explained"]:
@@ -27,7 +27,7 @@ def spectrum_outline(layers: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def overlap_outline(overlap: dict[str, Any]) -> dict[str, Any]:
-    """`within` and `between` of `pipeline.subspaces.overlap`, as `within_outline` and `between_outline` have them."""
+    """`within` and `between` of `similarity.overlap`, as `within_outline` and `between_outline` have them."""
     within, between = overlap["within"], overlap["between"]
     return {"within": within_outline(within, between["columns"]), "between": between_outline(between)}
 
@@ -35,7 +35,7 @@ def overlap_outline(overlap: dict[str, Any]) -> dict[str, Any]:
 def within_outline(layers: Sequence[dict[str, Any]], columns: int) -> dict[str, Any]:
     """Energy of v in k's leading directions (`v_in_k`) and the reverse: `ranks` (R,) and the `shares`, (layers, R).
 
-    `layers` are from `pipeline.subspaces.energies_within`. Beside them means over layers, (R,): `own`, the share in its
+    `layers` are from `similarity.energies_within`. Beside them means over layers, (R,): `own`, the share in its
     own leading directions, which nothing can exceed; `random_weights`, that in those of random weights; and `random`,
     that of a random subspace of inputs that are `columns` wide.
     """
@@ -48,7 +48,7 @@ def within_outline(layers: Sequence[dict[str, Any]], columns: int) -> dict[str, 
 def between_outline(compared: dict[str, Any]) -> dict[str, Any]:
     """The overlaps of pairs of layers by rank: for each one `pairs`, a list a layer with those before it.
 
-    `compared` is from `pipeline.subspaces.compared_layers`. Beside them what random subspaces have (`random`) and the
+    `compared` is from `similarity.compared_layers`. Beside them what random subspaces have (`random`) and the
     mean over pairs of what random weights have (`random_weights`).
     """
     found = zip(*(compared[key] for key in ("ranks", "random", "random_weights", "overlap")), strict=True)

@@ -9,8 +9,8 @@ import numpy as np
 from native.isolated import isolated
 from native.model import ContextOptions
 from native.speed import PROMPT_TOKENS, SpeedSample, decoded_tokens, measure_speeds
+from pipeline.evaluation.statistics import quartiles
 from pipeline.progress import Progress, silent
-from pipeline.statistics import quartiles
 
 
 def speeds_at_depths(
