@@ -1,20 +1,23 @@
 """`surgery calibrate`: what a model's attention sees, over a text."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
 from pipeline.calibration.calibrate import DEFAULT_CHUNKS, calibrate, copy_calibration, write_importance_matrix
-from pipeline.calibration.statistics_file import Calibration, open_calibration
+from pipeline.calibration.obtain import obtain_calibration
+from pipeline.calibration.statistics_file import Calibration
 from pipeline.cli.options import force_option, json_option, model_argument, threads_option
 from pipeline.cli.output import ProgressReport, counted, print_json
 from pipeline.cli.parameters import WholeNumber
-from pipeline.errors import UsageError, no_file
 from pipeline.files.models import open_model
 from pipeline.files.output_file import check_output
-from pipeline.files.texts import CALIBRATION_TEXT, Text, read_text
+from pipeline.files.texts import CALIBRATION_TEXT, read_text
 from pipeline.gguf_file.reader import GGUFModel
+from pipeline.progress import Progress
 
 
 @click.command("calibrate")
@@ -65,7 +68,11 @@ def command(
     for path in (output, imatrix_output):
         if path is not None:
             check_output(path, force=force, sources=source.paths)
-    calibration = calibrate_with_progress(source, read_text(text), chunks, threads, sensitivities=probes)
+    with calibration_progress(source, text) as (capturing, probing):
+        calibration = calibrate(
+            source, read_text(text),
+            chunks=chunks, threads=threads, sensitivities=probes, progress=capturing, probing=probing,
+        )  # fmt: skip
     if output is not None:
         copy_calibration(calibration, output, force=force, sources=source.paths)
     if imatrix_output is not None:
@@ -98,55 +105,24 @@ def describe(calibration: Calibration, output: Path | None, imatrix: Path | None
 
 
 def calibration_for_metric(model: GGUFModel, name: str, metric: str, threads: int) -> Calibration | None:
-    """What `obtain_calibration` gives; None for the metric `weights`, which does without."""
-    return None if metric == "weights" else obtain_calibration(model, name, metric, threads)
+    """What `obtain_calibration` gives, with progress; None for the metric `weights`, which does without."""
+    if metric == "weights":
+        return None
+    with calibration_progress(model, name) as (capturing, probing):
+        return obtain_calibration(model, name, metric=metric, threads=threads, progress=capturing, probing=probing)
 
 
-def obtain_calibration(model: GGUFModel, name: str, metric: str, threads: int) -> Calibration:
-    """The statistics in the file `name`, or those of the text `name`, which are taken now unless they are cached.
-
-    Raises UsageError when `name` is neither, SurgeryError when the file is damaged.
-    """
-    path = Path(name).expanduser()
-    if path.is_file():
-        with path.open("rb") as file:
-            if file.read(4) == b"GGUF":
-                return open_calibration(path)
-    return calibrate_with_progress(
-        model, calibration_text(name), DEFAULT_CHUNKS, threads, sensitivities=metric == "attention"
-    )
-
-
-def calibration_text(name: str) -> Text:
-    try:
-        return read_text(name)
-    except UsageError:
-        raise UsageError(
-            f"--calibration {name}: {no_file(Path(name).expanduser())}; name statistics that surgery calibrate wrote,"
-            " or a text"
-        ) from None
-
-
-def calibrate_with_progress(
-    model: GGUFModel, text: Text, chunks: int, threads: int, *, sensitivities: bool
-) -> Calibration:
-    """Calibrate, saying so if it is not cached."""
+@contextmanager
+def calibration_progress(model: GGUFModel, text: str) -> Iterator[tuple[Progress, Progress]]:
+    """How far calibrating and probing are, shown; it is said that it takes a while, unless it is cached."""
     with (
-        ProgressReport(f"calibrating on {text.name}", unit="chunks") as capturing,
+        ProgressReport(f"calibrating on {text}", unit="chunks") as capturing,
         ProgressReport("probing what errors cost", unit="projections") as probing,
     ):
 
         def update(done: float, total: float, note: str) -> None:
             if not capturing.total:
-                click.echo(f"calibrating {model.name} on {text.name}: {counted(round(total), 'chunk')}, once", err=True)
+                click.echo(f"calibrating {model.name} on {text}: {counted(round(total), 'chunk')}, once", err=True)
             capturing.update(done, total, note)
 
-        return calibrate(
-            model,
-            text,
-            chunks=chunks,
-            threads=threads,
-            sensitivities=sensitivities,
-            progress=update,
-            probing=probing.update,
-        )
+        yield update, probing.update

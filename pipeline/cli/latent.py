@@ -5,7 +5,8 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli.calibrate import obtain_calibration
+from pipeline.calibration.obtain import obtain_calibration
+from pipeline.cli.calibrate import calibration_progress
 from pipeline.cli.options import (
     calibration_option,
     force_option,
@@ -66,7 +67,8 @@ def command(
     source = open_model(model)
     choose_layout(plan, require_convertible(source))  # before anything takes long
     check_output(output, force=force, sources=source.paths)
-    statistics = obtain_calibration(source, calibration, "attention", threads)
+    with calibration_progress(source, calibration) as (capturing, probing):
+        statistics = obtain_calibration(source, calibration, threads=threads, progress=capturing, probing=probing)
     with ProgressReport("sampling", unit="chunks") as sampling, ProgressReport("converting", unit="layers") as report:
         result = convert_to_latent(
             source, output, plan, statistics, threads=threads, force=force,

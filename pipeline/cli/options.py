@@ -46,7 +46,7 @@ def cache_type_options(command: Any) -> Any:
 
 
 def calibration_option(text: str) -> Callable[[Any], Any]:
-    """--calibration, with `text` as its help; see `pipeline.cli.calibrate.obtain_calibration`."""
+    """--calibration, with `text` as its help; see `pipeline.calibration.obtain`."""
     return click.option(
         "--calibration", metavar="STATS_OR_TEXT", default=CALIBRATION_TEXT, show_default=True, help=text
     )
