@@ -32,7 +32,7 @@ def evaluate_chunks(
     """Yield an EvaluationStart, then after each decode the scores of the chunks that it finished, in order.
 
     Raises NativeError when a model cannot be loaded, when the text has fewer than two chunks, or when the base has
-    another vocabulary.
+    another vocabulary. The types of the KV cache in `options` are the model's: the base's cache is F16.
     """
     n_ctx = options.n_ctx
     with ExitStack() as stack:
@@ -48,10 +48,16 @@ def evaluate_chunks(
         count = len(grid)
         together = max(1, min(BATCH_TOKENS // n_ctx, count))
         wanted = replace(options, n_sequences=together, n_batch=BATCH_TOKENS)
-        contexts = [stack.enter_context(open_context(model, wanted)) for model in models]
+        runs = zip(models, (wanted, as_reference(wanted)), strict=False)
+        contexts = [stack.enter_context(open_context(model, each)) for model, each in runs]
         yield EvaluationStart(count, n_ctx, contexts[0].kv_cache_bytes // together)
         for start in range(0, count, together):
             yield score_chunks(contexts, grid[start : start + together])
+
+
+def as_reference(options: ContextOptions) -> ContextOptions:
+    """How a base is run beside a model that is run with `options`: its KV cache in F16, whatever the model's is."""
+    return replace(options, type_k="f16", type_v="f16")
 
 
 def text_chunks(model: Model, text: str, n_ctx: int, most: int | None) -> np.ndarray:

@@ -35,19 +35,22 @@ def decoded_tokens(models: int, depths: Sequence[int]) -> int:
 
 
 def measure_speeds(
-    paths: Sequence[str], depths: Sequence[int], options: ContextOptions
+    models: Sequence[tuple[str, ContextOptions]], depths: Sequence[int]
 ) -> Generator[int | SpeedSample, None, None]:
     """Yield a SpeedSample for each of ROUNDS, model by model, at each depth; and after each decode its tokens.
 
-    Raises NativeError when a model cannot be loaded, or has no context this long.
+    `models` are paths and how each is run; the context's length and batch are those of a depth. Raises NativeError
+    when a model cannot be loaded, or has no context this long.
     """
-    with ExitStack() as models:
-        loaded = [models.enter_context(load_model(path, options.gpu_layers)) for path in paths]
+    with ExitStack() as opened:
+        loaded = [(opened.enter_context(load_model(path, options.gpu_layers)), options) for path, options in models]
         for depth in depths:
             n_ctx = depth + PROMPT_TOKENS + GENERATED_TOKENS
-            wanted = replace(options, n_ctx=n_ctx, n_batch=PROMPT_TOKENS)
             with ExitStack() as stack:
-                contexts = [stack.enter_context(open_context(model, wanted)) for model in loaded]
+                contexts = [
+                    stack.enter_context(open_context(model, replace(options, n_ctx=n_ctx, n_batch=PROMPT_TOKENS)))
+                    for model, options in loaded
+                ]
                 for context in contexts:
                     for start in range(0, depth, PROMPT_TOKENS):
                         count = min(PROMPT_TOKENS, depth - start)

@@ -81,7 +81,7 @@ def main(
             found = divergences(files, missing, text, crossed_chunks if number else chunks, threads)
             keep("divergence", results.get("divergence", {}) | found)
     if "speed" in parts and "speed" not in results:
-        measured = speeds_at_depths([files[name] for name in TIMED], DEPTHS, ContextOptions(threads=threads))
+        measured = speeds_at_depths([(files[name], ContextOptions(threads=threads)) for name in TIMED], DEPTHS)
         keep("speed", dict(zip(TIMED, measured, strict=True)))
     print_tables(results)
     draw(results, docs / "latent-cache.svg")

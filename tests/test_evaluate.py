@@ -96,6 +96,15 @@ def test_the_kv_cache_may_have_another_type(embedded: Path, cache: str) -> None:
     assert result["kv_cache_bytes"] == pytest.approx(256 * 30 * 3 * 128 * 2 * share, rel=0.02)
 
 
+def test_a_base_has_a_cache_in_f16_whatever_the_models_is(embedded: Path) -> None:
+    """Against itself, a model with a quantised cache loses what the cache loses."""
+    text, quantised = read_text(EVALUATION_TEXT), ContextOptions(n_ctx=128, type_k="q4_0", type_v="q4_0")
+    mine = evaluate(embedded, text, base=embedded, chunks=2, options=quantised)
+    assert mine["kld_mean"] > 0.005
+    assert mine["ppl"] == evaluate(embedded, text, chunks=2, options=quantised)["ppl"]
+    assert mine["base_ppl"] == evaluate(embedded, text, chunks=2, options=ContextOptions(n_ctx=128))["ppl"]
+
+
 def test_refusals(tiny: Path, embedded: Path, english: Path, make_tiny: Callable[[TinyModel], Path]) -> None:
     text = read_text(str(english))
     with pytest.raises(NativeError, match=r"the text has \d+ tokens; at least 1024 are needed"):

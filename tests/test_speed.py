@@ -15,7 +15,9 @@ PER_TOKEN = 2 * 2 * 2 * 32  # layers, k and v, bytes, numbers of two heads of 16
 def test_every_model_is_measured_at_every_depth(tiny: Path, embedded: Path) -> None:
     told: list[tuple[float, float]] = []
     found = speeds_at_depths(
-        [tiny, embedded], [0, 700, 0], ContextOptions(threads=1), lambda done, total, _: told.append((done, total))
+        [(path, ContextOptions(threads=1)) for path in (tiny, embedded)],
+        [0, 700, 0],
+        lambda done, total, _: told.append((done, total)),
     )
     assert [[speed["depth"] for speed in speeds] for speeds in found] == [[0, 700]] * 2
     for speed in found[0]:
@@ -41,6 +43,13 @@ def test_eval_shows_speeds_beside_those_of_the_base(tiny: Path, english: Path) -
     assert [line.split()[0] for line in shown] == ["depth", "0", "32"]
     assert shown[1].count("% of the base's") == 3
     assert "(100% of the base's)" in shown[1]
+
+
+def test_a_base_beside_a_model_with_another_cache_keeps_its_own(tiny: Path, english: Path) -> None:
+    arguments = ("eval", tiny, "--base", tiny, "--text", english, "--ctx", "64", "--chunks", "2", "--depths", "0")
+    result = call_json(*arguments, "--cache-type-k", "f32", "--cache-type-v", "f32")
+    mine, base = result["speeds"][0], result["base_speeds"][0]  # type: ignore[index]
+    assert mine["kv_cache_bytes"] == pytest.approx(2 * base["kv_cache_bytes"], rel=0.05)
 
 
 def test_a_depth_is_a_number_of_tokens(tiny: Path, english: Path) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from native.evaluate import as_reference
 from native.model import ContextOptions
 from pipeline.calibration.overlap import overlap_warning
 from pipeline.cli.options import (
@@ -31,7 +32,7 @@ from pipeline.files.texts import CALIBRATION_TEXT, EVALUATION_TEXT, read_text
     show_default=True,
     help=f"A UTF-8 text file, {EVALUATION_TEXT} or {CALIBRATION_TEXT} (two halves of Python's language reference).",
 )
-@click.option("--base", help="Compare with this model: KL divergence from it, token by token.")
+@click.option("--base", help="Compare with this model, its KV cache in F16: KL divergence from it, token by token.")
 @click.option("--chunks", type=WholeNumber(1), help="How many chunks of the text to use.  [default: all]")
 @click.option(
     "--ctx",
@@ -82,7 +83,11 @@ def command(
     result |= {"file_bytes": opened.file_bytes, "base_file_bytes": models[1].file_bytes if base else None}
     if depths:
         with ProgressReport("measuring speed", unit="tokens") as report:
-            found = speeds_at_depths([m.path for m in models], depths, options, report.update)
+            found = speeds_at_depths(
+                list(zip((m.path for m in models), (options, as_reference(options)), strict=False)),
+                depths,
+                report.update,
+            )
         result["speeds"], result["base_speeds"] = found[0], found[1] if base else None
     if as_json:
         print_json(result)

@@ -14,9 +14,9 @@ from pipeline.progress import Progress, silent
 
 
 def speeds_at_depths(
-    models: Sequence[Path], depths: Iterable[int], options: ContextOptions, progress: Progress = silent
+    models: Sequence[tuple[Path, ContextOptions]], depths: Iterable[int], progress: Progress = silent
 ) -> list[list[dict[str, Any]]]:
-    """For each model, at each of `depths` (tokens in the cache before), its speed and its cache.
+    """For each model and how it is run, at each of `depths` (tokens in the cache before), its speed and its cache.
 
     `prompt_speed` and `generation_speed` are in tokens a second, medians and quartiles; `kv_cache_bytes` are those that
     llama.cpp allocates for `n_ctx` tokens. `progress` counts tokens. Raises NativeError when llama.cpp refuses.
@@ -25,7 +25,7 @@ def speeds_at_depths(
     samples: list[SpeedSample] = []
     done, total = 0, decoded_tokens(len(models), depths)
     progress(0, total, "")
-    for event in isolated(measure_speeds, [str(path) for path in models], depths, options):
+    for event in isolated(measure_speeds, [(str(path), options) for path, options in models], depths):
         if isinstance(event, SpeedSample):
             samples.append(event)
         else:
