@@ -15,6 +15,7 @@ from native.errors import NativeError
 
 LOG_LEVEL_WARNING, LOG_LEVEL_ERROR, LOG_LEVEL_CONTINUED = 3, 4, 5  # enum ggml_log_level
 
+MOST_ERRORS = 3  # in a message
 MOST_OPERATIONS = 64  # fewer than ggml has, and MUL_MAT is among the first
 
 LogListener = Callable[[str], None]
@@ -25,7 +26,8 @@ class NativeLog:
 
     def __init__(self) -> None:
         self.listeners: list[LogListener] = []
-        self._complaints: deque[str] = deque(maxlen=2)
+        self._errors: list[str] = []  # the first ones: what failed first is the reason of the rest
+        self._warnings: deque[str] = deque(maxlen=2)
         self._partial = b""
         self._level = 0
         self._callback = llama_cpp.llama_log_callback(self._receive)
@@ -40,16 +42,23 @@ class NativeLog:
         while b"\n" in self._partial:
             raw, self._partial = self._partial.split(b"\n", 1)
             if line := raw.decode("utf-8", errors="replace").strip(" .="):
-                if self._level in (LOG_LEVEL_WARNING, LOG_LEVEL_ERROR):
-                    self._complaints.append(line)
+                if self._level == LOG_LEVEL_ERROR and len(self._errors) < MOST_ERRORS:
+                    self._errors.append(line)
+                elif self._level == LOG_LEVEL_WARNING:
+                    self._warnings.append(line)
                 for listener in self.listeners:
                     listener(line)
 
     def error(self, message: str) -> NativeError:
-        """An error that ends with what llama.cpp complained of since the last one."""
-        reason = "; ".join(self._complaints)
-        self._complaints.clear()
+        """An error that ends with llama.cpp's first errors since the last one, or with its warnings if it had none."""
+        reason = "; ".join(dict.fromkeys(self._errors or self._warnings))
+        self.forget()
         return NativeError(f"{message} ({reason})" if reason else message)
+
+    def forget(self) -> None:
+        """Forget complaints: what failed in vain, and was not the end, is no reason of what comes later."""
+        self._errors.clear()
+        self._warnings.clear()
 
 
 @cache

@@ -11,9 +11,12 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
+from native.abilities import abilities
 from native.errors import NativeError
 from native.library import ggml_base, initialise, native_log
 
+LONGEST_TEXT = 2**31 - 1  # bytes; llama_tokenize counts in 32 bits
+USUAL_PIECE = 256  # bytes that a token spells, at most, but for rare ones
 MOST_THREADS = 512  # GGML_MAX_N_THREADS of ggml.h; more crash it
 
 
@@ -32,11 +35,15 @@ def ggml_type(name: str) -> int:
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded model: its path and llama.cpp's pointers."""
+    """A loaded language model: its path and llama.cpp's pointers.
+
+    learned_positions: whether `n_ctx_train` is the longest context that it can have
+    """
 
     path: str
     pointer: int
     vocab: int
+    learned_positions: bool
 
     @property
     def n_vocab(self) -> int:
@@ -65,18 +72,26 @@ class Model:
         `special`: whether the text of a control token stands for that token.
         """
         data = text.encode()
+        if len(data) > LONGEST_TEXT:
+            raise NativeError(f"the text has {len(data):,} bytes, llama.cpp takes {LONGEST_TEXT:,}: use a shorter one")
         buffer = np.empty(len(data) + 16, np.int32)
-        pointer = buffer.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-        count = llama_cpp.llama_tokenize(self.vocab, data, len(data), pointer, len(buffer), True, special)
-        if count < 0:
-            raise NativeError(f"{self.path}: the text could not be tokenised ({-count} tokens)")
-        return buffer[:count].copy()
+        while True:
+            pointer = buffer.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+            count = llama_cpp.llama_tokenize(self.vocab, data, len(data), pointer, len(buffer), True, special)
+            if count >= 0:
+                return buffer[:count].copy()
+            if -count <= len(buffer):  # not the number of tokens, for which there would have been room
+                raise native_log().error(f"{self.path}: llama.cpp could not tokenise the text")
+            buffer = np.empty(-count, np.int32)
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for; nothing for a control token."""
-        buffer = ctypes.create_string_buffer(256)
+        buffer = ctypes.create_string_buffer(USUAL_PIECE)
         count = llama_cpp.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, False)
-        return buffer.raw[: max(count, 0)]
+        if count < 0:  # minus the bytes that it takes
+            buffer = ctypes.create_string_buffer(-count)
+            count = llama_cpp.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, False)
+        return buffer.raw[:count]
 
     def ends_generation(self, token: int) -> bool:
         return bool(llama_cpp.llama_vocab_is_eog(self.vocab, token))
@@ -107,7 +122,11 @@ class ContextOptions:
 
 @contextmanager
 def load_model(path: str, gpu_layers: int = 0) -> Iterator[Model]:
-    """Load a GGUF file (or the first part of a split one). Raises NativeError with llama.cpp's reason."""
+    """Load a GGUF file (or the first part of a split one).
+
+    Raises NativeError with llama.cpp's reason, and for what is no language model: all that is done with a loaded model
+    rests on logits, and llama.cpp hands some out whether they were computed or not.
+    """
     initialise()
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = gpu_layers
@@ -115,7 +134,12 @@ def load_model(path: str, gpu_layers: int = 0) -> Iterator[Model]:
     if not pointer:
         raise native_log().error(f"{path}: llama.cpp cannot load this model")
     try:
-        yield Model(path, pointer, llama_cpp.llama_model_get_vocab(pointer))
+        vocab = llama_cpp.llama_model_get_vocab(pointer)
+        can = abilities(path, pointer, vocab, default_threads())
+        if can.refusal:
+            raise NativeError(f"{path}: {can.refusal}")
+        native_log().forget()
+        yield Model(path, pointer, vocab, can.learned_positions)
     finally:
         llama_cpp.llama_model_free(pointer)
 
@@ -168,6 +192,11 @@ def open_context(model: Model, options: ContextOptions, observer: Any = None) ->
     `observer`, a `ggml_backend_sched_eval_callback`, sees every node of the graph as it is computed; flash attention
     is off then, so that the attention probabilities are among them.
     """
+    if model.learned_positions and options.n_ctx > model.n_ctx_train:
+        raise NativeError(
+            f"{model.path}: has learned positions for {model.n_ctx_train} tokens, and {options.n_ctx} are asked for;"
+            " it needs a shorter context (--ctx, if the command has it)"
+        )
     params = llama_cpp.llama_context_default_params()
     params.n_ctx = options.n_ctx * options.n_sequences
     params.n_batch = params.n_ubatch = min(options.n_batch, params.n_ctx)

@@ -1,8 +1,10 @@
 """Tiny random models as GGUF files, written with the gguf package, independently of pipeline's own writer."""
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -79,8 +81,17 @@ def tensors_of(model: TinyModel) -> dict[str, np.ndarray]:
     return tensors
 
 
-def write_tiny_model(path: Path, model: TinyModel = TinyModel()) -> Path:
-    """Write `model` to `path` with a byte-level vocabulary, such that llama.cpp loads it."""
+def write_tiny_model(
+    path: Path,
+    model: TinyModel = TinyModel(),
+    *,
+    metadata: Mapping[str, tuple[Any, gguf.GGUFValueType]] = {},
+    tensors: Mapping[str, np.ndarray] | None = None,
+) -> Path:
+    """Write `model` to `path` with a byte-level vocabulary, such that llama.cpp loads it.
+
+    `metadata` adds to what is written or replaces it; `tensors` are others than `tensors_of` makes.
+    """
     writer = gguf.GGUFWriter(path, model.architecture)
     writer.add_name("tiny")
     writer.add_block_count(model.layers)
@@ -104,7 +115,14 @@ def write_tiny_model(path: Path, model: TinyModel = TinyModel()) -> Path:
     writer.add_eos_token_id(len(tokens) - 1)
     writer.add_bos_token_id(len(tokens) - 1)
     writer.add_add_bos_token(model.adds_bos)
-    for name, values in tensors_of(model).items():
+    for key, (value, value_type) in metadata.items():
+        if any(key in part for part in writer.kv_data):
+            del writer.kv_data[0][key]
+        if value_type == gguf.GGUFValueType.ARRAY:
+            writer.add_array(key, value)
+        else:
+            writer.add_key_value(key, value, value_type)
+    for name, values in (tensors_of(model) if tensors is None else tensors).items():
         kind = model.type if values.ndim == 2 else gguf.GGMLQuantizationType.F32
         writer.add_tensor(
             name,

@@ -1,0 +1,63 @@
+"""What is no language model is refused by its name, wherever logits are wanted; all others are not."""
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from native.errors import NativeError
+from native.model import ContextOptions, load_model, open_context
+from tests.tiny_architectures import LEARNED_POSITIONS, write_bert, write_gpt2, write_lfm2
+from tests.tiny_model import TinyModel, tensors_of, write_tiny_model
+
+UINT, BOOL, STRING = gguf.GGUFValueType.UINT32, gguf.GGUFValueType.BOOL, gguf.GGUFValueType.STRING
+
+
+@pytest.mark.parametrize("metadata", [{}, {"attention.causal": (True, BOOL)}, {"pooling_type": (1, UINT)}])
+def test_an_encoder_is_refused_whatever_its_file_says(tmp_path: Path, metadata: dict[str, object]) -> None:
+    path = write_bert(tmp_path / "bert.gguf", **metadata)  # type: ignore[arg-type]
+    with pytest.raises(NativeError, match=r"bert.gguf: .* predicts no next token"), load_model(str(path)):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"llama.pooling_type": (3, UINT)}, r"embedding model or reranker \(pooling type last\)"),
+        ({"llama.pooling_type": (4, UINT)}, r"embedding model or reranker \(pooling type rank\)"),
+        ({"llama.attention.causal": (False, BOOL)}, "attends to what comes later"),
+        ({"tokenizer.ggml.model": ("no_vocab", STRING), "llama.vocab_size": (257, UINT)}, "has no tokenizer"),
+    ],
+)
+def test_what_a_file_says_of_itself_is_heard(
+    tmp_path: Path, metadata: dict[str, tuple[object, gguf.GGUFValueType]], message: str
+) -> None:
+    path = write_tiny_model(tmp_path / "odd.gguf", metadata=metadata)
+    with pytest.raises(NativeError, match=f"odd.gguf: .*{message}"), load_model(str(path)):
+        pass
+
+
+def test_an_encoder_that_only_its_logits_give_away(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "embed.gguf", TinyModel("llama-embed"))
+    with pytest.raises(NativeError, match=r"embed.gguf: computes no logits"), load_model(str(path)):
+        pass
+
+
+def test_language_models_pass_be_they_hybrid_or_broken(tiny: Path, tmp_path: Path) -> None:
+    silent = tensors_of(TinyModel()) | {"output.weight": np.zeros((257, 64), np.float32)}
+    for path in (tiny, write_lfm2(tmp_path / "lfm2.gguf"), write_tiny_model(tmp_path / "silent.gguf", tensors=silent)):
+        with load_model(str(path)) as model:
+            assert not model.learned_positions
+
+
+def test_learned_positions_bound_the_context(tmp_path: Path) -> None:
+    with load_model(str(write_gpt2(tmp_path / "gpt2.gguf"))) as model:
+        assert model.learned_positions
+        with open_context(model, ContextOptions(n_ctx=LEARNED_POSITIONS)):
+            pass
+        with (
+            pytest.raises(NativeError, match=r"gpt2.gguf: has learned positions for 256 tokens, and 257 are asked for"),
+            open_context(model, ContextOptions(n_ctx=LEARNED_POSITIONS + 1)),
+        ):
+            pass

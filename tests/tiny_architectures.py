@@ -1,0 +1,93 @@
+"""Tiny random models of architectures that are no Llama: encoders, learned positions, recurrent and hybrid memory."""
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+from tests.tiny_model import TinyModel, byte_vocabulary, write_tiny_model
+
+WIDTH, FEED_FORWARD, KV_WIDTH, LEARNED_POSITIONS = 64, 96, 32, 256
+FLOAT, BOOL, UINT, ARRAY = (getattr(gguf.GGUFValueType, name) for name in ("FLOAT32", "BOOL", "UINT32", "ARRAY"))
+VOCABULARY = len(byte_vocabulary())
+_RANDOM = np.random.default_rng(0)
+
+
+def _matrix(rows: int, columns: int = WIDTH) -> np.ndarray:
+    return (_RANDOM.standard_normal((rows, columns)) / np.sqrt(columns)).astype(np.float32)
+
+
+def _norm(name: str, size: int = WIDTH) -> dict[str, np.ndarray]:
+    return {f"{name}.weight": np.ones(size, np.float32), f"{name}.bias": np.zeros(size, np.float32)}
+
+
+def _linear(name: str, rows: int, columns: int = WIDTH) -> dict[str, np.ndarray]:
+    return {f"{name}.weight": _matrix(rows, columns), f"{name}.bias": np.zeros(rows, np.float32)}
+
+
+def write_bert(path: Path, **metadata: tuple[object, gguf.GGUFValueType]) -> Path:
+    """An encoder, whose files say so unless `metadata`, by its names below `bert.`, says otherwise."""
+    tensors = {"token_embd.weight": _matrix(VOCABULARY), "token_types.weight": _matrix(2)}
+    tensors |= {"position_embd.weight": _matrix(512), **_norm("token_embd_norm")}
+    for layer in range(2):
+        block = f"blk.{layer}."
+        for role in "qkv":
+            tensors |= _linear(f"{block}attn_{role}", WIDTH)
+        tensors |= _linear(block + "attn_output", WIDTH) | _norm(block + "attn_output_norm")
+        tensors |= _linear(block + "ffn_up", FEED_FORWARD) | _linear(block + "ffn_down", WIDTH, FEED_FORWARD)
+        tensors |= _norm(block + "layer_output_norm")
+    values = {"attention.layer_norm_epsilon": (1e-5, FLOAT), "attention.causal": (False, BOOL), **metadata}
+    more = {f"bert.{name}": value for name, value in values.items()} | {"tokenizer.ggml.token_type_count": (2, UINT)}
+    return write_tiny_model(path, TinyModel("bert", kv_heads=4), metadata=more, tensors=tensors)
+
+
+def write_gpt2(path: Path) -> Path:
+    """A language model with LEARNED_POSITIONS learned positions."""
+    tensors = {"token_embd.weight": _matrix(VOCABULARY), "position_embd.weight": _matrix(LEARNED_POSITIONS)}
+    tensors |= _norm("output_norm")
+    for layer in range(2):
+        block = f"blk.{layer}."
+        tensors |= _linear(block + "attn_qkv", 3 * WIDTH) | _linear(block + "attn_output", WIDTH)
+        tensors |= _linear(block + "ffn_up", FEED_FORWARD) | _linear(block + "ffn_down", WIDTH, FEED_FORWARD)
+        tensors |= _norm(block + "attn_norm") | _norm(block + "ffn_norm")
+    more = {"gpt2.attention.layer_norm_epsilon": (1e-5, FLOAT), "gpt2.context_length": (LEARNED_POSITIONS, UINT)}
+    return write_tiny_model(path, TinyModel("gpt2", kv_heads=4), metadata=more, tensors=tensors)
+
+
+def write_lfm2(path: Path, chat_template: str | None = None) -> Path:
+    """A hybrid: its short convolutions have a state that cannot be cut back; only layers 1 and 3 have attention.
+
+    It answers with an "a" and ends.
+    """
+    a = byte_vocabulary().index("a")
+    embedding, output = _matrix(VOCABULARY) * 0.01, np.zeros((VOCABULARY, WIDTH), np.float32)
+    embedding[:, 0], embedding[:, 1], embedding[a, 0], embedding[a, 1] = 50, 0, 0, 50
+    output[a, 0] = output[VOCABULARY - 1, 1] = 5
+    ones = np.ones(WIDTH, np.float32)
+    tensors: dict[str, np.ndarray] = {
+        "token_embd.weight": embedding,
+        "token_embd_norm.weight": ones,
+        "output.weight": output,
+    }
+    heads = [0, 2, 0, 2]
+    for layer, n in enumerate(heads):
+        block = f"blk.{layer}."
+        tensors |= {block + "attn_norm.weight": ones, block + "ffn_norm.weight": ones}
+        tensors |= {block + f"ffn_{name}.weight": _matrix(FEED_FORWARD) for name in ("gate", "up")}
+        tensors[block + "ffn_down.weight"] = _matrix(WIDTH, FEED_FORWARD)
+        if n:
+            sizes = {"q": WIDTH, "k": KV_WIDTH, "v": KV_WIDTH, "output": WIDTH}
+            tensors |= {f"{block}attn_{role}.weight": _matrix(size) for role, size in sizes.items()}
+            tensors |= {f"{block}attn_{role}_norm.weight": ones[:16] for role in "qk"}
+        else:
+            sizes = {"in_proj": 3 * WIDTH, "out_proj": WIDTH}
+            tensors |= {f"{block}shortconv.{name}.weight": _matrix(size) for name, size in sizes.items()}
+            tensors[block + "shortconv.conv.weight"] = _matrix(WIDTH, 3)
+    more: dict[str, tuple[object, gguf.GGUFValueType]] = {
+        "lfm2.attention.head_count_kv": (heads, ARRAY),
+        "lfm2.shortconv.l_cache": (3, UINT),
+        "lfm2.vocab_size": (VOCABULARY, UINT),
+    }
+    if chat_template is not None:
+        more["tokenizer.chat_template"] = (chat_template, gguf.GGUFValueType.STRING)
+    return write_tiny_model(path, TinyModel("lfm2", layers=4), metadata=more, tensors=tensors)
