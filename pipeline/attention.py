@@ -1,4 +1,4 @@
-"""Where q, k and v live in a GGUF model: tensor names, head counts, fused tensors."""
+"""Where q, k and v live in a GGUF model: the projections of each layer, and the layers that have none."""
 
 import re
 from collections.abc import Iterable
@@ -6,138 +6,67 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.architectures import REFUSED, of_layer
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.gguf_file.reader import GGUFModel
+from pipeline.layer_tensors import layer_projections
+from pipeline.projection import ROLES, Projection
 
-ROLES = ("q", "k", "v")
+__all__ = ["ROLES", "AttentionMap", "Projection", "find_attention", "of_layer", "parse_layers", "read_projection"]
 
-
-@dataclass(frozen=True)
-class Projection:
-    """One of q, k and v of a layer: rows `start` to `stop` (output features) of a tensor; columns are input features."""
-
-    layer: int
-    role: str
-    tensor: str
-    start: int
-    stop: int
-    columns: int
-
-    @property
-    def rows(self) -> int:
-        return self.stop - self.start
+ORDINARY = "surgery needs a model with ordinary attention, such as Llama, Mistral or Qwen"
 
 
 @dataclass(frozen=True)
 class AttentionMap:
-    """`layers` maps a layer's number to its projections by role; `skipped` lists layers without q, k and v."""
+    """`layers` maps a layer's number to its projections by role; `skipped` those that are left alone to the reason."""
 
     layers: dict[int, dict[str, Projection]]
-    skipped: tuple[int, ...]
+    skipped: dict[int, str]
+
+    def require_plain(self, model: GGUFModel, purpose: str) -> None:
+        """Raise SurgeryError where q, k and v of a layer are not one matrix each, for what needs that."""
+        for number, projections in self.layers.items():
+            if projections.keys() != set(ROLES):
+                raise SurgeryError(
+                    f"{model.path}: q, k and v of layer {number} are made by {', '.join(projections)}; {purpose} needs"
+                    " one matrix each"
+                )
 
 
 def find_attention(model: GGUFModel) -> AttentionMap:
-    """Find the projections of every layer, separate (`attn_q`, `attn_k`, `attn_v`) or fused (`attn_qkv`).
+    """Find the projections of every layer, each decided by its own tensors and head counts.
 
-    Raises SurgeryError when no layer has them, when a shape contradicts the head counts or the embedding's length, or
-    when there cannot be as many layers as the metadata say.
+    Separate (`attn_q`, `attn_k`, `attn_v`), fused (`attn_qkv`), or made of latents (`attn_q_a`, `attn_kv_a_mqa`, ...).
+    Raises SurgeryError when no layer has them, when what a tensor means is not known, when a shape contradicts the head
+    counts or the embedding's length, or when there cannot be as many layers as the metadata say.
     """
+    if model.architecture in REFUSED:
+        raise SurgeryError(f"{model.path}: a {model.architecture} model is {REFUSED[model.architecture]}; {ORDINARY}")
     count, most = model.hyperparameter("block_count"), len(model.tensors)
     if count is not None and not (type(count) is int and 1 <= count <= most):
         raise SurgeryError(
             f"{model.path}: {model.architecture}.block_count is {repr(count)[:40]}; expected a number of layers,"
             f" at least 1 and at most that of its tensors, {most}; the file is damaged, get it anew"
         )
-    layers, skipped = {}, []
+    layers, skipped = {}, {}
     for layer in range(count or 0):
-        if projections := _separate(model, layer) or _fused(model, layer):
-            _check_shapes(model, layer, projections)
-            layers[layer] = projections
+        projections = layer_projections(model, layer, count or 0)
+        if isinstance(projections, str):
+            skipped[layer] = projections
         else:
-            skipped.append(layer)
+            layers[layer] = projections
     if not layers:
         raise SurgeryError(
             f"{model.path}: no layer of this {model.architecture or 'unnamed'} model has attn_q, attn_k and attn_v"
-            " (or attn_qkv) weights; surgery needs a model with ordinary attention, such as Llama, Mistral or Qwen"
+            f" (or attn_qkv) weights of softmax attention; {ORDINARY}"
         )
-    return AttentionMap(layers, tuple(skipped))
-
-
-def _separate(model: GGUFModel, layer: int) -> dict[str, Projection] | None:
-    names = {role: f"blk.{layer}.attn_{role}.weight" for role in ROLES}
-    if not all(name in model.tensors for name in names.values()):
-        return None
-    shapes = {role: model.tensors[name].shape for role, name in names.items()}
-    if any(len(shape) != 2 for shape in shapes.values()) or len({shape[1] for shape in shapes.values()}) != 1:
-        raise SurgeryError(
-            f"{model.path}: layer {layer}: q, k and v have shapes {shapes}; they should be matrices of equal width"
-        )
-    return {role: Projection(layer, role, names[role], 0, *shape) for role, shape in shapes.items()}
-
-
-def _fused(model: GGUFModel, layer: int) -> dict[str, Projection] | None:
-    name = f"blk.{layer}.attn_qkv.weight"
-    if name not in model.tensors:
-        return None
-    shape = model.tensors[name].shape
-    heads = of_layer(model.hyperparameter("attention.head_count", 0), layer)
-    heads_kv = of_layer(model.hyperparameter("attention.head_count_kv", heads), layer)
-    width = model.hyperparameter("embedding_length", 0)
-    key_length = model.hyperparameter("attention.key_length", width // heads if heads else 0)
-    value_length = model.hyperparameter("attention.value_length", width // heads if heads else 0)
-    heights = (heads * key_length, heads_kv * key_length, heads_kv * value_length)
-    if len(shape) != 2 or sum(heights) != shape[0] or 0 in heights:
-        raise SurgeryError(
-            f"{model.path}: {name} has shape {shape}, but {heads} query and {heads_kv} key/value heads of"
-            f" {key_length} and {value_length} make {' + '.join(map(str, heights))} rows"
-        )
-    projections, start = {}, 0
-    for role, height in zip(ROLES, heights, strict=True):
-        projections[role] = Projection(layer, role, name, start, start + height, shape[1])
-        start += height
-    return projections
-
-
-def _check_shapes(model: GGUFModel, layer: int, projections: dict[str, Projection]) -> None:
-    """Raise SurgeryError where the metadata contradicts q, k and v: llama.cpp would not load what is made of them.
-
-    A key that the model lacks says nothing. A head's size is not looked up, as architectures have several keys for it.
-    """
-    q = projections["q"]
-    width = of_layer(model.hyperparameter("embedding_length", q.columns), layer)
-    if width != q.columns:
-        raise _contradiction(model, "embedding_length", width, f"{q.tensor} has {q.columns} columns")
-    sizes = {}
-    for key, roles in (("attention.head_count", "q"), ("attention.head_count_kv", "kv")):
-        heads = of_layer(model.hyperparameter(key, 1), layer)
-        for projection in (projections[role] for role in roles):
-            if not isinstance(heads, int) or heads < 1 or projection.rows % heads:
-                found = f"{projection.role} in {projection.tensor} has {projection.rows} rows to divide among the heads"
-                raise _contradiction(model, key, heads, found)
-            if model.hyperparameter(key) is not None:
-                sizes[projection.role] = projection.rows // heads
-    if {"q", "k"} <= sizes.keys() and sizes["q"] % sizes["k"]:  # a q with a gate beside it has twice the rows
-        heads = of_layer(model.hyperparameter("attention.head_count"), layer)
-        found = f"in layer {layer} q would then have {sizes['q']} features a head, and k has {sizes['k']}"
-        raise _contradiction(model, "attention.head_count", heads, found)
-
-
-def _contradiction(model: GGUFModel, key: str, value: object, found: str) -> SurgeryError:
-    return SurgeryError(
-        f"{model.path}: {model.architecture}.{key} is {value}, but {found}; one of them is wrong, get the file anew"
-    )
-
-
-def of_layer(value: int | list[int], layer: int) -> int:
-    """A hyperparameter that is one number for all layers or a list with one for each; 0 where the list has ended."""
-    if isinstance(value, list):
-        return value[layer] if layer < len(value) else 0
-    return value
+    return AttentionMap(layers, skipped)
 
 
 def read_projection(model: GGUFModel, projection: Projection) -> np.ndarray:
     """A projection's weights, float32 of shape (out_features, in_features)."""
-    return model.read(projection.tensor)[projection.start : projection.stop]
+    return projection.take(model.read(projection.tensor))
 
 
 def parse_layers(text: str, available: Iterable[int], option: str = "--layers") -> list[int]:

@@ -48,7 +48,7 @@ def test_splits_a_fused_tensor(make_tiny: Callable[[TinyModel], Path], heads: tu
 def test_lists_layers_without_attention(make_tiny: Callable[[TinyModel], Path]) -> None:
     attention = find_attention(open_gguf(make_tiny(TinyModel(layers=4, without_attention=(1, 2)))))
     assert list(attention.layers) == [0, 3]
-    assert attention.skipped == (1, 2)
+    assert attention.skipped == {1: "no attention", 2: "no attention"}
 
 
 def test_refuses_a_model_without_attention(make_tiny: Callable[[TinyModel], Path]) -> None:

@@ -60,6 +60,7 @@ def calibrate(
     if chunks < 1:
         raise UsageError(f"--chunks {chunks}: expected at least 1")
     attention = find_attention(model)
+    attention.require_plain(model, "calibrating")
     wanted = CalibrationSource(
         model.name,
         model.sha256(),

@@ -1,5 +1,7 @@
 """The metrics by name, and how each is made for a group of projections from the model and its calibration."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from pipeline.attention import Projection, of_layer, read_projection
@@ -16,7 +18,7 @@ from pipeline.gguf_file.reader import GGUFModel
 
 
 def group_metric(
-    name: str, model: GGUFModel, calibration: Calibration, layer: dict[str, Projection], group: str
+    name: str, model: GGUFModel, calibration: Calibration, layer: dict[str, Projection], group: Sequence[str]
 ) -> Metric:
     """The metric of a group such as `q` or `kv` of one layer; the blocks of the group's roles in order.
 

@@ -92,6 +92,7 @@ def command(
     opened = open_model(model)
     summary = summarise(opened)
     if with_spectrum or with_overlap:
+        find_attention(opened).require_plain(opened, "--overlap" if with_overlap else "--spectrum")
         statistics = calibration_for_metric(opened, calibration, metric, threads)
         view = View(opened, find_attention(opened).layers, metric, "keep", statistics)
         summary["metric"] = metric

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from pipeline.attention import ROLES
 from pipeline.cli.calibrate import calibration_for_metric
 from pipeline.cli.options import (
     force_option,
@@ -166,7 +167,7 @@ def print_report(model: str, report: OperationReport) -> None:
     rows = [
         (
             ranges(group.layers),
-            "+".join(group.group),
+            "+".join(group.group) if set(group.group) <= set(ROLES) else group.group,
             f"{group.rows} x {group.columns}",
             group.rank,
             f"{group.explained:.4f}",
@@ -175,8 +176,8 @@ def print_report(model: str, report: OperationReport) -> None:
         for group in report.layers
     ]
     print_table(("layer", "group", "n x d", "rank", "variance kept", "relative error"), rows)
-    if report.skipped_layers:
-        click.echo(f"left alone, without q, k and v: layers {', '.join(map(str, report.skipped_layers))}")
+    for reason, numbers in report.skipped_by_reason.items():
+        click.echo(f"left alone: layer{'s' if len(numbers) > 1 else ''} {ranges(numbers)} ({reason})")
     share = report.factor_numbers / report.dense_numbers
     click.echo(
         f"\nnumbers stored if the factors were kept: {report.factor_numbers:,} of {report.dense_numbers:,} ({share:.0%})"

@@ -26,14 +26,14 @@ def encode_tensor(
     Rows of a fused tensor that are not replaced keep their bytes where the type stays the same.
     """
     mine = {projection: values for projection, values in replacements.items() if projection.tensor == name}
-    if kind == model.tensors[name].type:
+    if kind == model.tensors[name].type and not any(projection.transposed for projection in mine):
         data = model.read_raw(name)
         for projection, values in mine.items():
-            data[projection.start : projection.stop] = encode_rows(name, values, kind)
+            projection.put(data, encode_rows(name, values, kind))
         return data
     whole = model.read(name)
     for projection, values in mine.items():
-        whole[projection.start : projection.stop] = values
+        projection.put(whole, values)
     return encode_rows(name, whole, kind)
 
 

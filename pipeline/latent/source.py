@@ -67,7 +67,7 @@ def require_convertible(model: GGUFModel) -> LatentSource:
             raise _refusal(model, f"has {key} = {model.get(key)}")
     attention = find_attention(model)
     if attention.skipped:
-        raise _refusal(model, f"has no attention in layer {attention.skipped[0]}")
+        raise _refusal(model, f"has no attention in layer {min(attention.skipped)}")
     width, heads = (model.hyperparameter(name) for name in ("embedding_length", "attention.head_count"))
     kv_heads = model.hyperparameter("attention.head_count_kv", heads)
     if not all(isinstance(count, int) and count > 0 for count in (width, heads, kv_heads)) or heads % kv_heads:

@@ -7,6 +7,7 @@ from pipeline.attention import Projection
 from pipeline.decompose.methods import METHODS
 from pipeline.errors import UsageError
 from pipeline.operation.plan import Plan
+from pipeline.projection import stack_name, stacks
 
 Layers = Mapping[int, dict[str, Projection]]
 
@@ -15,8 +16,13 @@ Layers = Mapping[int, dict[str, Projection]]
 class Group:
     """Projections that share components: `members` in the order in which their rows are stacked."""
 
-    roles: str
+    roles: tuple[str, ...]
     members: tuple[Projection, ...]
+
+    @property
+    def name(self) -> str:
+        """Such as `kv`, or `k_b+v_b` where k and v are made of a latent."""
+        return stack_name(self.roles)
 
     @property
     def layer(self) -> int:
@@ -51,7 +57,7 @@ class Group:
 
     def targets(self, plan: Plan) -> list[Projection]:
         """The members that are to be replaced; the components are fitted on all members."""
-        return [projection for projection in self.members if projection.role in plan.targets]
+        return [projection for projection in self.members if projection.is_target(plan.targets)]
 
     def stored_numbers(self, plan: Plan, rank: int) -> int:
         """What the factors of the replaced members take, in numbers: coefficients, basis and, if it is kept, mean."""
@@ -73,10 +79,13 @@ def plan_groups(layers: Layers, together: Iterable[tuple[int, ...]], plan: Plan)
     groups = [
         Group(roles, tuple(layers[number][role] for number in numbers for role in roles))
         for sharing in together
-        for roles in method.groups
-        if set(roles) & set(plan.targets)
-        for numbers in ([sharing] if roles in method.across_layers else [(number,) for number in sharing])
+        for name in method.groups
+        for numbers in ([sharing] if name in method.across_layers else [(number,) for number in sharing])
+        for roles in _stacks(layers, numbers, name)
     ]
+    groups = [group for group in groups if group.targets(plan)]
+    if not groups:
+        raise UsageError(f"--targets {plan.targets}: none of the chosen layers has a matrix for that alone")
     for group in groups:
         if plan.rank is not None and plan.rank > group.full_rank:
             members = " and ".join(group.roles)
@@ -84,3 +93,12 @@ def plan_groups(layers: Layers, together: Iterable[tuple[int, ...]], plan: Plan)
                 f"--rank {plan.rank}: {members} of {group.described_layers} has {group.full_rank} components at the most"
             )
     return groups
+
+
+def _stacks(layers: Layers, numbers: tuple[int, ...], name: str) -> list[tuple[str, ...]]:
+    """What is stacked for the group `name` of layers that share components, or of one alone."""
+    if len(numbers) == 1:
+        return stacks(layers[numbers[0]], name)
+    if others := [number for number in numbers if not layers[number].keys() >= set(name)]:
+        raise UsageError(f"--method cross-layer: layer {others[0]} has no {' and '.join(name)} that could share")
+    return [tuple(name)]

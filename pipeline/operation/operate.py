@@ -60,7 +60,7 @@ class OperationReport:
     output: str
     plan: Plan
     layers: list[GroupResult] = field(default_factory=list)
-    skipped_layers: tuple[int, ...] = ()
+    skipped_layers: Mapping[int, str] = field(default_factory=dict)
     output_bytes: int = 0
     seconds: float = 0.0
     decomposition_seconds: float = 0.0
@@ -73,12 +73,21 @@ class OperationReport:
     def dense_numbers(self) -> int:
         return sum(group.dense_numbers for group in self.layers)
 
+    @property
+    def skipped_by_reason(self) -> dict[str, list[int]]:
+        """The layers that were left alone, by the reason."""
+        result: dict[str, list[int]] = {}
+        for number, reason in self.skipped_layers.items():
+            result.setdefault(reason, []).append(number)
+        return result
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "output": self.output,
             **asdict(self.plan),
             "layers": [asdict(group) for group in self.layers],
             "skipped_layers": list(self.skipped_layers),
+            "skipped_by_reason": self.skipped_by_reason,
             "stored_numbers": {"factors": self.factor_numbers, "dense": self.dense_numbers},
             "output_bytes": self.output_bytes,
             "seconds": self.seconds,
@@ -179,7 +188,7 @@ class _OperatedFile:
         groups: Sequence[Group],
         together: Sequence[tuple[int, ...]],
         calibration: Calibration | None,
-        skipped: tuple[int, ...],
+        skipped: Mapping[int, str],
     ) -> None:
         self.model, self.path, self.plan, self.together = model, path, plan, together
         self.layers = sorted(number for sharing in together for number in sharing)
@@ -188,7 +197,7 @@ class _OperatedFile:
         rebuilt = [group for group in groups if not plan.keeps_everything(group.full_rank)]
         self.waiting = Counter(projection.tensor for group in rebuilt for projection in group.targets(plan))
         self.replaced = {name: output_type(model.tensors[name], plan.outtype) for name in self.waiting}
-        self.ranks = {group.roles: [0] * len(self.layers) for group in groups}
+        self.ranks = {group.name: [0] * len(self.layers) for group in groups}
         self.matrices: dict[Projection, np.ndarray] = {}
 
     def open(self, stack: ExitStack, *, operated_only: bool, force: bool) -> None:
@@ -212,7 +221,7 @@ class _OperatedFile:
     def add(self, rebuilt: RebuiltGroup, rebuilding: Stopwatch) -> None:
         """Take a group's matrices, and write the tensors that are complete with them."""
         for number in rebuilt.group.layers:
-            self.ranks[rebuilt.group.roles][self.layers.index(number)] = rebuilt.rank
+            self.ranks[rebuilt.group.name][self.layers.index(number)] = rebuilt.rank
         errors: defaultdict[str, float] = defaultdict(float)
         energies: defaultdict[str, float] = defaultdict(float)
         for matrix in rebuilding.timed(rebuilt.matrices):
@@ -228,7 +237,7 @@ class _OperatedFile:
         relative = {role: (errors[role] / energies[role]) ** 0.5 if energies[role] else 0.0 for role in roles}
         if not np.isfinite([rebuilt.explained, *relative.values()]).all():
             raise SurgeryError(
-                f"{self.model.path}: {rebuilt.group.roles} of {rebuilt.group.described_layers} cannot be rebuilt:"
+                f"{self.model.path}: {rebuilt.group.name} of {rebuilt.group.described_layers} cannot be rebuilt:"
                 " numbers overflow; the file is damaged, get it anew"
             )
         self.report.layers.append(_group_result(self.plan, rebuilt, relative))
@@ -259,7 +268,7 @@ def _group_result(plan: Plan, rebuilt: RebuiltGroup, relative_error: dict[str, f
     return GroupResult(
         layer=group.layer,
         layers=group.layers,
-        group=group.roles,
+        group=group.name,
         rows=group.rows,
         columns=group.columns,
         rank=rebuilt.rank,

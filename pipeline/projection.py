@@ -1,0 +1,82 @@
+"""One matrix that q, k or v of a layer is made by: which rows of which tensor."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+ROLES = ("q", "k", "v")
+PARTS = {"q": ("q", "q_a", "q_b"), "k": ("k", "kv_a", "k_b"), "v": ("v", "kv_a", "v_b")}
+"""The roles that play the part of q, k and v where each is made by one matrix, or by two with a latent between them."""
+STACKS = {
+    "q": (("q",), ("q_a",), ("q_b",)),
+    "k": (("k",), ("kv_a",), ("k_b",)),
+    "v": (("v",), ("v_b",)),
+    "kv": (("k", "v"), ("kv_a",), ("k_b", "v_b")),
+}
+"""Which roles are stacked for a group of q, k and v, as far as a layer has them: only what reads the same inputs."""
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One of the matrices that make q, k and v of a layer: rows (output features) of a tensor, by input features.
+
+    They are those of rows `start` to `stop`, or, where `every` is set to (size, period), the first `size` of each
+    `period` rows from `start` on. A tensor of three axes (heads, n, d) counts as one of heads x n rows;
+    `transposed` where it is stored as (heads, d, n).
+    """
+
+    layer: int
+    role: str
+    tensor: str
+    start: int
+    stop: int
+    columns: int
+    every: tuple[int, int] | None = None
+    transposed: bool = False
+
+    @property
+    def rows(self) -> int:
+        size, period = self.every or (1, 1)
+        return -(-(self.stop - self.start) // period) * size
+
+    @property
+    def targets(self) -> frozenset[str]:
+        """Which of q, k and v it is a part of."""
+        return frozenset(target for target, roles in PARTS.items() if self.role in roles)
+
+    def is_target(self, targets: str) -> bool:
+        """Whether all that it is a part of is among `targets`, such as `kv`."""
+        return self.targets <= set(targets)
+
+    @property
+    def selected(self) -> slice | np.ndarray:
+        """The rows of the tensor, to index with."""
+        if self.every is None:
+            return slice(self.start, self.stop)
+        size, period = self.every
+        return (np.arange(self.start, self.stop, period)[:, None] + np.arange(size)).ravel()
+
+    def take(self, values: np.ndarray) -> np.ndarray:
+        """The matrix, (rows, columns), out of the tensor's `values`."""
+        whole = values.swapaxes(-1, -2) if self.transposed else values
+        return np.ascontiguousarray(whole.reshape(-1, self.columns)[self.selected])
+
+    def put(self, values: np.ndarray, matrix: np.ndarray) -> None:
+        """Write the matrix into the tensor's `values`."""
+        if self.transposed:
+            values[...] = matrix.reshape(len(values), -1, self.columns).swapaxes(-1, -2)
+        else:
+            values.reshape(-1, values.shape[-1])[self.selected] = matrix
+
+
+def stacks(layer: Iterable[str], group: str) -> list[tuple[str, ...]]:
+    """The roles, of those that a layer has, that are stacked for a group such as `kv`; each tuple shares inputs."""
+    has = set(layer)
+    return [roles for roles in STACKS[group] if has.issuperset(roles)]
+
+
+def stack_name(roles: Iterable[str]) -> str:
+    """What a stack of roles is called: `kv`, or `k_b+v_b` where they are parts."""
+    roles = tuple(roles)
+    return "".join(roles) if set(roles) <= set(ROLES) else "+".join(roles)
