@@ -5,9 +5,11 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from native.errors import NativeError
 from native.model import ContextOptions, load_model, open_context
+from pipeline.cli.main import cli
 from tests.tiny_architectures import LEARNED_POSITIONS, write_bert, write_gpt2, write_lfm2
 from tests.tiny_model import TinyModel, tensors_of, write_tiny_model
 
@@ -61,3 +63,23 @@ def test_learned_positions_bound_the_context(tmp_path: Path) -> None:
             open_context(model, ContextOptions(n_ctx=LEARNED_POSITIONS + 1)),
         ):
             pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (None, "holds a vocabulary and no weights"),
+        ("adapter", "holds no model but what calls itself 'adapter'"),
+        ("imatrix", "calls itself 'imatrix'"),
+    ],
+)
+def test_gguf_files_that_hold_no_model(tmp_path: Path, kind: str | None, message: str) -> None:
+    metadata = {} if kind is None else {"general.type": (kind, STRING)}
+    path = write_tiny_model(tmp_path / "other.gguf", tensors=None if kind else {}, metadata=metadata)
+    for command in ("eval {}", "quantize {} q.gguf Q8_0", "operate {} -o o.gguf", "run {} --prompt x"):
+        result = CliRunner().invoke(cli, command.format(path).split())
+        assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
+        assert f"{path}: " in result.stderr
+        assert message in result.stderr
+    assert CliRunner().invoke(cli, ["inspect", str(path)]).exit_code == 0
+    assert not list(Path().glob("[qo].gguf"))

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.errors import SurgeryError
 from pipeline.gguf_file.metadata import metadata_entry
-from pipeline.gguf_file.reader import open_gguf
+from pipeline.gguf_file.reader import GGUFModel, open_gguf
 from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
 from tests.tiny_model import TinyModel
 
@@ -46,17 +46,24 @@ def test_reads_every_type_that_gguf_writes(make_tiny: Callable[[TinyModel], Path
     )
 
 
-def test_reads_a_split_model_as_one(tiny: Path, tmp_path: Path) -> None:
-    whole = open_gguf(tiny)
+def write_parts(whole: GGUFModel, folder: Path) -> list[Path]:
+    """`whole` as two parts, as llama.cpp's gguf-split writes them."""
     names = list(whole.tensors)
-    parts = [tmp_path / f"m-{i:05}-of-00002.gguf" for i in (1, 2)]
+    parts = [folder / f"m-{i:05}-of-00002.gguf" for i in (1, 2)]
     for number, (part, mine) in enumerate(zip(parts, (names[:9], names[9:]), strict=True)):
-        split = [metadata_entry("split.no", number), metadata_entry("split.tensors.count", len(names))]
+        numbers = {"split.no": number, "split.count": 2, "split.tensors.count": len(names)}
+        split = [metadata_entry(key, value) for key, value in numbers.items()]
         metadata = [*(whole.metadata.values() if number == 0 else []), *split]
         tensors = [TensorDeclaration(n, whole.tensors[n].shape, whole.tensors[n].type) for n in mine]
         with create_gguf(part, metadata, tensors, alignment=32, force=False) as writer:
             for name in mine:
                 writer.copy(whole.tensors[name])
+    return parts
+
+
+def test_reads_a_split_model_as_one(tiny: Path, tmp_path: Path) -> None:
+    whole = open_gguf(tiny)
+    names, parts = list(whole.tensors), write_parts(whole, tmp_path)
     joined = open_gguf(parts[0])
     assert list(joined.tensors) == names
     assert list(joined.metadata) == list(whole.metadata)
@@ -66,6 +73,28 @@ def test_reads_a_split_model_as_one(tiny: Path, tmp_path: Path) -> None:
     parts[1].unlink()
     with pytest.raises(SurgeryError, match="1 of 2 parts are missing, the first is m-00002-of-00002"):
         open_gguf(parts[0])
+
+
+def test_parts_that_are_not_where_their_names_say(tiny: Path, tmp_path: Path) -> None:
+    first, second = write_parts(open_gguf(tiny), tmp_path)
+    joined = tmp_path / "joined.gguf"
+    joined.write_bytes(first.read_bytes() + second.read_bytes())
+    alone = Path(shutil.copy(first, tmp_path / "alone.gguf"))
+    for path in (joined, alone):
+        with pytest.raises(SurgeryError, match=r"says that it is part 1 of 2, where part 1 of 1 was expected; .*anew"):
+            open_gguf(path)
+    twice = Path(shutil.copy(first, tmp_path / "n-00001-of-00002.gguf"))
+    shutil.copy(first, tmp_path / "n-00002-of-00002.gguf")
+    with pytest.raises(SurgeryError, match=r"n-00002-of-00002.gguf: says that it is part 1 of 2, where part 2 of 2"):
+        open_gguf(twice)
+    whole = Path(shutil.copy(tiny, tmp_path / "w-00001-of-00001.gguf"))
+    assert open_gguf(whole).tensors
+    for number in (1, 2):
+        shutil.copy(tiny, tmp_path / f"w-0000{number}-of-00002.gguf")
+    with pytest.raises(
+        SurgeryError, match=r"w-00001-of-00002.gguf: named as part 1 of 2, but it says that it is whole"
+    ):
+        open_gguf(tmp_path / "w-00001-of-00002.gguf")
 
 
 def test_refuses_what_is_no_model(tmp_path: Path) -> None:

@@ -21,9 +21,10 @@ from pipeline.cli.options import (
 from pipeline.cli.output import ProgressReport, print_json
 from pipeline.cli.parameters import Number, WholeNumber
 from pipeline.errors import UsageError
-from pipeline.files.models import open_model
+from pipeline.files.models import resolve_model
 from pipeline.files.output_file import check_output
 from pipeline.files.texts import EVALUATION_TEXT
+from pipeline.gguf_file.reader import open_gguf
 from pipeline.inspection import summarise
 from pipeline.operation.plan import DEFAULT_THRESHOLD, VARIANCE_SHARE
 from pipeline.report.charts import FORMATS, require_charts, write_chart
@@ -89,7 +90,7 @@ def command(
     wanted = {"spectrum": with_spectrum, "overlap-k-v": with_overlap, "overlap-layers": with_overlap}
     names = [name for name, drawn in {**wanted, "damage": with_damage}.items() if drawn]
     pictures = planned_pictures(plots, names, force=force) if plots else []
-    opened = open_model(model)
+    opened = open_gguf(resolve_model(model))  # anything that is GGUF
     summary = summarise(opened)
     if with_spectrum or with_overlap:
         find_attention(opened).require_plain(opened, "--overlap" if with_overlap else "--spectrum")

@@ -31,8 +31,19 @@ def resolve_model(name: str) -> Path:
 
 
 def open_model(name: str) -> GGUFModel:
-    """Open what `name` stands for. Raises UsageError and SurgeryError as `resolve_model` and `open_gguf` do."""
-    return open_gguf(resolve_model(name))
+    """Open what `name` stands for. Raises UsageError and SurgeryError as `resolve_model` and `open_gguf` do.
+
+    Raises SurgeryError for a GGUF file that holds something else: a vocabulary alone, an adapter, a projector, an
+    importance matrix.
+    """
+    model = open_gguf(resolve_model(name))
+    if not model.tensors:
+        raise SurgeryError(
+            f"{model.path}: holds a vocabulary and no weights (a vocabulary-only file); MODEL must be a whole model"
+        )
+    if (kind := model.get("general.type", "model")) != "model":
+        raise SurgeryError(f"{model.path}: holds no model but what calls itself {kind!r} (general.type)")
+    return model
 
 
 def is_checkpoint(name: str) -> bool:

@@ -129,7 +129,8 @@ def open_gguf(path: Path) -> GGUFModel:
     paths = _part_paths(path)
     parts = [read_part(part) for part in paths]
     tensors: dict[str, TensorInfo] = {}
-    for part in parts:
+    for number, part in enumerate(parts):
+        _check_split(part, number, len(parts))
         if twice := tensors.keys() & part.tensors.keys():
             raise SurgeryError(f"{part.path}: tensor {min(twice)} is also in another part")
         tensors |= part.tensors
@@ -138,6 +139,22 @@ def open_gguf(path: Path) -> GGUFModel:
         raise SurgeryError(f"{path}: the parts hold {len(tensors)} tensors, {expected} were announced")
     metadata = {key: entry for key, entry in parts[0].metadata.items() if not key.startswith("split.")}
     return GGUFModel(tuple(paths), parts[0].alignment, metadata, tensors)
+
+
+def _check_split(part: GGUFModel, number: int, count: int) -> None:
+    """Raise SurgeryError when a file is another part, of more or fewer, than its name says."""
+    announced, place = part.get("split.count", 1), part.get("split.no", 0)
+    if (announced or 1, place) == (count, number):  # llama.cpp writes a count of 0 where there is one part
+        return
+    if announced == 1:
+        raise SurgeryError(
+            f"{part.path}: named as part {number + 1} of {count}, but it says that it is whole; name it otherwise"
+        )
+    raise SurgeryError(
+        f"{part.path}: says that it is part {place + 1 if isinstance(place, int) else place} of {announced}, where part"
+        f" {number + 1} of {count} was expected; parts keep their names (NAME-00001-of-0000N.gguf) and stand in one"
+        " folder; where they were renamed, name them back, where they were concatenated, get them anew"
+    )
 
 
 def _part_paths(path: Path) -> list[Path]:
