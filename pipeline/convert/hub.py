@@ -4,9 +4,11 @@ import errno
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from pipeline.convert.weights import INDEX_FILES, SINGLE_FILES, shard_names
 from pipeline.errors import SurgeryError
@@ -45,30 +47,41 @@ def download(name: str) -> Download:
     Weights are fetched in one format only, safetensors if there are any. Raises SurgeryError, in one line, for no
     network, no such repository or revision, no permission, and a full disk.
     """
-    package = require("huggingface_hub", "hub", f"{name}: fetching a model from the hub")
     match = HUB_ID.fullmatch(name)
     assert match is not None
-    fetch = package.snapshot_download  # the package loads its parts when they are asked for, this one nearly all
-    package.utils.logging.set_verbosity_error()  # retries and the like; what fails is raised
-    if not sys.stderr.isatty():
-        package.utils.disable_progress_bars()
     repository, revision = match["repository"], match["revision"]
-    try:
+    with contact(name) as package:
+        fetch = package.snapshot_download
         folder = Path(fetch(repository, revision=revision, allow_patterns=SMALL_FILES))
         if not (folder / "config.json").exists():
+            files = package.HfApi().list_repo_files(repository, revision=folder.name)
+            ggufs = sorted(file for file in files if file.endswith(".gguf"))
+            instead = f"name one of its GGUF files: {', '.join(f'{repository}/{file}' for file in ggufs)}"
             raise SurgeryError(
-                f"{name}: has no config.json, so it is not a checkpoint; if it has GGUF files, download one and name that"
+                f"{name}: has no config.json, so it is not a checkpoint; {instead if ggufs else 'it has no GGUF files, either'}"
             )
         for weights in _weight_patterns(folder):
             # By the commit, not the revision, which may move in between.
             fetch(repository, revision=folder.name, allow_patterns=weights)
             if any((folder / file).exists() for file in weights):
                 return Download(folder, repository, folder.name)
+    raise SurgeryError(f"{name}: has neither {' nor '.join(SINGLE_FILES)}, in one file or in shards")
+
+
+@contextmanager
+def contact(name: str) -> Iterator[Any]:
+    """huggingface_hub, to fetch `name` with; what goes wrong with it becomes a SurgeryError, in one line."""
+    package = require("huggingface_hub", "hub", f"{name}: fetching a model from the hub")
+    _ = package.snapshot_download  # the package loads its parts when they are asked for, this one nearly all
+    package.utils.logging.set_verbosity_error()  # retries and the like; what fails is raised
+    if not sys.stderr.isatty():
+        package.utils.disable_progress_bars()
+    try:
+        yield package
     except SurgeryError:
         raise
     except Exception as error:  # of several packages, and named in none of their documentation
         raise _explained(package, name, error) from error
-    raise SurgeryError(f"{name}: has neither {' nor '.join(SINGLE_FILES)}, in one file or in shards")
 
 
 def _weight_patterns(folder: Path) -> Iterator[list[str]]:

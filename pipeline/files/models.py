@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline.convert.hub import download, is_hub_id
 from pipeline.errors import SurgeryError, UsageError
+from pipeline.files.hub_gguf import find_hub_file, parse_hub_file
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
 from pipeline.program import program
 
@@ -25,9 +26,16 @@ def resolve_model(name: str) -> Path:
             f"{name}: is {kind}, and this needs a GGUF file; if it is a Hugging Face checkpoint, convert it first:"
             f" {program()} convert {shlex.quote(name)} {shlex.quote(gguf_name(name))}"
         )
-    if not path.exists():
-        raise UsageError(f"{name}: no such file; MODEL must be a GGUF file or {EMBEDDED_NAME}")
-    return path
+    if path.exists():
+        return path
+    if wanted := parse_hub_file(name):
+        try:
+            return find_hub_file(wanted)
+        except SurgeryError as error:
+            raise SurgeryError(f"{error}; nor is there a file {name} here") from None
+    raise UsageError(
+        f"{name}: no such file; MODEL must be a GGUF file, one of the hub (org/repo:Q8_0) or {EMBEDDED_NAME}"
+    )
 
 
 def open_model(name: str) -> GGUFModel:
@@ -49,7 +57,9 @@ def open_model(name: str) -> GGUFModel:
 def is_checkpoint(name: str) -> bool:
     """Whether `name` can only be a checkpoint: a folder, or no path here but of the form of a hub id."""
     path = Path(name).expanduser()
-    return name != EMBEDDED_NAME and (path.is_dir() or (not path.exists() and is_hub_id(name)))
+    return name != EMBEDDED_NAME and (
+        path.is_dir() or (not path.exists() and is_hub_id(name) and not parse_hub_file(name))
+    )
 
 
 def gguf_name(name: str) -> str:

@@ -143,7 +143,10 @@ def test_repositories_without_a_checkpoint(hub: SmallHub, surgery: SurgeryProces
     (tmp_path / "ggufs" / "model.Q4_0.gguf").write_bytes(b"GGUF")
     hub.folders[OLD_COMMIT] = tmp_path / "ggufs"
     ggufs = refused(surgery("convert", f"{REPOSITORY}@v1.0", "out.gguf", env=env), tmp_path)
-    assert "has no config.json, so it is not a checkpoint; if it has GGUF files, download one" in ggufs
+    assert (
+        "has no config.json, so it is not a checkpoint; name one of its GGUF files: some-org/tiny-model/model.Q4_0.gguf"
+        in ggufs
+    )
 
 
 def test_gated_repositories_need_the_token(hub: SmallHub, surgery: SurgeryProcess, tmp_path: Path) -> None:
