@@ -12,9 +12,9 @@ from sklearn.decomposition import PCA
 
 from benchmarks.timing import in_turn, spread
 from native.model import default_threads
-from pipeline.attention import find_attention, read_projection
 from pipeline.decompose.principal_components import centre, gram, principal_components
 from pipeline.files.models import EMBEDDED_NAME, open_model
+from pipeline.layers import AttentionLayers
 from pipeline.parallel import side_by_side
 
 LAYERS = 4
@@ -25,8 +25,7 @@ SWEEP = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9]
 def realistic_matrix(group: str, rng: np.random.Generator) -> np.ndarray:
     """Random rows, float32 of TinyLlama's shape, whose spectrum is that of the embedded model's layer 10."""
     model = open_model(EMBEDDED_NAME)
-    layer = find_attention(model).layers[10]
-    stack = np.vstack([read_projection(model, layer[role]) for role in group])
+    stack = AttentionLayers(model)[10].stacked(group)
     spectrum = np.linalg.eigvalsh(gram(centre(stack, "keep")[0]))[::-1]
     n, d = SHAPES[group]
     stretched = np.interp(np.linspace(0, len(spectrum) - 1, n), np.arange(len(spectrum)), spectrum)

@@ -5,6 +5,7 @@ import re
 import resource
 import sys
 import tempfile
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,17 @@ def machine_name() -> str:
     match = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
     processor = match[1].strip() if match else platform.processor() or "processor unknown"
     return f"{processor}, {platform.system()} {platform.machine()}"
+
+
+def array_bytes(value: object) -> int:
+    """Bytes of all arrays in memory that `value`, an array, a list or a dataclass, holds: at the most, if some are shared."""
+    if isinstance(value, np.memmap):
+        return 0
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    if isinstance(value, list | tuple):
+        return sum(map(array_bytes, value))
+    return sum(map(array_bytes, vars(value).values())) if is_dataclass(value) else 0
 
 
 def on_disk(array: np.ndarray) -> np.ndarray:

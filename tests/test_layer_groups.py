@@ -11,13 +11,13 @@ import pytest
 from sklearn.decomposition import PCA
 
 import pipeline.operation.cross_layer
-from pipeline.attention import find_attention
 from pipeline.calibration.statistics_file import open_calibration
 from pipeline.compare.cell import Cell, effective_plan
 from pipeline.compare.grid import Grid
 from pipeline.decompose.subspaces import groups_of_alike
 from pipeline.errors import UsageError
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
+from pipeline.layers import AttentionLayers
 from pipeline.operation.layer_groups import layer_groups
 from pipeline.operation.operate import OperationReport, operate
 from pipeline.operation.plan import Plan
@@ -56,13 +56,11 @@ def perform(source: Path, output: Path, plan: Plan, **options: Any) -> tuple[GGU
     ],
 )
 def test_groups_of_layers(four: Path, text: str, expected: list[tuple[int, ...]]) -> None:
-    model = open_gguf(four)
-    assert layer_groups(model, find_attention(model).layers, [0, 1, 2, 3], cross(text), None) == expected
+    assert layer_groups(AttentionLayers(open_gguf(four)), [0, 1, 2, 3], cross(text)) == expected
 
 
 def test_neighbours_are_those_among_the_chosen_layers(four: Path) -> None:
-    model = open_gguf(four)
-    assert layer_groups(model, find_attention(model).layers, [0, 2, 3], cross("2"), None) == [(0, 2), (3,)]
+    assert layer_groups(AttentionLayers(open_gguf(four)), [0, 2, 3], cross("2")) == [(0, 2), (3,)]
 
 
 @pytest.mark.parametrize("text", ["0", "", "two", "0;1", "stride:", "stride:0", "similar:x", "-1", "nearest:2"])

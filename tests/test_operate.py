@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from pipeline.attention import Projection, read_projection
+from pipeline import layers
+from pipeline.attention import read_projection
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
-from pipeline.operation import reconstruct
 from pipeline.operation.operate import OperationReport, operate
 from pipeline.operation.plan import Plan
 from tests.tiny_model import TinyModel, tensors_of, with_number, write_tiny_model
@@ -210,10 +210,7 @@ def test_numbers_whose_squares_overflow_are_refused(tiny: Path, tmp_path: Path, 
 def test_a_report_never_holds_nan(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = with_number(tiny, tmp_path / "large.gguf", "blk.1.attn_k.weight", 3e38)
 
-    def unchecked(model: GGUFModel, projections: Iterable[Projection]) -> np.ndarray:
-        return np.vstack([read_projection(model, projection) for projection in projections])
-
-    monkeypatch.setattr(reconstruct, "stacked_rows", unchecked)
+    monkeypatch.setattr(layers, "_finite_rows", read_projection)
     with pytest.raises(SurgeryError, match=r"large\.gguf: kv of layer 1 cannot be rebuilt"):
         operate(open_gguf(source), tmp_path / "o.gguf", Plan(threshold=0.5))
     assert list(tmp_path.iterdir()) == [source]

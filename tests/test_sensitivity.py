@@ -11,12 +11,12 @@ from native.isolated import isolated
 from native.model import ContextOptions, load_model, open_context
 from native.probe import WeightError, probe_errors
 from native.scoring import score_tokens
-from pipeline.attention import find_attention, read_projection
 from pipeline.calibration.calibrate import calibrate
-from pipeline.calibration.metrics import group_metric, role_metric
+from pipeline.calibration.metrics import attention_metric, layer_metric
 from pipeline.calibration.sensitivity import weakest_error
 from pipeline.files.texts import read_text
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
+from pipeline.layers import AttentionLayers
 from tests.tiny_model import TinyModel, with_number
 
 TEXT = "It is a truth universally acknowledged, that a single man in possession of a good fortune is in want. " * 3
@@ -94,16 +94,17 @@ def test_k_and_v_are_balanced_by_what_their_errors_were_measured_to_cost(
         model, read_text(str(english)), chunks=2, probing=lambda done, total, note: heard.append(total - done)
     )
     assert heard == [5, 4, 3, 2, 1, 0]
-    layer = find_attention(model).layers[1]
-    metric = group_metric("attention", model, calibration, layer, "kv")
-    k, v = (read_projection(model, layer[role]) for role in "kv")
+    layer = AttentionLayers(model, calibration)[1]
+    metric = layer_metric("attention", layer, "kv")
+    assert metric is not None
+    k, v = (layer.rows(role) for role in "kv")
     nothing = np.zeros_like(k)
     for role, rows in (("k", np.vstack([k, nothing])), ("v", np.vstack([nothing, v]))):
         nats = calibration.sensitivity(role, 1)
         assert nats > 0
         # an error of all that a projection is counts the nats that it was measured to cost
         assert metric.error(rows) == pytest.approx(nats, rel=1e-2)
-        error = weakest_error(model, calibration, layer, role)
-        assert role_metric(model, calibration, layer, role).error(error) == pytest.approx(1, rel=1e-2)
+        error = weakest_error(layer, role)
+        assert attention_metric(layer, role).error(error) == pytest.approx(1, rel=1e-2)
     again = calibrate(model, read_text(str(english)), chunks=2)
     assert again.sensitivity("v", 1) == calibration.sensitivity("v", 1)

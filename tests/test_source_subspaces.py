@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.attention import find_attention
 from pipeline.calibration.statistics_file import Calibration, CalibrationSource, open_calibration
 from pipeline.compare.results import study_results
 from pipeline.compare.source_subspaces import look_into_source, outline
 from pipeline.compare.study import Study, StudySettings, open_study
 from pipeline.files.texts import read_text
 from pipeline.gguf_file.reader import open_gguf
+from pipeline.layers import AttentionLayers
 from pipeline.report.figures import Figure
 from pipeline.report.page import specifications
 from pipeline.report.study_charts import study_figures
 from pipeline.report.subspace_figures import layer_keys
 from pipeline.subspaces.outline import between_outline, spectrum_outline, within_outline
-from pipeline.subspaces.similarity import View, compared_layers, energies_within, spectrum
+from pipeline.subspaces.similarity import Lens, compared_layers, energies_within, spectrum
 from tests.made_up_source import made_up_damage, made_up_subspaces
 from tests.made_up_study import made_up_study
 from tests.test_cli import call
@@ -35,19 +35,19 @@ def silent(doing: str) -> None:
 @pytest.mark.parametrize("metric", ["weights", "inputs"])
 def test_the_outline_has_the_numbers_of_inspect(tiny: Path, taken: Path, metric: str) -> None:
     model = open_gguf(tiny)
-    view = View(model, find_attention(model).layers, metric, "keep", open_calibration(taken))
-    found = outline(view, silent)
+    lens = Lens(AttentionLayers(model, open_calibration(taken)), metric, "keep")
+    found = outline(lens, silent)
     group = found["spectrum"]["groups"]["kv"]
     assert (group["ranks"][0], group["ranks"][-1]) == (1, 64)
-    whole = spectrum(view, 1)["explained"]["kv"]
+    whole = spectrum(lens, lens.layers[1])["explained"]["kv"]
     assert group["shares"][1] == pytest.approx([whole[rank - 1] for rank in group["ranks"]], abs=1e-5)
-    within = [energies_within(view, number) for number in (0, 1)]
+    within = [energies_within(lens, layer) for layer in lens.layers.values()]
     pair = found["within"]["v_in_k"]
     assert pair["shares"][1] == pytest.approx([within[1]["v_in_k"][rank - 1] for rank in pair["ranks"]], abs=1e-5)
     assert pair["own"][-1] == pytest.approx(np.mean([layer["v_in_v"][-1] for layer in within]), abs=1e-5)
     assert pair["random_weights"][3] == pytest.approx(np.mean([layer["v_in_random"][3] for layer in within]), abs=1e-5)
     assert pair["random"][-1] == 32 / 64
-    compared = compared_layers(view)
+    compared = compared_layers(lens)
     for rank, overlap in zip(found["between"]["ranks"], compared["overlap"], strict=True):
         assert rank["pairs"] == [[], [pytest.approx(overlap[1][0], abs=1e-5)]]
 

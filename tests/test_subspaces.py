@@ -10,11 +10,11 @@ import pytest
 from scipy.linalg import subspace_angles
 from sklearn.cross_decomposition import CCA
 
-from pipeline.attention import find_attention
 from pipeline.decompose.subspaces import cumulative_shares, directions_read, leading_directions, overlaps
 from pipeline.decompose.weighted import Metric, weigh_rows
 from pipeline.gguf_file.reader import open_gguf
-from pipeline.subspaces.similarity import View, compared_layers, energies_within, spectrum
+from pipeline.layers import AttentionLayers
+from pipeline.subspaces.similarity import Lens, compared_layers, energies_within, spectrum
 from tests.test_cli import call, call_json
 
 
@@ -64,26 +64,25 @@ def test_directions_read_are_those_of_the_best_approximation() -> None:
     np.testing.assert_allclose(approximation @ read @ read.T, approximation, atol=1e-8)
 
 
-def view(path: Path, **choices: str) -> View:
-    model = open_gguf(path)
-    return View(model, find_attention(model).layers, "weights", choices.get("mean", "keep"), None)
+def lens(path: Path, mean: str = "keep") -> Lens:
+    return Lens(AttentionLayers(open_gguf(path)), "weights", mean)
 
 
 def test_layers_of_a_random_model_share_nothing(tiny: Path) -> None:
-    compared = compared_layers(view(tiny))
+    compared = compared_layers(lens(tiny))
     assert compared["layers"] == [0, 1]
     assert compared["random"] == [rank / 64 for rank in compared["ranks"]]
     for expected, own, weights in zip(compared["random"], compared["overlap"], compared["random_weights"], strict=True):
         assert own[0][1] == pytest.approx(expected, abs=0.12)
         assert weights[0][1] == pytest.approx(expected, abs=0.12)
-    within = energies_within(view(tiny), 0)
+    within = energies_within(lens(tiny), lens(tiny).layers[0])
     assert within["v_in_v"][-1] == within["k_in_k"][-1] == 1
     assert within["v_in_k"][15] == pytest.approx(16 / 64, abs=0.06)
     assert within["v_in_random"][15] == pytest.approx(16 / 64, abs=0.06)
 
 
 def test_spectrum_is_numpys(tiny: Path) -> None:
-    found = spectrum(view(tiny, mean="none"), 1)
+    found = spectrum(lens(tiny, mean="none"), lens(tiny).layers[1])
     rows = open_gguf(tiny).read("blk.1.attn_k.weight").astype(np.float64)
     energies = np.square(np.linalg.svd(rows, compute_uv=False))
     shares = np.cumsum(energies) / energies.sum()

@@ -13,13 +13,14 @@ import numpy as np
 from native.isolated import isolated
 from native.model import ContextOptions
 from native.probe import WeightError, probe_errors
-from pipeline.attention import ROLES, Projection, find_attention, read_projection
-from pipeline.calibration.metrics import role_metric
+from pipeline.attention import ROLES, Projection
+from pipeline.calibration.metrics import attention_metric
 from pipeline.calibration.statistics_file import Calibration
 from pipeline.decompose.principal_components import principal_components
 from pipeline.decompose.weighted import weigh_rows
 from pipeline.files.texts import Text
 from pipeline.gguf_file.reader import GGUFModel
+from pipeline.layers import AttentionLayers, Layer
 from pipeline.progress import Progress
 
 SHARES = {"q": 0.01, "k": 0.01, "v": 0.15}
@@ -36,21 +37,21 @@ def measure_sensitivities(
 
     `progress` counts projections. Raises NativeError when llama.cpp cannot run the model.
     """
-    layers = find_attention(model).layers
+    layers = AttentionLayers(model, calibration)
     options = ContextOptions(n_ctx=PROBE_TOKENS, n_batch=PROBE_TOKENS, threads=threads)
     middle = calibration.source.chunk_count * calibration.source.chunk_size // PROBE_TOKENS // 2
     probes = isolated(probe_errors, str(model.path), text.content, middle, options)
     next(probes)
     result = {role: [0.0] * (max(layers) + 1) for role in ROLES}
+    rounding: dict[str, float] = {}
     done, total = 0, len(layers) * len(ROLES)
     try:
-        for role in ROLES:
-            rounding = None
-            for number, layer in layers.items():
-                error = weakest_error(model, calibration, layer, role)
-                if rounding is None:
-                    rounding = _cost(probes, layer[role], error, NEGLIGIBLE)
-                result[role][number] = _sensitivity(probes, layer[role], error, rounding)
+        for number, layer in layers.items():
+            for role in ROLES:
+                error = weakest_error(layer, role)
+                if role not in rounding:
+                    rounding[role] = _cost(probes, layer.projections[role], error, NEGLIGIBLE)
+                result[role][number] = _sensitivity(probes, layer.projections[role], error, rounding[role])
                 done += 1
                 progress(done, total, "")
     finally:
@@ -76,10 +77,10 @@ def _cost(probes: Probes, projection: Projection, error: np.ndarray, share: floa
     return probes.send(WeightError(projection.tensor, projection.start, scaled))
 
 
-def weakest_error(model: GGUFModel, calibration: Calibration, layer: dict[str, Projection], role: str) -> np.ndarray:
+def weakest_error(layer: Layer, role: str) -> np.ndarray:
     """What all but the stronger quarter of a projection's components make up, scaled to the projection's energy."""
-    rows = read_projection(model, layer[role])
-    weighted = weigh_rows(rows, role_metric(model, calibration, layer, role), "none")
+    rows = layer.rows(role)
+    weighted = weigh_rows(rows, attention_metric(layer, role), "none")
     components = principal_components(weighted.rows, "none")
     rank = components.full_rank // 4
     left_out = max(components.total - components.energies[:rank].sum(), np.finfo(float).tiny)

@@ -9,6 +9,7 @@ import hashlib
 import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,11 @@ class LayerMoments:
     mean: np.ndarray
     inputs: np.ndarray
     received: np.ndarray
+
+    @cached_property
+    def attended(self) -> np.ndarray:
+        """Both second moments, each divided by its trace, added up: (d, d)."""
+        return self.inputs / np.trace(self.inputs) + self.received / np.trace(self.received)
 
 
 @dataclass

@@ -26,10 +26,11 @@ from pipeline.files.output_file import check_output
 from pipeline.files.texts import EVALUATION_TEXT
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.inspection import summarise
+from pipeline.layers import AttentionLayers
 from pipeline.operation.plan import DEFAULT_THRESHOLD, VARIANCE_SHARE
 from pipeline.report.charts import FORMATS, require_charts, write_chart
 from pipeline.subspaces.outline import overlap_outline, spectrum_outline
-from pipeline.subspaces.similarity import SPECTRUM_THRESHOLDS, View, overlap, spectra
+from pipeline.subspaces.similarity import SPECTRUM_THRESHOLDS, Lens, overlap, spectra
 
 
 @click.command("inspect")
@@ -95,9 +96,9 @@ def command(
     if with_spectrum or with_overlap:
         find_attention(opened).require_plain(opened, "--overlap" if with_overlap else "--spectrum")
         statistics = calibration_for_metric(opened, calibration, metric, threads)
-        view = View(opened, find_attention(opened).layers, metric, "keep", statistics)
+        lens = Lens(AttentionLayers(opened, statistics), metric, "keep")
         summary["metric"] = metric
-        summary |= looked_into(view, with_spectrum, with_overlap)
+        summary |= looked_into(lens, with_spectrum, with_overlap)
     if with_damage:
         summary["damage"] = damage(
             opened, threshold=threshold, metric=metric, calibration=calibration, text=text, chunks=chunks,
@@ -119,16 +120,16 @@ def command(
         click.echo(f"drew {picture}")
 
 
-def looked_into(view: View, with_spectrum: bool, with_overlap: bool) -> dict[str, Any]:
+def looked_into(lens: Lens, with_spectrum: bool, with_overlap: bool) -> dict[str, Any]:
     """What is printed as JSON of spectrum and overlap, with progress."""
     found: dict[str, Any] = {}
     if with_spectrum:
-        with ProgressReport("decomposing", unit="layers", total=len(view.layers)) as report:
+        with ProgressReport("decomposing", unit="layers", total=len(lens.layers)) as report:
             found["spectrum_thresholds"] = SPECTRUM_THRESHOLDS
-            found["spectrum"] = spectra(view, lambda doing: report.advance(1))
+            found["spectrum"] = spectra(lens, lambda doing: report.advance(1))
     if with_overlap:
-        with ProgressReport("comparing", unit="layers", total=len(view.layers) + 1) as report:
-            found["overlap"] = overlap(view, lambda doing: report.advance(1))
+        with ProgressReport("comparing", unit="layers", total=len(lens.layers) + 1) as report:
+            found["overlap"] = overlap(lens, lambda doing: report.advance(1))
     return found
 
 

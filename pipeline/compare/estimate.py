@@ -9,11 +9,11 @@ from pathlib import Path
 from native.isolated import isolated
 from native.measure import MeasuredAnswer, MeasuredChunk, measure
 from native.model import ContextOptions
-from pipeline.attention import find_attention
 from pipeline.compare.cell import AS_IT_IS, Cell, effective_plan
 from pipeline.compare.study import StudySettings, families
 from pipeline.files.encode import output_type
 from pipeline.gguf_file.reader import GGUFModel, tensor_nbytes
+from pipeline.layers import AttentionLayers
 from pipeline.operation.groups import plan_groups
 from pipeline.operation.plan import Plan
 from pipeline.operation.reconstruct import decompose_group, rebuild_group
@@ -73,10 +73,10 @@ def _decoding_seconds(model: GGUFModel, settings: StudySettings) -> tuple[float,
 def _operating_seconds(model: GGUFModel, plans: list[Plan]) -> float:
     """For a family, from its first layer under the metric `weights`."""
     plans = [replace(plan, metric="weights", budget=None, threshold=plan.threshold or 0.9, rank=None) for plan in plans]
-    layers = find_attention(model).layers
+    layers = AttentionLayers(model)
     started = time.perf_counter()
     for group in plan_groups(layers, [(min(layers),)], plans[0]):
-        decomposition = decompose_group(model, layers, group, plans, None)
+        decomposition = decompose_group(layers, group, plans)
         for _ in rebuild_group(group, decomposition, plans, [{}] * len(plans)):
             pass
     return (time.perf_counter() - started) * len(layers)
@@ -84,7 +84,7 @@ def _operating_seconds(model: GGUFModel, plans: list[Plan]) -> float:
 
 def _growth(model: GGUFModel, plan: Plan) -> int:
     """By how many bytes operating makes a file larger whose tensors keep their types."""
-    layers = find_attention(model).layers
+    layers = AttentionLayers(model)
     operated = {p.tensor for group in plan_groups(layers, [tuple(layers)], plan) for p in group.targets(plan)}
     growth = 0
     for name in operated:

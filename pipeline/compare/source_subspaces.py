@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.attention import find_attention
 from pipeline.compare.study import Study
+from pipeline.layers import AttentionLayers
 from pipeline.subspaces.outline import overlap_outline, spectrum_outline
-from pipeline.subspaces.similarity import View, overlap, spectra
+from pipeline.subspaces.similarity import Lens, overlap, spectra
 
 FACT = "subspaces"
 
@@ -21,15 +21,15 @@ def look_into_source(study: Study, tell: Callable[[str], None]) -> None:
         taken_from = study.subject.calibration_sha256 if metric == "inputs" else ""
         if metric in known and known[metric]["calibration_sha256"] == taken_from:
             continue
-        view = View(study.model, find_attention(study.model).layers, metric, "keep", study.calibration)
-        known[metric] = {"calibration_sha256": taken_from, **outline(view, tell)}
+        lens = Lens(AttentionLayers(study.model, study.calibration), metric, "keep")
+        known[metric] = {"calibration_sha256": taken_from, **outline(lens, tell)}
         study.ledger.set_facts({FACT: known})
 
 
-def outline(view: View, tell: Callable[[str], None]) -> dict[str, Any]:
+def outline(lens: Lens, tell: Callable[[str], None]) -> dict[str, Any]:
     """All that the report draws of a source under one metric."""
 
     def hear(doing: str) -> None:
-        tell(f"looking into the source, {view.metric}: {doing}")
+        tell(f"looking into the source, {lens.metric}: {doing}")
 
-    return {"spectrum": spectrum_outline(spectra(view, hear)), **overlap_outline(overlap(view, hear))}
+    return {"spectrum": spectrum_outline(spectra(lens, hear)), **overlap_outline(overlap(lens, hear))}

@@ -10,9 +10,8 @@ the layers' d x d Gram matrices (Eckart and Young, 1936). Where every layer has 
 V = S^-T U leaves the same problem. Where they differ, no closed form is known. Then the start is the closed form for
 the layers' mean C, as if each layer saw the inputs of all, nested in the rank; `refine` improves it at one rank, see
 `pipeline.decompose.shared_subspace`. Given V the best B_l is A_l C_l V (V^T C_l V)^-1: each layer's weighted rows
-projected on the span of S_l^T V. No V can do better than each layer with `r` directions of its own, which is
-`least_error`: a bound that is reached where layers read the same directions, and far below what is possible where they
-do not.
+projected on the span of S_l^T V. No V can do better than each layer with `r` directions of its own: a bound that is
+reached where layers read the same directions, and far below what is possible where they do not.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -127,6 +126,7 @@ def weighted_cross_layer_components(
     """
     removed, added_back = stacked_mean(layers, mean)
     factor = mean_input_factor(metrics)
+    assert factor is not None  # a group has layers
     terms, product, total, count = [], np.zeros_like(factor), 0.0, 0
     for rows, metric in zip(layers, metrics, strict=True):
         weighted = metric.weigh(rows - removed)
@@ -141,12 +141,4 @@ def weighted_cross_layer_components(
     energies = nested_energies(basis, terms)
     return WeightedCrossLayerComponents(
         removed, added_back, directions, energies, total, count, terms=terms, factor=factor
-    )
-
-
-def least_error(layers: Iterable[np.ndarray], metrics: Iterable[Metric], removed: np.ndarray, rank: int) -> float:
-    """The objective with `rank` directions for each layer alone: no shared directions leave less."""
-    return sum(
-        float(np.square(np.linalg.svd(metric.weigh(rows - removed), compute_uv=False)[rank:]).sum())
-        for rows, metric in zip(layers, metrics, strict=True)
     )

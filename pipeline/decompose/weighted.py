@@ -77,12 +77,12 @@ class Metric:
         return result
 
 
-def mean_input_factor(metrics: Iterable[Metric]) -> np.ndarray:
-    """S, lower triangular, (d, d), of the mean of the layers' M, each divided by its trace."""
+def mean_input_factor(metrics: Iterable[Metric]) -> np.ndarray | None:
+    """S, lower triangular, (d, d), of the mean of the layers' M, each divided by its trace; None without any."""
     total, count = np.zeros(()), 0
     for metric in metrics:
         total, count = total + metric.unit_factor @ metric.unit_factor.T, count + 1
-    return np.linalg.cholesky(total / count)
+    return np.linalg.cholesky(total / count) if count else None
 
 
 def _square_root(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

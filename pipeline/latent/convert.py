@@ -34,6 +34,7 @@ from pipeline.latent.samples import calibration_text, sample_inputs
 from pipeline.latent.scaled import read_scaled
 from pipeline.latent.source import LatentSource, require_convertible
 from pipeline.latent.values import refit_values
+from pipeline.layers import AttentionLayers, Layer
 from pipeline.parallel import side_by_side
 from pipeline.progress import Progress, silent
 from pipeline.resources import peak_rss_bytes
@@ -121,8 +122,9 @@ def convert_to_latent(
             create_gguf(output, metadata, declared, alignment=model.alignment, force=force, sources=model.paths)
         )
         _carry_over(model, writer, declared, new)
+        layers = AttentionLayers(model, calibration)
         fitted = side_by_side(
-            lambda number: _fit_layer(model, source, layout, calibration, number, samples.of_layer(number)),
+            lambda number: _fit_layer(source, layers[number], layout, samples.of_layer(number)),
             source.layers,
             threads or default_threads(),
         )
@@ -138,22 +140,16 @@ def convert_to_latent(
 
 
 def _fit_layer(
-    model: GGUFModel,
-    source: LatentSource,
-    layout: CacheLayout,
-    calibration: Calibration,
-    number: int,
-    inputs: np.ndarray,
+    source: LatentSource, layer: Layer, layout: CacheLayout, inputs: np.ndarray
 ) -> tuple[dict[str, np.ndarray], LatentLayer]:
     """A layer's new tensors, float32, fitted to the source's attention over sampled `inputs`, float32 (chunks, n, d)."""
-    layer = source.layers[number]
-    attention = sampled_attention(model, source, layer, inputs)
-    weights, kept = convert_layer(model, source, layer, calibration, layout, measured_distances(attention))
+    attention = sampled_attention(source, layer, inputs)
+    weights, kept = convert_layer(source, layer, layout, measured_distances(attention))
     before, after = refit_queries(weights, attention)
-    refit_values(weights, attention, output_projection(model, source, number))
-    square = float(np.sum((weights.latent @ calibration.layer(number).inputs) * weights.latent)) / layout.rank
-    tensors = layer_tensors(source, number, attention.q.astype(np.float64), weights, square)
-    return dict(tensors), LatentLayer(number, kept, before, after)
+    refit_values(weights, attention, output_projection(source, layer))
+    square = float(np.sum((weights.latent @ layer.moments("k").inputs) * weights.latent)) / layout.rank
+    tensors = layer_tensors(source, layer.number, attention.q.astype(np.float64), weights, square)
+    return dict(tensors), LatentLayer(layer.number, kept, before, after)
 
 
 def _carry_over(

@@ -2,31 +2,26 @@
 
 import numpy as np
 
-from pipeline.attention import Projection, read_projection
-from pipeline.calibration.metrics import energy, role_blocks, role_metric
-from pipeline.calibration.statistics_file import Calibration
+from pipeline.calibration.metrics import attention_blocks, attention_metric, energy
 from pipeline.decompose.weighted import Metric
-from pipeline.gguf_file.reader import GGUFModel
 from pipeline.latent.compression import compress
 from pipeline.latent.plan import CacheLayout
 from pipeline.latent.rotary import align_keys, as_complex, as_real, frequencies, mean_turns, multiplication
 from pipeline.latent.scores import SampledAttention
 from pipeline.latent.source import LatentSource
 from pipeline.latent.weights import LatentWeights
+from pipeline.layers import Layer
 
 
-def sampled_attention(
-    model: GGUFModel, source: LatentSource, layer: dict[str, Projection], inputs: np.ndarray
-) -> SampledAttention:
+def sampled_attention(source: LatentSource, layer: Layer, inputs: np.ndarray) -> SampledAttention:
     """The source's attention in a layer over sampled `inputs`, float32 (chunks, n, d)."""
-    q, k, v = (read_projection(model, layer[role]).reshape(-1, source.head_size, source.width) for role in "qkv")
+    q, k, v = (layer.rows(role).reshape(-1, source.head_size, source.width) for role in "qkv")
     return SampledAttention(inputs, q, k, v, frequencies(source.frequency_base, source.pairs))
 
 
-def output_projection(model: GGUFModel, source: LatentSource, layer: int) -> np.ndarray:
+def output_projection(source: LatentSource, layer: Layer) -> np.ndarray:
     """What each head of a layer writes to the residual stream, float32 (heads, d, b)."""
-    weight = model.read(f"blk.{layer}.attn_output.weight")
-    return weight.reshape(source.width, source.heads, source.head_size).transpose(1, 0, 2)
+    return layer.output().reshape(source.width, source.heads, source.head_size).transpose(1, 0, 2)
 
 
 def measured_distances(attention: SampledAttention) -> np.ndarray:
@@ -36,10 +31,8 @@ def measured_distances(attention: SampledAttention) -> np.ndarray:
 
 
 def convert_layer(
-    model: GGUFModel,
     source: LatentSource,
-    layer: dict[str, Projection],
-    calibration: Calibration,
+    layer: Layer,
     layout: CacheLayout,
     distances: np.ndarray,
 ) -> tuple[LatentWeights, float]:
@@ -49,11 +42,10 @@ def convert_layer(
     lose their rotation, and in exchange are multiplied by its mean over the `distances` (heads, n) that each head's
     attention spans. They and the values are compressed together: an error counts by what it was measured to cost.
     """
-    number = layer["q"].layer
-    moments = calibration.layer(number)
-    metric_v = role_metric(model, calibration, layer, "v")
+    moments = layer.moments("k")
+    metric_v = attention_metric(layer, "v")
     inputs = metric_v.inputs
-    q, k, v = (read_projection(model, layer[role]).astype(np.float64) for role in "qkv")
+    q, k, v = (layer.rows(role).astype(np.float64) for role in "qkv")
     queries = as_complex(q, source.heads)
     per_head = np.einsum("hfd,de,hfe->hf", queries, moments.inputs, queries.conj(), optimize=True).real
     group = source.heads // source.kv_heads
@@ -70,10 +62,8 @@ def convert_layer(
         maps.append(multiplication(factors, frequency, source.pairs))
         kept = np.arange(layout.pairs)
         rotary.append(multiplication(restore[kept, 0].conj(), kept, source.pairs))
-    cost_k = calibration.sensitivity("k", number) / energy(
-        k, inputs, role_blocks("k", model, calibration.rope, layer, moments)
-    )
-    cost_v = calibration.sensitivity("v", number)
+    cost_k = layer.sensitivity("k") / energy(k, inputs, attention_blocks(layer, "k"))
+    cost_v = layer.sensitivity("v")
     meeting = sum(
         m.T @ part @ moments.inputs @ part.T @ m for m, part in zip(maps, np.split(q, source.heads), strict=True)
     )
@@ -81,7 +71,7 @@ def convert_layer(
     if len(frequency):
         blocks.insert(0, cost_k * meeting)
     residual = as_real(aligned.rows[frequency, component])
-    compression = compress(np.vstack([residual, v]), Metric(inputs, blocks), layout.rank, seed=number)
+    compression = compress(np.vstack([residual, v]), Metric(inputs, blocks), layout.rank, seed=layer.number)
     keys, values = np.split(compression.expand, [len(residual)])
     weights = LatentWeights(
         latent=compression.latent,

@@ -1,28 +1,24 @@
 """Ranks for budgets: which layers and groups the stored numbers are worth most in."""
 
-from collections.abc import Iterable, Sequence
-
 import numpy as np
 
 from pipeline.decompose.budget import spread_budget
+from pipeline.operation.decomposer import Decomposer
 from pipeline.operation.groups import Group
-from pipeline.operation.plan import Plan
-from pipeline.operation.reconstruct import Decomposition
 
 
-def budgeted_ranks(
-    decompositions: Iterable[Decomposition | None], groups: Sequence[Group], plans: Sequence[Plan]
-) -> list[dict[Group, int]]:
-    """For each of `plans`, the rank of each group that keeps `plan.budget` of the stored numbers; {} without a budget.
+def budgeted_ranks(decomposer: Decomposer) -> list[dict[Group, int]]:
+    """For each plan, the rank of each group that keeps `plan.budget` of the stored numbers; {} without a budget.
 
     The damage that a component saves is its energy: under the metric `attention` in nats, under others, which know no
-    unit that layers share, as a share of its group's. `decompositions`, of the groups in their order, are gone through
-    only for a budget, and none is kept: a group is decomposed anew when it is rebuilt.
+    unit that layers share, as a share of its group's. Without a
+    budget nothing is decomposed.
     """
+    plans, groups = decomposer.plans, decomposer.groups
     if not any(plan.budget for plan in plans):
         return [{} for _ in plans]
     damages = []
-    for decomposition in decompositions:
+    for decomposition in decomposer.kept_decompositions():
         if decomposition is None:  # nothing is to be taken away
             return [{} for _ in plans]
         components = decomposition.components

@@ -1,13 +1,11 @@
 """A group that spans layers, decomposed and rebuilt a layer at a time: never in memory as a whole."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.attention import Projection, read_projection
-from pipeline.calibration.metrics import group_metric
-from pipeline.calibration.statistics_file import Calibration
+from pipeline.calibration.metrics import layer_metric
 from pipeline.decompose.cross_layer import (
     CrossLayerComponents,
     WeightedCrossLayerComponents,
@@ -15,13 +13,11 @@ from pipeline.decompose.cross_layer import (
     weighted_cross_layer_components,
 )
 from pipeline.decompose.weighted import Metric
-from pipeline.errors import SurgeryError
-from pipeline.gguf_file.reader import GGUFModel
-from pipeline.operation.groups import Group, Layers
+from pipeline.layers import AttentionLayers
+from pipeline.operation.groups import Group
 from pipeline.operation.plan import Plan
 from pipeline.resources import on_disk
 
-LARGEST_ENERGY = 1e36  # sum of a projection's squares, with room to add up some hundred in float32
 LARGEST_IN_MEMORY = 1 << 30  # bytes of terms; more go to a temporary file
 
 
@@ -35,43 +31,31 @@ class LayerRows:
 
 
 @dataclass(frozen=True)
-class StoredRows:
+class GroupRows:
     """The rows of a group's layers, float32 (n, d), read anew each time they are gone through."""
 
-    model: GGUFModel
+    layers: AttentionLayers
     group: Group
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for number in self.group.layers:
-            yield stacked_rows(self.model, self.group.of_layer(number))
-
-
-def stacked_rows(model: GGUFModel, projections: Iterable[Projection]) -> np.ndarray:
-    """The rows of one layer's projections, float32 (n, d). Raises SurgeryError where sums of their squares overflow."""
-    parts = []
-    for projection in projections:
-        parts.append(values := read_projection(model, projection))
-        if not np.vdot(values, values) < LARGEST_ENERGY:
-            raise SurgeryError(
-                f"{model.tensors[projection.tensor].path}: tensor {projection.tensor} holds numbers up to"
-                f" {np.abs(values).max():.3g}, whose squares overflow; the file is damaged, get it anew"
-            )
-    return np.vstack(parts)
+            layer = self.layers[number]  # held while its metric is made beside it
+            yield layer.stacked(self.group.roles)
 
 
 @dataclass(frozen=True)
-class LayerMetrics:
+class GroupMetrics:
     """The metrics of a group's layers, made anew each time they are gone through."""
 
-    name: str
-    model: GGUFModel
-    calibration: Calibration
-    layers: Layers
+    layers: AttentionLayers
     group: Group
+    name: str
 
     def __iter__(self) -> Iterator[Metric]:
         for number in self.group.layers:
-            yield group_metric(self.name, self.model, self.calibration, self.layers[number], self.group.roles)
+            metric = layer_metric(self.name, self.layers[number], self.group.roles)
+            assert metric is not None  # `weights` has a decomposition of its own
+            yield metric
 
 
 @dataclass(frozen=True)
@@ -79,9 +63,9 @@ class CrossLayerDecomposition:
     """A group of several layers and the directions that they share; `metrics` is None for the metric `weights`."""
 
     group: Group
-    rows: StoredRows
+    rows: GroupRows
     components: CrossLayerComponents
-    metrics: LayerMetrics | None
+    metrics: GroupMetrics | None
 
     def layers(self, rank: int) -> tuple[float, Iterator[LayerRows]]:
         """The share of the variance that `rank` directions keep, refined, and the layers rebuilt from them, one by one."""
@@ -96,16 +80,13 @@ class CrossLayerDecomposition:
             yield LayerRows(number, rows, components.project(rows, rank, metric))
 
 
-def decompose_layers(
-    model: GGUFModel, layers: Layers, group: Group, plans: Sequence[Plan], calibration: Calibration | None
-) -> CrossLayerDecomposition:
+def decompose_across(layers: AttentionLayers, group: Group, plans: Sequence[Plan]) -> CrossLayerDecomposition:
     """Decompose a group that spans layers once for `plans`, which may differ in threshold, rank and budget alone."""
-    plan, rows = plans[0], StoredRows(model, group)
+    plan, rows = plans[0], GroupRows(layers, group)
     if plan.metric == "weights":
         components = cross_layer_components(rows, plan.mean, largest_share(plans))
         return CrossLayerDecomposition(group, rows, components, None)
-    assert calibration is not None  # `operate` checks
-    metrics = LayerMetrics(plan.metric, model, calibration, layers, group)
+    metrics = GroupMetrics(layers, group, plan.metric)
     terms = group.columns * (group.rows + group.columns * len(group.layers)) * np.dtype(np.float64).itemsize
     keep = on_disk if terms > LARGEST_IN_MEMORY else np.asarray
     return CrossLayerDecomposition(

@@ -1,20 +1,19 @@
 """Which projections share components: the groups that a plan makes of a model's layers."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from pipeline.attention import Projection
 from pipeline.decompose.methods import METHODS
 from pipeline.errors import UsageError
+from pipeline.layers import AttentionLayers
 from pipeline.operation.plan import Plan
 from pipeline.projection import stack_name, stacks
-
-Layers = Mapping[int, dict[str, Projection]]
 
 
 @dataclass(frozen=True)
 class Group:
-    """Projections that share components: `members` in the order in which their rows are stacked."""
+    """Projections that share components: `members` in the order in which their rows are stacked, layer by layer."""
 
     roles: tuple[str, ...]
     members: tuple[Projection, ...]
@@ -69,7 +68,7 @@ class Group:
         return sum(projection.rows for projection in self.targets(plan)) * self.columns
 
 
-def plan_groups(layers: Layers, together: Iterable[tuple[int, ...]], plan: Plan) -> list[Group]:
+def plan_groups(layers: AttentionLayers, together: Iterable[tuple[int, ...]], plan: Plan) -> list[Group]:
     """The groups of the chosen layers that have a matrix to replace, in the order of the layers.
 
     `together` are the layers that share components where the method does so between layers, see `layer_groups`.
@@ -77,11 +76,11 @@ def plan_groups(layers: Layers, together: Iterable[tuple[int, ...]], plan: Plan)
     """
     method = METHODS[plan.method]
     groups = [
-        Group(roles, tuple(layers[number][role] for number in numbers for role in roles))
+        Group(roles, tuple(layers.projections[number][role] for number in numbers for role in roles))
         for sharing in together
         for name in method.groups
         for numbers in ([sharing] if name in method.across_layers else [(number,) for number in sharing])
-        for roles in _stacks(layers, numbers, name)
+        for roles in _stacks(layers.projections, numbers, name)
     ]
     groups = [group for group in groups if group.targets(plan)]
     if not groups:
@@ -95,10 +94,10 @@ def plan_groups(layers: Layers, together: Iterable[tuple[int, ...]], plan: Plan)
     return groups
 
 
-def _stacks(layers: Layers, numbers: tuple[int, ...], name: str) -> list[tuple[str, ...]]:
+def _stacks(layers: Mapping[int, Collection[str]], numbers: tuple[int, ...], name: str) -> list[tuple[str, ...]]:
     """What is stacked for the group `name` of layers that share components, or of one alone."""
     if len(numbers) == 1:
         return stacks(layers[numbers[0]], name)
-    if others := [number for number in numbers if not layers[number].keys() >= set(name)]:
+    if others := [number for number in numbers if not set(layers[number]) >= set(name)]:
         raise UsageError(f"--method cross-layer: layer {others[0]} has no {' and '.join(name)} that could share")
     return [tuple(name)]

@@ -3,18 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pipeline.attention import find_attention, parse_layers
-from pipeline.calibration.statistics_file import Calibration
+from pipeline.attention import parse_layers
 from pipeline.errors import UsageError
 from pipeline.gguf_file.reader import GGUFModel
-from pipeline.operation.groups import Layers, plan_groups
+from pipeline.layers import AttentionLayers
+from pipeline.operation.groups import plan_groups
 from pipeline.operation.plan import Plan
-from pipeline.subspaces.similarity import View, similar_layers
+from pipeline.subspaces.similarity import Lens, similar_layers
 
 
-def layer_groups(
-    model: GGUFModel, layers: Layers, chosen: Sequence[int], plan: Plan, calibration: Calibration | None
-) -> list[tuple[int, ...]]:
+def layer_groups(layers: AttentionLayers, chosen: Sequence[int], plan: Plan) -> list[tuple[int, ...]]:
     """The `chosen` layers, each once, in groups that share components under `plan`: each alone where it has no such choice.
 
     `N` puts N neighbours together, `all` all, `stride:N` those that are N apart, `similar:N` at most N whose k+v read
@@ -34,7 +32,7 @@ def layer_groups(
     if size > len(chosen):
         raise UsageError(f"--group-layers {text}: {len(chosen)} layers are operated on")
     if kind == "similar":
-        return similar_layers(View(model, layers, plan.metric, plan.mean, calibration), chosen, size)
+        return similar_layers(Lens(layers, plan.metric, plan.mean), chosen, size)
     if kind == "stride":
         return [tuple(chosen[start::size]) for start in range(size)]
     return [tuple(chosen[start : start + size]) for start in range(0, len(chosen), size)]
@@ -42,13 +40,13 @@ def layer_groups(
 
 def check_plan(model: GGUFModel, plan: Plan) -> None:
     """Raise UsageError for layers that the model does not have or ranks that are too large, before anything takes long."""
-    layers = find_attention(model).layers
+    layers = AttentionLayers(model)
     chosen = parse_layers(plan.layers, layers)
     neighbours = replace(plan, group_layers=plan.group_layers and plan.group_layers.removeprefix("similar:"))
-    plan_groups(layers, layer_groups(model, layers, chosen, neighbours, None), plan)
+    plan_groups(layers, layer_groups(layers, chosen, neighbours), plan)
 
 
-def _listed(text: str, layers: Layers, chosen: Sequence[int]) -> list[tuple[int, ...]]:
+def _listed(text: str, layers: AttentionLayers, chosen: Sequence[int]) -> list[tuple[int, ...]]:
     groups = [tuple(parse_layers(part, layers, "--group-layers")) for part in text.split("/")]
     named = [number for group in groups for number in group]
     if others := set(named) - set(chosen):

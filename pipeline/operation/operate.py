@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from native.model import default_threads
-from pipeline.attention import Projection, find_attention, parse_layers
+from pipeline.attention import Projection, parse_layers
 from pipeline.calibration.statistics_file import Calibration, calibration_facts, require_fit
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.files.encode import encode_tensor, output_type
@@ -21,12 +21,13 @@ from pipeline.files.provenance import UNKNOWN_HASH, operated_metadata
 from pipeline.gguf_file.metadata import MetadataEntry
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
+from pipeline.layers import AttentionLayers
 from pipeline.operation.budgeting import budgeted_ranks
+from pipeline.operation.decomposer import Decomposer
 from pipeline.operation.groups import Group, plan_groups
 from pipeline.operation.layer_groups import layer_groups
 from pipeline.operation.plan import Plan
-from pipeline.operation.reconstruct import Decomposition, RebuiltGroup, decompose_group, rebuild_group
-from pipeline.parallel import side_by_side
+from pipeline.operation.reconstruct import RebuiltGroup, rebuild_group
 from pipeline.program import program
 from pipeline.progress import Progress, Stopwatch, silent
 from pipeline.resources import peak_rss_bytes
@@ -135,35 +136,25 @@ def operate_family(
     """
     started = time.perf_counter()
     plans = list(outputs.values())
-    attention = find_attention(model)
-    chosen = parse_layers(plans[0].layers, attention.layers)
-    calibration = _required_calibration(model, plans[0], calibration)
-    together = layer_groups(model, attention.layers, chosen, plans[0], calibration)
-    for plan in plans:
-        groups = plan_groups(attention.layers, together, plan)
-    files = [
-        _OperatedFile(model, path, plan, groups, together, calibration, attention.skipped)
-        for path, plan in outputs.items()
-    ]
+    layers = AttentionLayers(model, _required_calibration(model, plans[0], calibration))
+    together = layer_groups(layers, parse_layers(plans[0].layers, layers), plans[0])
+    for plan in plans:  # the groups are the same, but each plan is checked
+        groups = plan_groups(layers, together, plan)
+    files = [_OperatedFile(layers, path, plan, groups, together) for path, plan in outputs.items()]
     operated = any(file.replaced for file in files)
-
-    def decompositions() -> Iterator[Decomposition | None]:
-        return side_by_side(
-            lambda group: decompose_group(model, attention.layers, group, plans, calibration),
-            groups,
-            threads or default_threads(),
-        )
-
+    decomposer = Decomposer(layers, groups, plans, threads or default_threads())
     stopped = threading.Event()
     with ThreadPoolExecutor(1) as background, ExitStack() as stack:
         stack.callback(stopped.set)  # before the pool waits: an error or Ctrl-C must not wait for the hash
         source_hash = background.submit(model.sha256, stopped.is_set) if operated else None
         decomposing = Stopwatch()
         with decomposing:
-            budgeted = budgeted_ranks(decompositions(), groups, plans)
+            budgeted = budgeted_ranks(decomposer)
         for file in files:
             file.open(stack, operated_only=operated_only, force=force)
-        for done, (group, decomposition) in enumerate(zip(groups, decomposing.timed(decompositions()), strict=True)):
+        for done, (group, decomposition) in enumerate(
+            zip(groups, decomposing.timed(decomposer.decompositions()), strict=True)
+        ):
             progress(done, len(groups), "")
             rebuilt = rebuild_group(group, decomposition, plans, budgeted)
             for file, result in zip(files, decomposing.timed(rebuilt), strict=True):
@@ -182,21 +173,19 @@ class _OperatedFile:
 
     def __init__(
         self,
-        model: GGUFModel,
+        layers: AttentionLayers,
         path: Path,
         plan: Plan,
         groups: Sequence[Group],
         together: Sequence[tuple[int, ...]],
-        calibration: Calibration | None,
-        skipped: Mapping[int, str],
     ) -> None:
-        self.model, self.path, self.plan, self.together = model, path, plan, together
+        self.model, self.path, self.plan, self.together = layers.model, path, plan, together
         self.layers = sorted(number for sharing in together for number in sharing)
-        self.calibration_facts = calibration_facts(calibration)
-        self.report = OperationReport(str(path), plan, skipped_layers=skipped)
+        self.calibration_facts = calibration_facts(layers.calibration)
+        self.report = OperationReport(str(path), plan, skipped_layers=layers.skipped)
         rebuilt = [group for group in groups if not plan.keeps_everything(group.full_rank)]
         self.waiting = Counter(projection.tensor for group in rebuilt for projection in group.targets(plan))
-        self.replaced = {name: output_type(model.tensors[name], plan.outtype) for name in self.waiting}
+        self.replaced = {name: output_type(self.model.tensors[name], plan.outtype) for name in self.waiting}
         self.ranks = {group.name: [0] * len(self.layers) for group in groups}
         self.matrices: dict[Projection, np.ndarray] = {}
 

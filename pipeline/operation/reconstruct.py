@@ -6,21 +6,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipeline.attention import Projection
-from pipeline.calibration.metrics import group_metric
-from pipeline.calibration.statistics_file import Calibration
+from pipeline.calibration.metrics import layer_metric
 from pipeline.decompose.methods import METHODS
 from pipeline.decompose.principal_components import RowDecomposition, principal_components
 from pipeline.decompose.random_subspace import random_subspace
 from pipeline.decompose.weighted import WeightedRows, weigh_rows
-from pipeline.gguf_file.reader import GGUFModel
+from pipeline.layers import AttentionLayers
 from pipeline.operation.cross_layer import (
     CrossLayerDecomposition,
     LayerRows,
-    decompose_layers,
+    decompose_across,
     largest_share,
-    stacked_rows,
 )
-from pipeline.operation.groups import Group, Layers
+from pipeline.operation.groups import Group
 from pipeline.operation.plan import Plan
 
 
@@ -73,24 +71,21 @@ class RebuiltGroup:
     matrices: Iterable[RebuiltMatrix]
 
 
-def decompose_group(
-    model: GGUFModel, layers: Layers, group: Group, plans: Sequence[Plan], calibration: Calibration | None
-) -> Decomposition | None:
+def decompose_group(layers: AttentionLayers, group: Group, plans: Sequence[Plan]) -> Decomposition | None:
     """Decompose a group once for `plans`, which may differ in threshold, rank and budget alone; None if all keep everything.
 
-    `layers` are all projections of the model; `calibration` is needed for every metric but `weights`. Raises
-    SurgeryError when a tensor cannot be read, or its squares overflow.
+    `layers` are calibrated for every metric but `weights`. Raises SurgeryError when a tensor cannot be read, or its
+    squares overflow.
     """
     if all(plan.keeps_everything(group.full_rank) for plan in plans):
         return None
     plan = plans[0]
     if len(group.layers) > 1:
-        return decompose_layers(model, layers, group, plans, calibration)
-    stack = stacked_rows(model, group.members)
-    if plan.metric == "weights":
+        return decompose_across(layers, group, plans)
+    layer = layers[group.layer]
+    stack, metric = layer.stacked(group.roles), layer_metric(plan.metric, layer, group.roles)
+    if metric is None:
         return GroupDecomposition(group, stack, principal_components(stack, plan.mean, largest_share(plans)), None)
-    assert calibration is not None  # `operate` checks
-    metric = group_metric(plan.metric, model, calibration, layers[group.layer], group.roles)
     weighted = weigh_rows(stack, metric, plan.mean)
     return GroupDecomposition(group, stack, principal_components(weighted.rows, "none"), weighted)
 

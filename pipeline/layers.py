@@ -1,0 +1,135 @@
+"""A layer's attention as one object: its projections and what is known of their inputs, read when asked for, once."""
+
+import threading
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
+
+import numpy as np
+
+from pipeline.attention import Projection, find_attention, of_layer, read_projection
+from pipeline.calibration.statistics_file import Calibration, LayerMoments
+from pipeline.errors import SurgeryError
+from pipeline.gguf_file.reader import GGUFModel
+
+LARGEST_ENERGY = 1e36  # sum of a projection's squares, with room to add up some hundred in float32
+
+Made = TypeVar("Made")
+
+
+class Layer:
+    """One layer: `projections` by role. Whatever is read stays as long as the object does, and threads may share it.
+
+    Without a `calibration` it has weights alone. Arrays are not to be written to.
+    """
+
+    def __init__(
+        self, model: GGUFModel, number: int, projections: Mapping[str, Projection], calibration: Calibration | None
+    ) -> None:
+        self.model, self.number, self.projections, self._calibration = model, number, projections, calibration
+        self._made: dict[Hashable, Future[Any]] = {}
+        self._lock = threading.Lock()
+
+    def once(self, name: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make` gives, called by the first who asks for `name`; whoever else asks meanwhile waits for it."""
+        with self._lock:
+            first = name not in self._made
+            future = self._made.setdefault(name, Future())
+        if first:
+            try:
+                future.set_result(make())
+            except BaseException as error:
+                future.set_exception(error)
+        result: Made = future.result()
+        return result
+
+    @property
+    def calibration(self) -> Calibration:
+        """The statistics. There must be some: whoever takes a plan sees to it."""
+        assert self._calibration is not None
+        return self._calibration
+
+    def rows(self, role: str) -> np.ndarray:
+        """A projection's weights, float32 (n, d). Raises SurgeryError where sums of their squares overflow."""
+        return self.once(("rows", role), lambda: _finite_rows(self.model, self.projections[role]))
+
+    def stacked(self, roles: Sequence[str]) -> np.ndarray:
+        """The rows of several projections, float32 (n, d); of one as `rows` has them."""
+        return self.rows(roles[0]) if len(roles) == 1 else np.vstack([self.rows(role) for role in roles])
+
+    def bias(self, role: str) -> np.ndarray | None:
+        """A projection's bias, float32 (n,), or None."""
+        return self.once(("bias", role), lambda: _bias(self.model, self.projections[role]))
+
+    def output(self) -> np.ndarray:
+        """The output projection, float32 (d, heads * b). Raises SurgeryError where there is none by that name."""
+        name = f"blk.{self.number}.attn_output.weight"
+        if name not in self.model.tensors:
+            raise SurgeryError(f"{self.model.path}: has no tensor {name}; use --metric inputs")
+        return self.once("output", lambda: self.model.read(name))
+
+    @property
+    def heads(self) -> int:
+        """How many query heads there are."""
+        return of_layer(self.model.hyperparameter("attention.head_count", 1), self.number)
+
+    @property
+    def kv_heads(self) -> int:
+        """How many key/value heads there are."""
+        return of_layer(self.model.hyperparameter("attention.head_count_kv", self.heads), self.number)
+
+    def rotary_dimensions(self, head_size: int) -> int:
+        """How many of a head's features RoPE turns."""
+        return min(int(self.model.hyperparameter("rope.dimension_count", head_size)), head_size)
+
+    def moments(self, role: str) -> LayerMoments:
+        """Moments of the inputs of a projection. Raises SurgeryError for a layer that was not observed."""
+        return self.once("moments", lambda: self.calibration.layer(self.number))  # q, k and v read the same
+
+    def sensitivity(self, role: str) -> float:
+        """The nats a token that an error of a projection's whole energy would cost; 1 if it was not measured."""
+        return self.calibration.sensitivity(role, self.number)
+
+
+class AttentionLayers(Mapping[int, Layer]):
+    """The layers of a model that have attention, by number. `skipped` lists the others, each with the reason.
+
+    A layer is the same for all who hold it at one time, and read anew once nobody does.
+    """
+
+    def __init__(self, model: GGUFModel, calibration: Calibration | None = None) -> None:
+        """Raises as `find_attention` does."""
+        attention = find_attention(model)
+        self.model, self.calibration = model, calibration
+        self.projections, self.skipped = attention.layers, attention.skipped
+        self._held: WeakValueDictionary[int, Layer] = WeakValueDictionary()
+        self._lock = threading.Lock()
+
+    def __getitem__(self, number: int) -> Layer:
+        with self._lock:
+            layer = self._held.get(number)
+            if layer is None:
+                layer = self._held[number] = Layer(self.model, number, self.projections[number], self.calibration)
+            return layer
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.projections)
+
+    def __len__(self) -> int:
+        return len(self.projections)
+
+
+def _finite_rows(model: GGUFModel, projection: Projection) -> np.ndarray:
+    values = read_projection(model, projection)
+    if not np.vdot(values, values) < LARGEST_ENERGY:
+        raise SurgeryError(
+            f"{model.tensors[projection.tensor].path}: tensor {projection.tensor} holds numbers up to"
+            f" {np.abs(values).max():.3g}, whose squares overflow; the file is damaged, get it anew"
+        )
+    return values
+
+
+def _bias(model: GGUFModel, projection: Projection) -> np.ndarray | None:
+    name = projection.tensor.removesuffix("weight") + "bias"
+    return model.read(name)[projection.selected] if name in model.tensors else None
