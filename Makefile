@@ -32,7 +32,7 @@ HUB = $(if $(filter-out smollm2-135m %.gguf,$(MODEL)),$(if $(CHECKPOINT),$(VENV)
 BASE = $(if $(HUB),$(firstword $(subst @, ,$(notdir $(MODEL)))).gguf,$(MODEL))
 
 .DEFAULT_GOAL := help
-.PHONY: install install-hub install-hf install-report gguf run eval compare latent inspect test lint bench watch clean help
+.PHONY: install install-hub install-hf install-report gguf run eval compare latent inspect test test-kernels lint bench watch clean help
 .DELETE_ON_ERROR:
 
 $(VENV)/bin/python:
@@ -90,6 +90,9 @@ inspect: $(VENV)/installed $(if $(HUB),$(BASE)) ## what MODEL is made of, and th
 
 test: $(VENV)/installed-dev ## run the tests
 	$(VENV)/bin/python -m pytest
+
+test-kernels: $(VENV)/installed-dev ## run the numerical tests under each kernel that the processor can do, and with one thread
+	$(VENV)/bin/python -m tests.kernels
 
 lint: $(VENV)/installed-dev ## check style and types
 	$(VENV)/bin/ruff check .

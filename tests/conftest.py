@@ -1,6 +1,7 @@
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +14,28 @@ from pipeline.files.texts import read_text
 from pipeline.gguf_file.reader import open_gguf
 from tests.tiny_model import TinyModel, write_tiny_model
 
+UNWELCOME = ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "SURGERY_DEBUG", "MAKEFLAGS")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say at the end what was not tested, and how to have it: a row of dots hides what was skipped."""
+    skipped = Counter(
+        (Path(report.nodeid.partition("::")[0]).name, str(report.longrepr[2]).removeprefix("Skipped: "))
+        for report in terminalreporter.getreports("skipped")
+        if isinstance(report.longrepr, tuple)
+    )
+    if skipped:
+        terminalreporter.section("not tested")
+    for (module, reason), count in skipped.items():
+        terminalreporter.write_line(f"{module}: {count} test{'s' if count > 1 else ''}: {reason}")
+
 
 @pytest.fixture(autouse=True)
-def own_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of the test's own, and nothing of the terminal and the settings of whoever runs it."""
     monkeypatch.chdir(tmp_path)
+    for name in UNWELCOME:
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="session")

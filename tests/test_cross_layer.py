@@ -16,6 +16,8 @@ from pipeline.decompose.shared_subspace import capture, nested_energies
 from pipeline.decompose.weighted import Metric, weigh_rows
 from tests.test_principal_components import reference
 
+pytestmark = pytest.mark.numerical
+
 Layers = list[tuple[np.ndarray, Metric]]
 
 

@@ -25,7 +25,7 @@ def test_damage_is_measured_drawn_and_not_measured_again(tiny: Path, english: Pa
     operate(open_gguf(tiny), tmp_path / "o.gguf", Plan(method="separate", threshold=0.7, targets="v", layers="1"))
     expected = evaluate(tmp_path / "o.gguf", read_text(str(english)), base=tiny, chunks=2)
     cell = found["layers"][1]["v"]
-    assert cell["kld_mean"] == pytest.approx(expected["kld_mean"], rel=1e-9)
+    assert cell["kld_mean"] == pytest.approx(expected["kld_mean"], rel=1e-4)
     assert cell["low"] <= cell["kld_mean"] <= cell["high"]
     assert list(cell["ranks"]) == ["v"]
     assert list(found["layers"][0]["qkv"]["ranks"]) == ["q", "k", "v"]

@@ -6,6 +6,8 @@ import pytest
 from pipeline.decompose import eigenpairs
 from pipeline.decompose.eigenpairs import leading_eigenpairs
 
+pytestmark = pytest.mark.numerical
+
 N = 600
 SPECTRA = {
     "exponential": np.exp(-np.arange(N) / 60),

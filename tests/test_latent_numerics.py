@@ -20,6 +20,8 @@ from pipeline.latent.scaled import SCALE_OFFSETS, read_scaled, scaled_type
 from pipeline.latent.scores import SampledAttention, rotate_at
 from pipeline.latent.weights import LatentWeights
 
+pytestmark = pytest.mark.numerical
+
 RNG = np.random.default_rng(0)
 HEADS, KV_HEADS, PAIRS, WIDTH = 4, 2, 3, 10
 

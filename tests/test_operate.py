@@ -17,7 +17,10 @@ from pipeline.errors import SurgeryError, UsageError
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
 from pipeline.operation.operate import OperationReport, operate
 from pipeline.operation.plan import Plan
+from tests.same_weights import assert_alike, assert_same_weights
 from tests.tiny_model import TinyModel, tensors_of, with_number, write_tiny_model
+
+pytestmark = pytest.mark.numerical
 
 
 def pca(rows: np.ndarray, threshold: float) -> np.ndarray:
@@ -52,7 +55,7 @@ def test_shared_kv_on_the_real_model_is_the_reference(embedded: Path, tmp_path: 
         expected_kv = pca(np.vstack([source["k"], source["v"]]), 0.9)
         expected = {"q": expected_q, "k": expected_kv[:192], "v": expected_kv[192:]}
         for role, name in names.items():
-            assert np.linalg.norm(after.read(name) - expected[role]) < 1e-5 * np.linalg.norm(expected[role])
+            assert np.linalg.norm(after.read(name) - expected[role]) < 5e-5 * np.linalg.norm(expected[role])
             result = next(g for g in report.layers if g.layer == layer and role in g.group)
             error = np.linalg.norm(expected[role] - source[role]) / np.linalg.norm(source[role])
             assert result.relative_error[role] == pytest.approx(error, rel=1e-4)
@@ -70,7 +73,7 @@ def test_threshold_one_leaves_every_byte_alone(embedded: Path, tmp_path: Path, m
 def test_dropping_the_mean_loses_it_even_at_threshold_one(tiny: Path, tmp_path: Path) -> None:
     after, _ = perform(tiny, tmp_path / "o.gguf", Plan(threshold=1, mean="drop", targets="q"))
     weights = tensors_of(TinyModel())["blk.0.attn_q.weight"]
-    assert np.allclose(after.read("blk.0.attn_q.weight"), weights - weights.mean(axis=0), atol=1e-6)
+    assert np.allclose(after.read("blk.0.attn_q.weight"), weights - weights.mean(axis=0), atol=1e-5)
 
 
 def test_the_published_script_changed_q_alone(tiny: Path, tmp_path: Path) -> None:
@@ -87,7 +90,7 @@ def test_the_published_script_changed_q_alone(tiny: Path, tmp_path: Path) -> Non
 def test_targets_are_replaced_from_a_basis_fitted_on_the_whole_group(tiny: Path, tmp_path: Path) -> None:
     both, _ = perform(tiny, tmp_path / "both.gguf", Plan(targets="kv", threshold=0.5))
     only_v, report = perform(tiny, tmp_path / "v.gguf", Plan(targets="v", threshold=0.5))
-    assert np.array_equal(only_v.read("blk.0.attn_v.weight"), both.read("blk.0.attn_v.weight"))
+    assert_same_weights(only_v, both, ["blk.0.attn_v.weight"])
     assert_others_untouched(open_gguf(tiny), only_v, {"blk.0.attn_v.weight", "blk.1.attn_v.weight"})
     group = report.layers[0]
     assert (group.group, group.rows, list(group.relative_error)) == ("kv", 64, ["v"])
@@ -126,8 +129,11 @@ def test_a_fused_tensor_is_operated_on_in_place(
     plan = Plan(targets="kv", threshold=0.7, outtype="keep")
     one, _ = perform(fused, tmp_path / "f.gguf", plan)
     two, _ = perform(separate, tmp_path / "s.gguf", plan)
-    stacked = np.vstack([two.read_raw(f"blk.1.attn_{role}.weight") for role in "qkv"])
-    assert np.array_equal(one.read_raw("blk.1.attn_qkv.weight"), stacked)
+    stacked = np.vstack([two.read(f"blk.1.attn_{role}.weight") for role in "qkv"])
+    assert_alike(one.tensors["blk.1.attn_qkv.weight"].type, one.read("blk.1.attn_qkv.weight"), stacked)
+    assert np.array_equal(
+        one.read_raw("blk.1.attn_qkv.weight")[:64], open_gguf(separate).read_raw("blk.1.attn_q.weight")
+    )
 
 
 def test_output_types(make_tiny: Callable[[TinyModel], Path], tmp_path: Path) -> None:
@@ -190,8 +196,8 @@ def test_random_control_uses_the_rank_of_shared_kv_and_loses_more(embedded: Path
     again, _ = perform(embedded, tmp_path / "again.gguf", replace(plan, method="random"))
     other, _ = perform(embedded, tmp_path / "other.gguf", replace(plan, method="random", seed=1))
     name = "blk.3.attn_k.weight"
-    assert np.array_equal(one.read_raw(name), again.read_raw(name))
-    assert not np.array_equal(one.read_raw(name), other.read_raw(name))
+    assert_same_weights(one, again, [name])
+    assert not np.allclose(one.read(name), other.read(name), atol=0.1 * np.abs(one.read(name)).max())
 
 
 @pytest.mark.filterwarnings("error")

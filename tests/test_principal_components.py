@@ -6,6 +6,8 @@ from sklearn.decomposition import PCA, TruncatedSVD
 
 from pipeline.decompose.principal_components import centre, explained_variance, principal_components, ranks_reaching
 
+pytestmark = pytest.mark.numerical
+
 SHAPES = {"tall": (90, 40), "wide": (40, 90), "square": (64, 64), "rank-deficient": (60, 80), "large": (700, 720)}
 TOLERANCE: dict[type, float] = {np.float32: 2e-5, np.float64: 1e-10}
 

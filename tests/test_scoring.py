@@ -8,6 +8,8 @@ from native.scoring import score_tokens
 from pipeline.errors import SurgeryError
 from pipeline.evaluation.statistics import divergence_summary, mean_and_standard_error, perplexity, require_finite
 
+pytestmark = pytest.mark.numerical
+
 
 def logits(seed: int, scale: float = 8) -> np.ndarray:
     return (np.random.default_rng(seed).standard_normal((40, 3000)) * scale).astype(np.float32)

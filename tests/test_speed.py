@@ -26,7 +26,6 @@ def test_every_model_is_measured_at_every_depth(tiny: Path, embedded: Path) -> N
         assert speed["kv_cache_bytes"] == pytest.approx(padded * PER_TOKEN, rel=0.05)
         for rate in (speed["prompt_speed"], speed["generation_speed"]):
             assert 0 < rate["low"] <= rate["median"] <= rate["high"]
-    assert found[0][0]["generation_speed"]["median"] > found[1][0]["generation_speed"]["median"]  # 2 layers, 30 layers
     assert told[0][0] == 0
     assert told[-1][0] == told[-1][1]
     assert sorted(told) == told
