@@ -11,10 +11,12 @@ from pipeline.convert.config import Config, read_config
 from pipeline.convert.families import find_family
 from pipeline.convert.hyperparameters import general_metadata, hyperparameters
 from pipeline.convert.rope import llama3_factors, read_rope
+from pipeline.convert.settings import check_settings
 from pipeline.convert.stored_tensor import StoredTensor
+from pipeline.convert.strange_names import MERGE
 from pipeline.convert.tensors import ConvertedTensor, convert_tensors, own_type
 from pipeline.convert.tokenizer import tokenizer_metadata
-from pipeline.convert.weights import INDEX_FILES, SINGLE_FILES, find_weights, read_weights
+from pipeline.convert.weights import INDEX_FILES, READERS, SINGLE_FILES, SMALL_FILES, find_weights, read_weights
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.gguf_file.metadata import MetadataEntry
 from pipeline.gguf_file.reader import DEFAULT_ALIGNMENT, GGUFModel, TensorInfo
@@ -25,7 +27,7 @@ ROPE_FREQS = "rope_freqs.weight"
 
 @dataclass(frozen=True)
 class Checkpoint(GGUFModel):
-    """A checkpoint as a GGUF model. `paths` are the files of its weights, `label` is what it is called by.
+    """A checkpoint as a GGUF model. `paths` are its files, the weights first; `label` is what it is called by.
 
     `tensors` describes what the GGUF file will hold; a tensor is read, and converted, when it is asked for.
     """
@@ -42,10 +44,14 @@ class Checkpoint(GGUFModel):
         return self.converted[name].encode()
 
     def stored(self, name: str) -> TensorInfo | None:
-        """Where the checkpoint has the very bytes of the GGUF tensor; None where they are converted."""
+        """Where the checkpoint has the very bytes of the GGUF tensor; None where they are converted.
+
+        Raises SurgeryError when they hold NaN or infinity: whoever asks is about to copy them.
+        """
         tensor = self.converted[name]
         if not tensor.same_bytes or tensor.stored.offset is None:
             return None
+        tensor.stored.check_finite()
         return replace(self.tensors[name], offset=tensor.stored.offset)
 
 
@@ -60,7 +66,8 @@ def open_checkpoint(
     """
     paths = _check_folder(folder)
     config = read_config(folder)
-    family = find_family(config)
+    config, family = find_family(config)
+    check_settings(config, family)
     weights = read_weights(folder, paths)
     kind = own_type(weights) if outtype == "auto" else GGMLQuantizationType[outtype.upper()]
     rope = read_rope(config, family)
@@ -76,7 +83,7 @@ def open_checkpoint(
         *_tokenizer(folder, config.integer("vocab_size"), pre),
     ]
     return Checkpoint(
-        tuple(paths),
+        (*paths, *(folder / name for name in SMALL_FILES if (folder / name).is_file())),
         DEFAULT_ALIGNMENT,
         {entry.key: entry for entry in metadata},
         {t.name: TensorInfo(t.name, t.stored.shape, t.type, t.stored.path, 0) for t in tensors},
@@ -100,9 +107,14 @@ def _check_folder(folder: Path) -> list[Path]:
     has_config, paths = (folder / "config.json").is_file(), find_weights(folder)
     if has_config and paths:
         return paths
+    if (folder / "adapter_config.json").is_file() and not paths:
+        raise SurgeryError(f"{folder}: is an adapter, as adapter_config.json says, not a whole model; {MERGE}")
     ggufs = sorted(folder.glob("*.gguf"))
     if ggufs and not paths:
         raise UsageError(f"{folder}: is a folder of GGUF files; name one of them, such as {ggufs[0]}")
+    if shards := sorted(path for suffix in READERS for path in folder.glob(f"*-of-*{suffix}")):
+        index = next(name for name in INDEX_FILES if shards[0].suffix in name)
+        raise SurgeryError(f"{folder}: has shards, such as {shards[0].name}, but not their index; get {index}, too")
     if has_config:
         expected = ", ".join((*SINGLE_FILES, *INDEX_FILES))
         raise SurgeryError(f"{folder}: has config.json but no weights; expected one of {expected}")

@@ -1,87 +1,149 @@
 """The model families that can be converted, by the `architectures` entry of config.json."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
 
-from pipeline.convert.config import Config
+from pipeline.convert.config import Config, shown, words
 from pipeline.errors import SurgeryError
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+ROPE_TYPES = ("default", "dynamic", "linear", "yarn")
 
 
 @dataclass(frozen=True)
 class Family:
-    """What sets a family apart. `architecture` is GGUF's name of it.
+    """What sets a family apart. `architecture` is GGUF's name of it, `model_type` that of transformers' class.
 
+    `defaults` are the class's values of keys that config.json leaves out. `settings` are the keys that are read for
+    this family besides those of all, `fixed` those that must have one of some values, as llama.cpp computes with it.
     `permuted`: llama.cpp rotates neighbouring pairs of q and k, where transformers rotates halves, so rows move.
     `norm_offset` is added to norm weights, which transformers stores less one. `sliding_pattern`: every so many
-    layers one sees the whole context, the others a sliding window, as llama.cpp takes for granted.
+    layers one sees the whole context, the others a sliding window, unless the file says otherwise.
+    `qkv_bias`: q, k and v always have biases. `own_head`: there is a place for an output matrix that is not the
+    embeddings. `free_head_dim`: heads may be of another size than hidden_size / heads.
+    `hidden_over_heads`: for this number of layers llama.cpp scales queries by hidden_size / heads, not head_dim.
     """
 
     architecture: str
+    model_type: str
+    defaults: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
+    settings: frozenset[str] = frozenset()
+    fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=lambda: NOTHING)
     permuted: bool = False
     qk_norm: bool = False
     post_norms: bool = False
     norm_offset: float = 0.0
-    tied_by_default: bool = False
     activations: tuple[str, ...] = ("silu", "swish")
     sliding_pattern: int = 0
+    qkv_bias: bool = False
+    own_head: bool = True
+    free_head_dim: bool = True
+    rope_types: tuple[str, ...] = ROPE_TYPES
+    hidden_over_heads: int = 0
 
 
-GEMMA_ACTIVATIONS = ("gelu_pytorch_tanh",)
-FAMILIES = {
-    "LlamaForCausalLM": Family("llama", permuted=True),
-    "MistralForCausalLM": Family("llama", permuted=True),
-    "Qwen2ForCausalLM": Family("qwen2"),
-    "Qwen3ForCausalLM": Family("qwen3", qk_norm=True),
-    "Gemma2ForCausalLM": Family(
-        "gemma2", post_norms=True, norm_offset=1.0, tied_by_default=True,
-        activations=GEMMA_ACTIVATIONS, sliding_pattern=2,
+NO_BIAS: dict[str, tuple[Any, ...]] = {"attention_bias": (False,), "mlp_bias": (False,)}
+GEMMA = Family(
+    "gemma2", "gemma2",
+    defaults={
+        "tie_word_embeddings": True, "head_dim": 256, "num_key_value_heads": 4, "query_pre_attn_scalar": 256,
+        "sliding_window": 4096, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
+        "hidden_activation": "gelu_pytorch_tanh",
+    },
+    settings=words(
+        "query_pre_attn_scalar attn_logit_softcapping final_logit_softcapping _sliding_window_pattern"
     ),
-    "Gemma3ForCausalLM": Family(
-        "gemma3", qk_norm=True, post_norms=True, norm_offset=1.0, tied_by_default=True,
-        activations=GEMMA_ACTIVATIONS, sliding_pattern=6,
+    fixed=NO_BIAS | {"sliding_window_pattern": (2,)},
+    post_norms=True, norm_offset=1.0, activations=("gelu_pytorch_tanh",),
+    sliding_pattern=2, own_head=False, hidden_over_heads=46,
+)  # fmt: skip
+SLIDING = words("use_sliding_window max_window_layers")
+LLAMA = Family(
+    "llama", "llama", permuted=True, settings=words("attention_bias mlp_bias"),
+    rope_types=(*ROPE_TYPES, "llama3"), defaults={"sliding_window": None},
+)  # fmt: skip
+FAMILIES = {
+    "LlamaForCausalLM": LLAMA,
+    "MistralForCausalLM": Family(
+        "llama", "mistral", permuted=True, fixed=NO_BIAS, rope_types=(*ROPE_TYPES, "llama3"),
+        defaults={"num_key_value_heads": 8, "sliding_window": 4096},
+    ),
+    "Qwen2ForCausalLM": Family(
+        "qwen2", "qwen2", qkv_bias=True, free_head_dim=False, settings=SLIDING, fixed=NO_BIAS,
+        defaults={"num_key_value_heads": 32, "sliding_window": 4096},
+    ),
+    "Qwen3ForCausalLM": Family(
+        "qwen3", "qwen3", qk_norm=True, settings=SLIDING, fixed=NO_BIAS,
+        defaults={"num_key_value_heads": 32, "head_dim": 128, "sliding_window": 4096},
+    ),
+    "Gemma2ForCausalLM": GEMMA,
+    "Gemma3ForCausalLM": replace(
+        GEMMA, architecture="gemma3", model_type="gemma3_text", qk_norm=True, sliding_pattern=6, own_head=True,
+        hidden_over_heads=62, settings=GEMMA.settings | {"rope_local_base_freq", "sliding_window_pattern"},
+        fixed=NO_BIAS | {"attn_logit_softcapping": ()},
+        defaults={**GEMMA.defaults, "attn_logit_softcapping": None, "final_logit_softcapping": None},
     ),
 }  # fmt: skip
+CONVERTER = (
+    "llama.cpp's own converter may know it: python convert_hf_to_gguf.py FOLDER --outfile MODEL.gguf, in a clone of"
+    " github.com/ggml-org/llama.cpp; any GGUF that it makes works as MODEL"
+)
 
 
-def find_family(config: Config) -> Family:
-    """The family of a checkpoint. Raises SurgeryError for one that cannot be converted, with what can be done."""
+def find_family(config: Config) -> tuple[Config, Family]:
+    """The family of a checkpoint, and its config with the family's defaults put in.
+
+    Raises SurgeryError for one that cannot be converted, with what can be done.
+    """
     architectures = config.get("architectures", [])
-    name = architectures[0] if isinstance(architectures, list) and architectures else None
-    if name not in FAMILIES:
+    name = architectures[0] if isinstance(architectures, list) and len(architectures) == 1 else architectures or None
+    if not isinstance(name, str) or name not in FAMILIES:
         raise SurgeryError(
-            f"{config.path}: architectures says {name or 'nothing'}, which is not supported; supported are"
-            f" {', '.join(FAMILIES)}; any GGUF that llama.cpp's own converter made works as MODEL, too"
+            f"{config.path}: architectures says {name if isinstance(name, str) else shown(name) if name else 'nothing'},"
+            f" which is not supported; supported are {', '.join(FAMILIES)}; {CONVERTER}"
         )
     family = FAMILIES[name]
     if quantization := config.get("quantization_config"):
         method = quantization.get("quant_method", "?") if isinstance(quantization, dict) else "?"
         raise SurgeryError(f"{config.path}: the checkpoint is quantised ({method}); use the float checkpoint instead")
-    activation = config.get("hidden_activation", config.get("hidden_act", family.activations[0]))
-    if activation not in family.activations:
+    if (model_type := config.get("model_type", family.model_type)) != family.model_type:
         raise SurgeryError(
-            f"{config.path}: hidden_act is {activation}; llama.cpp computes {name} with {family.activations[0]}"
+            f"{config.path}: architectures says {name}, but model_type {shown(model_type)}, not {family.model_type},"
+            " and transformers goes by that; get the file anew"
         )
-    _check_attention(config, family)
-    return family
+    config = Config(config.path, {**family.defaults, **config.values})
+    key = "hidden_activation" if "hidden_activation" in family.defaults else "hidden_act"
+    activation = config.get(key, family.activations[0])
+    if activation not in family.activations:
+        said = activation if isinstance(activation, str) else shown(activation)
+        raise SurgeryError(f"{config.path}: {key} is {said}; llama.cpp computes {name} with {family.activations[0]}")
+    _check_heads(config, family)
+    return config, family
 
 
-def _check_attention(config: Config, family: Family) -> None:
+def _check_heads(config: Config, family: Family) -> None:
+    hidden, head_dim = config.integer("hidden_size"), config.head_dim
     if config.heads % config.kv_heads:
         raise SurgeryError(
             f"{config.path}: num_attention_heads {config.heads} is not a multiple of num_key_value_heads {config.kv_heads}"
         )
-    if not family.sliding_pattern:
-        return
-    count = config.integer("num_hidden_layers")
-    expected = [
-        "full_attention" if number % family.sliding_pattern == 0 else "sliding_attention"
-        for number in range(1, count + 1)
-    ]
-    if config.get("layer_types", expected) != expected:
+    if head_dim % 2:
+        raise SurgeryError(f"{config.path}: head_dim is {head_dim}; RoPE needs an even one")
+    if not family.free_head_dim and config.heads * head_dim != hidden:
         raise SurgeryError(
-            f"{config.path}: layer_types is not the pattern of {family.architecture} that llama.cpp computes"
+            f"{config.path}: head_dim is {head_dim}; llama.cpp computes {family.architecture} with hidden_size /"
+            f" num_attention_heads only, {hidden / config.heads:g}"
         )
-    scale = config.get("query_pre_attn_scalar", config.head_dim)
-    if scale != config.head_dim:
+    if "query_pre_attn_scalar" not in family.settings:
+        return
+    named, computed = "head_dim", head_dim
+    if config.layers == family.hidden_over_heads:
+        named, computed = "hidden_size / num_attention_heads", hidden // config.heads
+    scale = config.number("query_pre_attn_scalar")
+    if scale != computed:
         raise SurgeryError(
-            f"{config.path}: query_pre_attn_scalar is {scale}; llama.cpp computes with head_dim, {config.head_dim}"
+            f"{config.path}: query_pre_attn_scalar is {scale:g}; llama.cpp computes {family.architecture} of"
+            f" {config.layers} layers with {named}, {computed}"
         )

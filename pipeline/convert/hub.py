@@ -10,21 +10,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pipeline.convert.weights import INDEX_FILES, SINGLE_FILES, shard_names
+from pipeline.convert.weights import INDEX_FILES, SINGLE_FILES, SMALL_FILES, shard_names
 from pipeline.errors import SurgeryError
 from pipeline.extras import require
 
 HUB_ID = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?")
-SMALL_FILES = [
-    "config.json",
-    *INDEX_FILES,
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-]
 
 
 @dataclass(frozen=True)
@@ -52,7 +42,7 @@ def download(name: str) -> Download:
     repository, revision = match["repository"], match["revision"]
     with contact(name) as package:
         fetch = package.snapshot_download
-        folder = Path(fetch(repository, revision=revision, allow_patterns=SMALL_FILES))
+        folder = Path(fetch(repository, revision=revision, allow_patterns=[*SMALL_FILES]))
         if not (folder / "config.json").exists():
             files = package.HfApi().list_repo_files(repository, revision=folder.name)
             ggufs = sorted(file for file in files if file.endswith(".gguf"))

@@ -7,8 +7,11 @@ from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFValueType, Keys, 
 from pipeline.convert.config import Config
 from pipeline.convert.families import Family
 from pipeline.convert.rope import Rope
+from pipeline.convert.window import context_length, sliding_layers
 from pipeline.gguf_file.metadata import MetadataEntry, metadata_entry
 
+# c tanh(x / c) is x, to the last digit of float32, for a c this much larger than any x; llama.cpp caps in any case.
+NO_SOFT_CAP = 1e9
 FILE_TYPES = {
     GGMLQuantizationType.F32: LlamaFileType.ALL_F32,
     GGMLQuantizationType.F16: LlamaFileType.MOSTLY_F16,
@@ -41,8 +44,8 @@ def hyperparameters(config: Config, family: Family, rope: Rope) -> Iterator[Meta
     def number(key: str, value: float) -> MetadataEntry:
         return _number(key.format(arch=arch), value)
 
-    yield integer(llm.BLOCK_COUNT, config.integer("num_hidden_layers"))
-    yield integer(llm.CONTEXT_LENGTH, config.integer("max_position_embeddings"))
+    yield integer(llm.BLOCK_COUNT, config.layers)
+    yield integer(llm.CONTEXT_LENGTH, context_length(config, family))
     yield integer(llm.EMBEDDING_LENGTH, config.integer("hidden_size"))
     yield integer(llm.FEED_FORWARD_LENGTH, config.integer("intermediate_size"))
     yield integer(attention.HEAD_COUNT, config.heads)
@@ -56,35 +59,34 @@ def hyperparameters(config: Config, family: Family, rope: Rope) -> Iterator[Meta
         yield integer(llm.VOCAB_SIZE, config.integer("vocab_size"))
         yield integer(Keys.Rope.DIMENSION_COUNT, config.head_dim)
     if family.sliding_pattern:
-        yield integer(attention.SLIDING_WINDOW, config.integer("sliding_window"))
-        if rope.local_base:
-            yield number(Keys.Rope.FREQ_BASE_SWA, rope.local_base)
-        for key, name in (
-            (llm.ATTN_LOGIT_SOFTCAPPING, "attn_logit_softcapping"),
-            (llm.FINAL_LOGIT_SOFTCAPPING, "final_logit_softcapping"),
-        ):
-            if config.get(name):
-                yield number(key, config.number(name))
-    yield from _rope_scaling(arch, config, rope)
+        yield from _windows(config, family, rope)
+    if rope.kind in ("linear", "yarn"):
+        yield _string(Keys.Rope.SCALING_TYPE.format(arch=arch), rope.kind)
+        yield number(Keys.Rope.SCALING_FACTOR, rope.factor)
+    if rope.kind == "yarn":
+        yield integer(Keys.Rope.SCALING_ORIG_CTX_LEN, rope.original_context)
+        if rope.attention_factor != 1.0:
+            yield number(Keys.Rope.SCALING_ATTN_FACTOR, rope.attention_factor)
 
 
-def _rope_scaling(arch: str, config: Config, rope: Rope) -> Iterator[MetadataEntry]:
-    if rope.kind not in ("linear", "yarn"):
-        return
-    scaling = Config(config.path, rope.scaling)
-    yield _string(Keys.Rope.SCALING_TYPE.format(arch=arch), rope.kind)
-    yield _number(Keys.Rope.SCALING_FACTOR.format(arch=arch), scaling.number("factor"))
-    if rope.kind == "linear":
-        return
-    context = scaling.integer("original_max_position_embeddings", config.integer("max_position_embeddings"))
-    yield _integer(Keys.Rope.SCALING_ORIG_CTX_LEN.format(arch=arch), context)
+def _windows(config: Config, family: Family, rope: Rope) -> Iterator[MetadataEntry]:
+    """What Gemma has: windows, in layers of a pattern, and soft caps of attention and logits."""
+    arch, llm = family.architecture, Keys.LLM
+    yield _integer(Keys.Attention.SLIDING_WINDOW.format(arch=arch), config.integer("sliding_window"))
+    sliding = sliding_layers(config, family)
+    if sliding != [number % family.sliding_pattern != 0 for number in range(1, config.layers + 1)]:
+        key = Keys.Attention.SLIDING_WINDOW_PATTERN.format(arch=arch)
+        yield metadata_entry(key, sliding, GGUFValueType.BOOL)
+    if rope.local_base:
+        yield _number(Keys.Rope.FREQ_BASE_SWA.format(arch=arch), rope.local_base)
     for key, name in (
-        (Keys.Rope.SCALING_YARN_ATTN_FACTOR, "attention_factor"),
-        (Keys.Rope.SCALING_YARN_BETA_FAST, "beta_fast"),
-        (Keys.Rope.SCALING_YARN_BETA_SLOW, "beta_slow"),
+        (llm.ATTN_LOGIT_SOFTCAPPING, "attn_logit_softcapping"),
+        (llm.FINAL_LOGIT_SOFTCAPPING, "final_logit_softcapping"),
     ):
-        if scaling.get(name) is not None:
-            yield _number(key.format(arch=arch), scaling.number(name))
+        if config.get(name) is not None:
+            yield _number(key.format(arch=arch), config.number(name))
+        elif family.defaults[name] is not None:
+            yield _number(key.format(arch=arch), NO_SOFT_CAP)
 
 
 def _string(key: str, value: str) -> MetadataEntry:

@@ -1,27 +1,47 @@
 """Rotary position embeddings: a config's base and scaling, and the factors that GGUF stores for Llama 3."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from pipeline.convert.config import Config
+from pipeline.convert.config import Config, shown
 from pipeline.convert.families import Family
 from pipeline.errors import SurgeryError
 
-# "dynamic" computes as "default" up to the context length that the model was made for, and llama.cpp goes no further.
-SCALINGS = ("default", "dynamic", "linear", "yarn", "llama3")
 DEFAULT_BASE = 10000.0
+# type -> what a scaling of it may say, besides its type and base. "dynamic" computes as "default" up to the context
+# length that the model was made for, and llama.cpp goes no further.
+KEYS = {
+    "default": {"factor"},
+    "dynamic": {"factor", "original_max_position_embeddings"},
+    "linear": {"factor"},
+    "yarn": {
+        "factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow", "mscale",
+        "mscale_all_dim", "truncate",
+    },
+    "llama3": {"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"},
+}  # fmt: skip
+# What llama.cpp takes for granted in a model with YaRN.
+FIXED = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
 
 
 @dataclass(frozen=True)
 class Rope:
-    """`base` is rope_theta, `local_base` that of sliding-window layers, if they have their own; `scaling` as in config."""
+    """`base` is rope_theta, `local_base` that of sliding-window layers, if they have their own.
+
+    `factor` divides positions; `attention_factor` multiplies what llama.cpp scales attention by under YaRN, 1 as a rule;
+    `original_context` is in tokens, and `scaling` is config.json's own object.
+    """
 
     base: float
     local_base: float | None
     kind: str
-    scaling: dict[str, Any]
+    scaling: Config
+    factor: float
+    attention_factor: float
+    original_context: int
 
 
 def read_rope(config: Config, family: Family) -> Rope:
@@ -29,17 +49,96 @@ def read_rope(config: Config, family: Family) -> Rope:
 
     Raises SurgeryError for a scaling that llama.cpp does not compute for this family.
     """
-    both = config.table("rope_parameters")
-    scaling = both.get("full_attention", both) or config.table("rope_scaling")
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind not in SCALINGS or (kind == "llama3" and family.architecture != "llama"):
+    both, older = config.table("rope_parameters"), config.table("rope_scaling")
+    if both and older and both != older:
+        raise SurgeryError(f"{config.path}: rope_parameters and rope_scaling say different things; keep one of them")
+    if family.architecture == "gemma3" and both.keys() - {"full_attention", "sliding_attention"}:
         raise SurgeryError(
-            f"{config.path}: RoPE scaling {kind} is not supported for {family.architecture}; supported are {', '.join(SCALINGS)}"
+            f"{config.path}: rope_parameters is {shown(both)}; expected those of full_attention and sliding_attention"
+        )
+    both = both or older
+    nested = family.sliding_pattern and "full_attention" in both
+    local = _local_base(config, both) if family.sliding_pattern else None
+    scaling = Config(config.path, Config(config.path, both).table("full_attention") if nested else both)
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if not isinstance(kind, str) or scaling.get("type", kind) != kind:
+        raise SurgeryError(
+            f"{config.path}: RoPE scaling has rope_type {shown(kind)} and type {shown(scaling.get('type'))}; expected one"
+        )
+    if kind not in family.rope_types:
+        raise SurgeryError(
+            f"{config.path}: RoPE scaling {kind} is not supported for {family.architecture}; supported are"
+            f" {', '.join(family.rope_types)}"
         )
     default = 1e6 if family.architecture == "gemma3" else DEFAULT_BASE
-    base = float(scaling.get("rope_theta") or config.number("rope_theta", default))
-    local = both.get("sliding_attention", {}).get("rope_theta", config.get("rope_local_base_freq"))
-    return Rope(base, float(local) if local else None, kind, scaling)
+    base = scaling.number("rope_theta", config.number("rope_theta", default))
+    _check_keys(scaling, kind)
+    factor = _factor(config, scaling, kind)
+    return Rope(
+        base, local, kind, scaling, factor, _attention_factor(scaling, kind, factor), _original(config, scaling)
+    )
+
+
+def _check_keys(scaling: Config, kind: str) -> None:
+    for key, value in scaling.values.items():
+        if value is None or key in KEYS[kind] | {"rope_type", "type", "rope_theta"}:
+            continue
+        if key == "partial_rotary_factor" and value == 1:
+            continue
+        raise SurgeryError(f"{scaling.path}: RoPE scaling {kind} with {key} {shown(value)} is not supported")
+    for key, computed in FIXED.items():
+        if kind == "yarn" and scaling.get(key, computed) != computed:
+            raise SurgeryError(
+                f"{scaling.path}: RoPE scaling yarn with {key} {shown(scaling.get(key))}; llama.cpp computes with {computed}"
+            )
+
+
+def _original(config: Config, scaling: Config) -> int:
+    """Where both stand, transformers goes by config.json's own, not the scaling's."""
+    inner = scaling.integer("original_max_position_embeddings", config.integer("max_position_embeddings"))
+    return config.integer("original_max_position_embeddings", inner)
+
+
+def _factor(config: Config, scaling: Config, kind: str) -> float:
+    if kind not in ("linear", "yarn"):
+        return 1.0
+    if kind == "yarn" and scaling.get("factor") is None:
+        return config.integer("max_position_embeddings") / _original(config, scaling)
+    return scaling.number("factor")
+
+
+def _attention_factor(scaling: Config, kind: str, factor: float) -> float:
+    """What llama.cpp's own factor under YaRN, 1 + 0.1 ln(factor), is multiplied by to give transformers'.
+
+    Formula: transformers, modeling_rope_utils.py, `_compute_yarn_parameters`.
+    """
+    if kind != "yarn":
+        return 1.0
+
+    def magnitude(scale: float) -> float:
+        return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    if factor < 1:
+        raise SurgeryError(f"{scaling.path}: RoPE scaling yarn with factor {factor:g}; expected 1 or more")
+    if scaling.get("attention_factor") is not None:
+        wanted = scaling.number("attention_factor")
+    elif scaling.get("mscale") and scaling.get("mscale_all_dim"):
+        wanted = magnitude(scaling.number("mscale")) / magnitude(scaling.number("mscale_all_dim"))
+    else:
+        return 1.0
+    return wanted / magnitude(1.0)
+
+
+def _local_base(config: Config, both: dict[str, Any]) -> float | None:
+    """The base of sliding-window layers, where it is one of their own. Raises SurgeryError where they scale, too."""
+    local = Config(config.path, Config(config.path, both).table("sliding_attention"))
+    if local.get("rope_type", "default") != "default" or local.values.keys() - {"rope_type", "rope_theta"}:
+        raise SurgeryError(
+            f"{config.path}: RoPE of sliding_attention is {shown(local.values)}; llama.cpp computes no scaling there"
+        )
+    if "rope_local_base_freq" in config.values or local.values:
+        return local.number("rope_theta", config.number("rope_local_base_freq", DEFAULT_BASE))
+    return None
 
 
 def llama3_factors(config: Config, rope: Rope) -> np.ndarray:
@@ -48,18 +147,18 @@ def llama3_factors(config: Config, rope: Rope) -> np.ndarray:
     Formula: transformers, modeling_rope_utils.py, `_compute_llama3_parameters`: wavelengths beyond the context that
     the model was made for are divided by `factor`, short ones are left alone, those between are interpolated.
     """
-    scaling = rope.scaling
     try:
-        factor, low, high = (float(scaling[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
-        context = float(scaling["original_max_position_embeddings"])
-    except (KeyError, TypeError, ValueError):
+        factor, low, high = (rope.scaling.number(key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+    except SurgeryError:
         raise SurgeryError(
             f"{config.path}: rope_scaling of type llama3 needs the numbers factor, low_freq_factor, high_freq_factor"
             " and original_max_position_embeddings"
         ) from None
+    if low >= high:
+        raise SurgeryError(f"{config.path}: low_freq_factor {low:g} is not below high_freq_factor {high:g}")
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
     wavelengths = 2 * np.pi * rope.base**exponents
-    smooth = (context / wavelengths - low) / (high - low)
+    smooth = (rope.original_context / wavelengths - low) / (high - low)
     between = 1 / ((1 - smooth) / factor + smooth)
-    factors = np.where(wavelengths < context / high, 1.0, np.where(wavelengths > context / low, factor, between))
-    return factors.astype(np.float32)
+    short, long = wavelengths < rope.original_context / high, wavelengths > rope.original_context / low
+    return np.where(short, 1.0, np.where(long, factor, between)).astype(np.float32)

@@ -11,6 +11,19 @@ from pipeline.errors import SurgeryError
 
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+SMALL_FILES = (
+    "config.json",
+    *INDEX_FILES,
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",
+    "generation_config.json",
+)
 READERS: dict[str, Callable[[Path], dict[str, StoredTensor]]] = {
     ".safetensors": read_safetensors,
     ".bin": read_torch_file,
@@ -55,8 +68,11 @@ def read_weights(folder: Path, paths: list[Path]) -> dict[str, StoredTensor]:
         if twice := tensors.keys() & found.keys():
             raise SurgeryError(f"{path}: tensor {min(twice)} is also in {tensors[min(twice)].path.name}")
         tensors |= found
+    if all(tensor.name == "lm_head.weight" for tensor in tensors.values()):
+        raise SurgeryError(f"{paths[0]}: holds {len(tensors)} tensors, none of a layer; get the weights anew")
     if paths[0].name not in SINGLE_FILES:
         index = next(folder / name for name in INDEX_FILES if paths[0].suffix in name)
-        if absent := _weight_map(index).keys() - tensors.keys():
+        absent = _weight_map(index).keys() - tensors.keys() - {"lm_head.weight"}  # tied ones are listed by some
+        if absent:
             raise SurgeryError(f"{index}: tensor {min(absent)} is in none of the shards; get them anew")
     return tensors

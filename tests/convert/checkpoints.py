@@ -29,6 +29,7 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 32}
 GEMMA: dict[str, Any] = {
     "initializer_range": 0.03,  # smaller: llama.cpp takes GELU from a table in half precision
     "head_dim": 16,
@@ -50,15 +51,35 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "llama-yarn": (
         "Llama",
-        {"rope_parameters": {
-            "rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 32,
-        }},
+        {"rope_parameters": YARN},
         "llama-bpe",
     ),
+    "llama-yarn-magnitude": ("Llama", {"rope_parameters": YARN | {"mscale": 2.0, "mscale_all_dim": 0.5}}, "llama-bpe"),
+    "llama-yarn-attention-factor": ("Llama", {"rope_parameters": YARN | {"attention_factor": 0.8}}, "llama-bpe"),
     "mistral": ("Mistral", {"head_dim": 16, "sliding_window": None}, "sentencepiece"),
     "qwen2": ("Qwen2", {}, "qwen2"),
     "qwen3": ("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}, "qwen2"),
     "gemma2": ("Gemma2", GEMMA | {"num_hidden_layers": 4}, "sentencepiece"),
+    "gemma2-no-caps": (
+        "Gemma2",
+        GEMMA | {"attn_logit_softcapping": None, "final_logit_softcapping": None},
+        "sentencepiece",
+    ),
+    "gemma2-27b": (
+        "Gemma2",
+        GEMMA | {"num_hidden_layers": 46, "head_dim": 32, "query_pre_attn_scalar": 16, "hidden_size": 64},
+        "sentencepiece",
+    ),
+    "gemma3-pattern": (
+        "Gemma3",
+        GEMMA
+        | {
+            "num_hidden_layers": 4,
+            "sliding_window": 8,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+        },
+        "sentencepiece",
+    ),
     "gemma3": ("Gemma3", GEMMA | {"num_hidden_layers": 7}, "sentencepiece"),
 }  # fmt: skip
 

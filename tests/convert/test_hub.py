@@ -57,7 +57,8 @@ def test_only_what_is_needed_is_fetched_and_only_once(hub: SmallHub, surgery: Su
     shards = {path.name for path in hub.folders[COMMIT].glob("model-*.safetensors")}
     assert len(shards) > 2
     assert hub.fetched() == shards | {
-        "config.json", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json",
+        "config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer.json",
+        "tokenizer_config.json",
     }  # fmt: skip
     model = open_gguf(tmp_path / "out.gguf")
     assert model.get("general.name") == "tiny-model"
@@ -82,7 +83,9 @@ def test_a_revision_with_a_single_file_and_tokenizer_model(
     result = surgery("convert", f"{REPOSITORY}@v1.0", "old.gguf", env=environment(hub, tmp_path))
     assert result.returncode == 0, result.stderr
     assert tensors_of(tmp_path / "old.gguf") == tensors_of(converted("llama"))
-    assert hub.fetched() == {"config.json", "model.safetensors", "tokenizer.model", "tokenizer_config.json"}
+    assert hub.fetched() == {
+        "config.json", "generation_config.json", "model.safetensors", "tokenizer.model", "tokenizer_config.json",
+    }  # fmt: skip
 
 
 def test_bin_weights_are_fetched_when_there_are_no_others(
