@@ -17,12 +17,14 @@ from native.model import ContextOptions, load_model, open_context
 from native.observer import GraphObserver, node_values, product_inputs, require_layers
 
 CHUNKS_BETWEEN_PARTS = 8
+TOKENS_AFTER = 64  # that the covered text goes on for, so that it has no chunk less when it is tokenised again
 
 
 @dataclass(frozen=True)
 class CaptureStart:
     """Known before the first decode: how many chunks there are in all, the text that they cover, and the kind of RoPE.
 
+    `covered_text` goes on for up to TOKENS_AFTER tokens more.
     `rope` is `norm` (pairs of neighbours turn together), `neox` (pairs half a head apart) or `none`.
     """
 
@@ -130,7 +132,7 @@ def capture_moments(
             )
         count = min(chunks or len(tokens) // n_ctx, len(tokens) // n_ctx)
         grid = tokens[: count * n_ctx].reshape(count, n_ctx)
-        covered = b"".join(model.piece(token) for token in grid.ravel().tolist())
+        covered = b"".join(model.piece(token) for token in tokens[: grid.size + TOKENS_AFTER].tolist())
         yield CaptureStart(count, n_ctx, covered.decode("utf-8", errors="replace"), model.rope)
         for done in range(skip, count):
             sums.decode(context, grid[done])

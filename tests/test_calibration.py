@@ -102,7 +102,7 @@ def test_another_version_of_the_format_is_refused(
 ) -> None:
     old = open_calibration(statistics)
     monkeypatch.setattr("pipeline.calibration.statistics_file.FORMAT_VERSION", 99)
-    with pytest.raises(SurgeryError, match="version 1 of the format, 99 is read"):
+    with pytest.raises(SurgeryError, match="version 2 of the format, 99 is read"):
         open_calibration(old.path)
 
 
@@ -179,7 +179,7 @@ def test_an_interrupted_run_goes_on(tiny: Path, english: Path, own_cache: Path, 
         sums.attention[layer] = {n: partial.file.read(prefix + n) for n in ("sum", "second_moment", "received")}
     sums.products = partial.products()
     unfinished = whole.path.with_suffix(".unfinished.gguf")
-    write_calibration(unfinished, whole.source, sums, rope="norm", sketch=[], force=True)
+    write_calibration(unfinished, whole.source, sums, rope="norm", text="", force=True)
     before = whole.path.read_bytes()
     whole.path.unlink()
     heard: list[tuple[float, str]] = []
@@ -204,7 +204,7 @@ def test_unfinished_sums_are_kept_exactly_and_refused_as_statistics(statistics: 
     sums = MomentSums(1, {0: {"sum": rng.standard_normal(4), "second_moment": rng.standard_normal(10)}})
     sums.products["blk.0.attn_q.weight"] = rng.standard_normal(4), 512
     path = tmp_path / "unfinished.gguf"
-    write_calibration(path, source, sums, rope="norm", sketch=[1, 2], force=False)
+    write_calibration(path, source, sums, rope="norm", text="a text", force=False)
     again = resume_sums(path, source)
     np.testing.assert_array_equal(again.attention[0]["second_moment"], sums.attention[0]["second_moment"])
     np.testing.assert_array_equal(again.products["blk.0.attn_q.weight"][0], sums.products["blk.0.attn_q.weight"][0])

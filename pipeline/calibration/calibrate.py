@@ -14,7 +14,6 @@ from native.isolated import isolated
 from native.model import ContextOptions
 from pipeline.attention import find_attention
 from pipeline.calibration.cache import cache_folder
-from pipeline.calibration.overlap import line_sketch
 from pipeline.calibration.sensitivity import measure_sensitivities
 from pipeline.calibration.statistics_file import (
     FORMAT_VERSION,
@@ -71,7 +70,7 @@ def calibrate(
         chunk_size,
     )
     path = cached_path(wanted)
-    calibration = _cached(path)
+    calibration = cached_calibration(path)
     if calibration is None:
         layers = {projections["q"].tensor: layer for layer, projections in attention.layers.items()}
         _capture(model, text, wanted, layers, path, threads, progress)
@@ -83,7 +82,8 @@ def calibrate(
     return replace(calibration, source=replace(calibration.source, text_name=text.name))
 
 
-def _cached(path: Path) -> Calibration | None:
+def cached_calibration(path: Path) -> Calibration | None:
+    """The statistics at `path`, if they are there and whole; damaged ones are deleted."""
     if path.exists():
         try:
             return open_calibration(path)
@@ -127,16 +127,15 @@ def _capture(
     assert isinstance(start, CaptureStart)
     found = replace(wanted, chunk_count=start.chunks)  # the text may be shorter than what was asked for
     progress(sums.chunks, start.chunks, "going on" if sums.chunks else "")
-    sketch = line_sketch(start.covered_text)
     for event in events:
         if not isinstance(event, CapturedPart):
             progress(event, start.chunks, "")
             continue
         sums.add(event.chunks, event.attention, event.products)
         if event.chunks and sums.chunks < start.chunks and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
-            write_calibration(unfinished, found, sums, rope=start.rope, sketch=sketch, force=True)
+            write_calibration(unfinished, found, sums, rope=start.rope, text=start.covered_text, force=True)
             saved = time.monotonic()
-    write_calibration(path, found, sums, rope=start.rope, sketch=sketch, force=True)
+    write_calibration(path, found, sums, rope=start.rope, text=start.covered_text, force=True)
     unfinished.unlink(missing_ok=True)
 
 

@@ -16,16 +16,19 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType
 
+from pipeline.calibration.overlap import line_sketch
 from pipeline.errors import SurgeryError, UsageError
+from pipeline.files.texts import Text
 from pipeline.gguf_file.metadata import MetadataEntry, metadata_entry
 from pipeline.gguf_file.reader import DEFAULT_ALIGNMENT, GGUFModel, open_gguf
 from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
 from pipeline.program import program
 
 KIND = "surgery.calibration"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CHECKSUM = "calibration.checksum"
 SENSITIVITY = "calibration.sensitivity"
+COVERED_TEXT = "calibration.covered_text"
 MATRICES = ("second_moment", "received")
 
 
@@ -74,12 +77,12 @@ class MomentSums:
     products: dict[str, tuple[np.ndarray, int]] = field(default_factory=dict)
 
     def add(self, chunks: int, attention: Mapping[int, Mapping[str, np.ndarray]], products: Mapping[str, Any]) -> None:
-        """Add what was captured over `chunks` more chunks."""
+        """Add sums over `chunks` more chunks, their matrices whole or packed."""
         self.chunks += chunks
         for layer, arrays in attention.items():
             mine = self.attention.setdefault(layer, {})
             for name, values in arrays.items():
-                values = pack(values) if name in MATRICES else values
+                values = pack(values) if values.ndim == 2 else values
                 mine[name] = mine[name] + values if name in mine else values
         for name, (squares, count) in products.items():
             before, count_before = self.products.get(name, (np.zeros_like(squares), 0))
@@ -88,21 +91,34 @@ class MomentSums:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Statistics in a file, checked. `sketch` is of the text that was decoded, see `pipeline.calibration.overlap`."""
+    """Statistics in a file, checked."""
 
     path: Path
     source: CalibrationSource
     rope: str
-    sketch: tuple[int, ...]
     file: GGUFModel = field(repr=False)
+
+    @property
+    def text(self) -> Text:
+        """The text that was decoded, which may be the beginning of what its name stood for."""
+        return Text(self.source.text_name, self.file.get(COVERED_TEXT))
+
+    @property
+    def sketch(self) -> list[int]:
+        """The sketch of that text, see `pipeline.calibration.overlap`."""
+        return line_sketch(self.text.content)
 
     @property
     def has_sensitivities(self) -> bool:
         return f"{SENSITIVITY}.q" in self.file.metadata
 
+    def sensitivities(self, role: str) -> list[float]:
+        """By layer, the nats a token that an error of q's, k's or v's whole energy would cost, where measured."""
+        return list(self.file.get(f"{SENSITIVITY}.{role}"))
+
     def sensitivity(self, role: str, layer: int) -> float:
-        """The nats a token that an error of q's, k's or v's whole energy would cost. 1 if it was not measured."""
-        return float(self.file.get(f"{SENSITIVITY}.{role}")[layer]) if self.has_sensitivities else 1.0
+        """That of one layer. 1 if it was not measured."""
+        return float(self.sensitivities(role)[layer]) if self.has_sensitivities else 1.0
 
     def layer(self, number: int) -> LayerMoments:
         """The moments of a layer, read now. Raises SurgeryError for a layer that was not observed."""
@@ -142,9 +158,12 @@ def tokenizer_sha256(model: GGUFModel) -> str:
 
 
 def write_calibration(
-    path: Path, source: CalibrationSource, sums: MomentSums, *, rope: str, sketch: list[int], force: bool
+    path: Path, source: CalibrationSource, sums: MomentSums, *, rope: str, text: str, force: bool
 ) -> None:
-    """Write a statistics file. Sums over fewer chunks than `source` says are kept in full precision, to be resumed."""
+    """Write a statistics file with the `text` that was decoded.
+
+    Sums over fewer chunks than `source` says are kept in full precision, to be resumed.
+    """
     arrays = {
         f"blk.{layer}.attn_input.{name}": values for layer, of in sums.attention.items() for name, values in of.items()
     }
@@ -157,7 +176,7 @@ def write_calibration(
         "calibration.chunks_done": sums.chunks,
         "calibration.rope": rope,
         **{f"calibration.{key}": value for key, value in asdict(source).items()},
-        **({"calibration.sketch": sketch} if sketch else {}),
+        COVERED_TEXT: text,
     }
     metadata = [metadata_entry(key, value) for key, value in facts.items()]
     _write(path, metadata, {name: np.ascontiguousarray(v, dtype) for name, v in arrays.items()}, force=force)
@@ -199,13 +218,19 @@ def resume_sums(path: Path, source: CalibrationSource) -> MomentSums:
     found = calibration.source
     if replace(found, chunk_count=source.chunk_count) != source or done >= found.chunk_count:
         return MomentSums()
-    sums = MomentSums(done)
-    for name in calibration.file.tensors:
-        values = calibration.file.read_raw(name).view(np.float64)
+    return read_sums(calibration, done)
+
+
+def read_sums(calibration: Calibration, chunks: int) -> MomentSums:
+    """The sums over the `chunks` chunks that a statistics file holds, in the precision in which they were kept."""
+    file = calibration.file
+    dtype = np.float32 if chunks == calibration.source.chunk_count else np.float64
+    sums = MomentSums(chunks)
+    for name in file.tensors:
+        values = file.read_raw(name).view(dtype).astype(np.float64)
         if name.endswith(".in_sum2"):
             weight = name.removesuffix(".in_sum2")
-            count = calibration.file.read_raw(f"{weight}.counts").view(np.float64)
-            sums.products[weight] = values, int(count[0])
+            sums.products[weight] = values, int(file.read_raw(f"{weight}.counts").view(dtype)[0])
         elif ".attn_input." in name:
             _, layer, _, what = name.split(".")
             sums.attention.setdefault(int(layer), {})[what] = values
@@ -223,7 +248,8 @@ def calibration_facts(calibration: Calibration | None) -> dict[str, Any]:
         "chunks": source.chunk_count,
         "chunk_size": source.chunk_size,
     }
-    return facts | ({"sketch": list(calibration.sketch)} if calibration.sketch else {})
+    sketch = calibration.sketch
+    return facts | ({"sketch": sketch} if sketch else {})
 
 
 def require_fit(calibration: Calibration, model: GGUFModel) -> None:
@@ -253,8 +279,7 @@ def _open(path: Path) -> tuple[Calibration, int]:
     if file.get(CHECKSUM) != _checksum(metadata, {name: file.read_raw(name) for name in file.tensors}):
         raise SurgeryError(f"{path}: was edited or damaged, its checksum does not fit; calibrate again")
     source = CalibrationSource(**{key: file.get(f"calibration.{key}") for key in CalibrationSource.__annotations__})
-    sketch = tuple(file.get("calibration.sketch", ()))
-    return Calibration(path, source, file.get("calibration.rope"), sketch, file), file.get("calibration.chunks_done")
+    return Calibration(path, source, file.get("calibration.rope"), file), file.get("calibration.chunks_done")
 
 
 def _checksum(metadata: list[MetadataEntry], arrays: Mapping[str, np.ndarray]) -> str:

@@ -30,7 +30,7 @@ from pipeline.latent.architecture import (
 from pipeline.latent.layer import convert_layer, measured_distances, output_projection, sampled_attention
 from pipeline.latent.plan import CacheLayout, LatentPlan, choose_layout
 from pipeline.latent.queries import refit_queries
-from pipeline.latent.samples import calibration_text, sample_inputs
+from pipeline.latent.samples import sample_inputs
 from pipeline.latent.scaled import read_scaled
 from pipeline.latent.source import LatentSource, require_convertible
 from pipeline.latent.values import refit_values
@@ -112,12 +112,11 @@ def convert_to_latent(
     require_fit(calibration, model)
     if not calibration.has_sensitivities:
         raise UsageError(f"--calibration {calibration.path}: lacks sensitivities; make it with surgery calibrate")
-    text = calibration_text(calibration)
     report = LatentReport(str(output), plan, layout, source.cached_numbers)
     declared, new = declare_tensors(model, source, layout, plan.outtype)
     metadata = [*latent_metadata(model, source, layout), *_provenance(model, plan, layout, source, calibration)]
     with ExitStack() as stack:
-        samples = stack.enter_context(sample_inputs(model, calibration, text, threads, sampling))
+        samples = stack.enter_context(sample_inputs(model, calibration, threads, sampling))
         writer = stack.enter_context(
             create_gguf(output, metadata, declared, alignment=model.alignment, force=force, sources=model.paths)
         )

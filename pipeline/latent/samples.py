@@ -13,8 +13,6 @@ from native.isolated import isolated
 from native.model import ContextOptions
 from pipeline.attention import find_attention
 from pipeline.calibration.statistics_file import Calibration
-from pipeline.errors import UsageError
-from pipeline.files.texts import Text, read_text
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.progress import Progress
 
@@ -32,24 +30,9 @@ class InputSamples:
         return self.inputs[layer].astype(np.float32)
 
 
-def calibration_text(calibration: Calibration) -> Text:
-    """The text that statistics were taken from, found by its name. Raises UsageError when it is not there any more."""
-    source = calibration.source
-    try:
-        text = read_text(source.text_name)
-    except UsageError:
-        text = None
-    if text is None or text.sha256 != source.text_sha256:
-        raise UsageError(
-            f"--calibration {calibration.path}: was taken from the text {source.text_name}, which is not there any more;"
-            " name the text instead of the statistics"
-        )
-    return text
-
-
 @contextmanager
 def sample_inputs(
-    model: GGUFModel, calibration: Calibration, text: Text, threads: int, progress: Progress
+    model: GGUFModel, calibration: Calibration, threads: int, progress: Progress
 ) -> Iterator[InputSamples]:
     """Run `model` over up to CHUNKS chunks, evenly spread over those that were calibrated on.
 
@@ -66,7 +49,7 @@ def sample_inputs(
     with tempfile.TemporaryDirectory(prefix="surgery-") as folder:
         shape = (len(layers), count, n, width)
         inputs = np.memmap(Path(folder) / "inputs", np.float16, "w+", shape=shape)
-        captured = isolated(capture_inputs, str(model.path), text.content, layers, chunks, options)
+        captured = isolated(capture_inputs, str(model.path), calibration.text.content, layers, chunks, options)
         for done, by_layer in enumerate(captured):
             for layer, values in by_layer.items():
                 inputs[layer, done] = values
