@@ -119,6 +119,12 @@ def decode_prompt(context: Context, prompt: np.ndarray, cached: np.ndarray, n_ba
     return shared
 
 
+def require_finite(model: Model, logits: np.ndarray) -> None:
+    """Raise NativeError when the largest of some logits is NaN or infinite."""
+    if not np.isfinite(largest := logits.max()):
+        raise NativeError(f"{model.path}: the largest logit is {largest}; the model is numerically broken")
+
+
 def sample_tokens(context: Context, position: int, limit: int, sampling: SamplingOptions) -> Iterator[int]:
     """Sample up to `limit` tokens, each decoded before the next is sampled. Raises NativeError on NaN or infinity."""
     chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
@@ -131,10 +137,7 @@ def sample_tokens(context: Context, position: int, limit: int, sampling: Samplin
     zero, one = np.zeros(1, np.int32), np.ones(1, np.int8)
     try:
         for i in range(limit):
-            if not np.isfinite(largest := context.logits(1).max()):
-                raise NativeError(
-                    f"{context.model.path}: the largest logit is {largest}; the model is numerically broken"
-                )
+            require_finite(context.model, context.logits(1))
             token = int(llama_cpp.llama_sampler_sample(chain, context.pointer, -1))
             yield token
             if i + 1 < limit:

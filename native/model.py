@@ -163,6 +163,10 @@ class Context:
         """Forget all but the first `count` tokens of sequence 0."""
         llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self.pointer), 0, count, -1)
 
+    def forget(self, sequence: int) -> None:
+        """Forget all tokens of a sequence."""
+        llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self.pointer), sequence, -1, -1)
+
     def decode(
         self, tokens: Sequence[int] | np.ndarray, positions: np.ndarray, sequences: np.ndarray, outputs: np.ndarray
     ) -> None:

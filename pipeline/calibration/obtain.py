@@ -1,50 +1,91 @@
-"""The statistics that an operation needs, by what a user calls them: a file of statistics, or a text to take them on."""
+"""The statistics that an operation needs, by what a user calls them: files of statistics, or texts to take them on."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.calibration.calibrate import DEFAULT_CHUNKS, calibrate
-from pipeline.calibration.statistics_file import Calibration, open_calibration
+from pipeline.calibration.mixture import mix
+from pipeline.calibration.self_text import SELF_TEXT, is_self, own_seed, write_self_text
+from pipeline.calibration.statistics_file import Calibration, open_calibration, require_fit
 from pipeline.errors import UsageError, no_file
 from pipeline.files.texts import CALIBRATION_TEXT, Text, read_text
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.progress import Progress, silent
 
 
+@dataclass(frozen=True)
+class CalibrationWatch:
+    """Who is told how far calibrating is: `capturing` counts chunks, `probing` projections, `writing` tokens.
+
+    `announce` hears, soon after it began, how many tokens the model is to write and how many seconds that will take.
+    """
+
+    capturing: Progress = silent
+    probing: Progress = silent
+    writing: Progress = silent
+    announce: Callable[[int, float], None] = lambda tokens, seconds: None
+
+
 def obtain_calibration(
     model: GGUFModel,
-    name: str = CALIBRATION_TEXT,
+    names: str = CALIBRATION_TEXT,
     *,
+    chunks: int = DEFAULT_CHUNKS,
     metric: str = "attention",
     threads: int = 0,
-    progress: Progress = silent,
-    probing: Progress = silent,
+    watch: CalibrationWatch = CalibrationWatch(),
+    option: str = "--calibration",
 ) -> Calibration:
-    """The statistics in the file `name`, or those of the text `name`, which are taken now unless they are cached.
+    """The statistics in the file `names`, or those of the text `names`, which are taken now unless they are cached.
 
-    `metric` says what they are for: `attention` needs sensitivities as well. Raises UsageError when `name` is neither,
-    SurgeryError when the file is damaged, and as `calibrate` does.
+    `names` may be several, with commas between: each counts by its chunks, a text by up to `chunks`. `self` is a text
+    that the model writes. `metric` says what they are for: `attention` needs sensitivities as well. Raises UsageError
+    for a name that is neither (`option` is where it came from) or statistics of another model, SurgeryError when a file
+    is damaged, and as `calibrate` and `write_self_text` do.
     """
+    parts = [_find(name, option) for name in split_names(names)]  # all, before anything takes long
+    calibrations = []
+    for part in parts:
+        if isinstance(part, Calibration):
+            require_fit(part, model)
+            calibrations.append(part)
+            continue
+        text = own_text(model, part, chunks, threads, watch) if isinstance(part, str) else part
+        calibrations.append(
+            calibrate(
+                model, text,
+                chunks=chunks, threads=threads, sensitivities=metric == "attention",
+                progress=watch.capturing, probing=watch.probing,
+            )
+        )  # fmt: skip
+    return mix(calibrations)
+
+
+def split_names(names: str) -> list[str]:
+    """What is between commas; a file whose name has commas is one."""
+    return [names] if Path(names).expanduser().is_file() else [name.strip() for name in names.split(",")]
+
+
+def own_text(model: GGUFModel, name: str, chunks: int, threads: int, watch: CalibrationWatch) -> Text:
+    """`chunks` chunks that the model writes, or wrote before."""
+    return write_self_text(model, name, chunks=chunks, threads=threads, progress=watch.writing, announce=watch.announce)
+
+
+def _find(name: str, option: str) -> Calibration | Text | str:
+    """Statistics, a text, or the name of a text that is to be written."""
+    if is_self(name):
+        own_seed(name)
+        return name
     path = Path(name).expanduser()
     if path.is_file():
         with path.open("rb") as file:
             if file.read(4) == b"GGUF":
                 return open_calibration(path)
-    return calibrate(
-        model,
-        _text_to_calibrate_on(name),
-        chunks=DEFAULT_CHUNKS,
-        threads=threads,
-        sensitivities=metric == "attention",
-        progress=progress,
-        probing=probing,
-    )
-
-
-def _text_to_calibrate_on(name: str) -> Text:
     try:
         return read_text(name)
     except UsageError:
         raise UsageError(
-            f"--calibration {name}: {no_file(Path(name).expanduser())}; name statistics that surgery calibrate wrote,"
-            " or a text"
+            f"{option} {name}: {no_file(path)}; name a text, {SELF_TEXT} (which the model writes), statistics that"
+            " surgery calibrate wrote, or several with commas between"
         ) from None

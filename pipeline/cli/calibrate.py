@@ -7,17 +7,18 @@ from typing import Any
 
 import click
 
-from pipeline.calibration.calibrate import DEFAULT_CHUNKS, calibrate, copy_calibration, write_importance_matrix
-from pipeline.calibration.obtain import obtain_calibration
+from pipeline.calibration.calibrate import DEFAULT_CHUNKS, copy_calibration, write_importance_matrix
+from pipeline.calibration.obtain import CalibrationWatch, obtain_calibration, own_text
+from pipeline.calibration.self_text import is_self
 from pipeline.calibration.statistics_file import Calibration
 from pipeline.cli.options import force_option, json_option, model_argument, threads_option
-from pipeline.cli.output import ProgressReport, counted, print_json
+from pipeline.cli.output import ProgressReport, counted, duration, print_json
 from pipeline.cli.parameters import WholeNumber
+from pipeline.errors import UsageError
 from pipeline.files.models import open_model
 from pipeline.files.output_file import check_output
-from pipeline.files.texts import CALIBRATION_TEXT, read_text
+from pipeline.files.texts import CALIBRATION_TEXT
 from pipeline.gguf_file.reader import GGUFModel
-from pipeline.progress import Progress
 
 
 @click.command("calibrate")
@@ -26,7 +27,8 @@ from pipeline.progress import Progress
     "--text",
     default=CALIBRATION_TEXT,
     show_default=True,
-    help="A UTF-8 text file; never the one that the result is evaluated on.",
+    help="A UTF-8 text file, never the one that the result is evaluated on; self, which MODEL writes (self:SEED"
+    " another one); or several with commas between, each counting by its chunks.",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the statistics to this file.")
 @click.option(
@@ -37,7 +39,7 @@ from pipeline.progress import Progress
     default=DEFAULT_CHUNKS,
     show_default=True,
     type=WholeNumber(1),
-    help="How many chunks of 512 tokens at the most.",
+    help="How many chunks of 512 tokens at the most, of each text.",
 )
 @click.option(
     "--probes/--no-probes",
@@ -45,6 +47,7 @@ from pipeline.progress import Progress
     show_default=True,
     help="Also measure what errors of each projection cost, which operate --metric attention needs.",
 )
+@click.option("--show-text", is_flag=True, help="Print what the model wrote for --text self, and do nothing else.")
 @threads_option
 @force_option
 @json_option
@@ -55,6 +58,7 @@ def command(
     imatrix_output: Path | None,
     chunks: int,
     probes: bool,
+    show_text: bool,
     threads: int,
     force: bool,
     as_json: bool,
@@ -68,10 +72,13 @@ def command(
     for path in (output, imatrix_output):
         if path is not None:
             check_output(path, force=force, sources=source.paths)
-    with calibration_progress(source, text) as (capturing, probing):
-        calibration = calibrate(
-            source, read_text(text),
-            chunks=chunks, threads=threads, sensitivities=probes, progress=capturing, probing=probing,
+    if show_text:
+        print_own_text(source, text, chunks, threads, as_json)
+        return
+    with calibration_progress(source, text) as watch:
+        calibration = obtain_calibration(
+            source, text,
+            chunks=chunks, metric="attention" if probes else "inputs", threads=threads, watch=watch, option="--text",
         )  # fmt: skip
     if output is not None:
         copy_calibration(calibration, output, force=force, sources=source.paths)
@@ -87,6 +94,18 @@ def command(
     click.echo(f"statistics      {facts['statistics']} ({facts['statistics_bytes'] / 1e6:,.1f} MB)")
     if imatrix_output is not None:
         click.echo(f"imatrix         {imatrix_output}")
+
+
+def print_own_text(model: GGUFModel, name: str, chunks: int, threads: int, as_json: bool) -> None:
+    """Print what `model` wrote, or writes now. Raises UsageError for a text that is not its own."""
+    if not is_self(name):
+        raise UsageError(f"--show-text: shows what a model writes, and --text {name} is not that; add --text self")
+    with calibration_progress(model, name) as watch:
+        text = own_text(model, name, chunks, threads, watch)
+    if as_json:
+        print_json({"model": model.name, "text": name, "text_sha256": text.sha256, "content": text.content})
+    else:
+        click.echo(text.content)
 
 
 def describe(calibration: Calibration, output: Path | None, imatrix: Path | None) -> dict[str, Any]:
@@ -108,21 +127,29 @@ def calibration_for_metric(model: GGUFModel, name: str, metric: str, threads: in
     """What `obtain_calibration` gives, with progress; None for the metric `weights`, which does without."""
     if metric == "weights":
         return None
-    with calibration_progress(model, name) as (capturing, probing):
-        return obtain_calibration(model, name, metric=metric, threads=threads, progress=capturing, probing=probing)
+    with calibration_progress(model, name) as watch:
+        return obtain_calibration(model, name, metric=metric, threads=threads, watch=watch)
 
 
 @contextmanager
-def calibration_progress(model: GGUFModel, text: str) -> Iterator[tuple[Progress, Progress]]:
-    """How far calibrating and probing are, shown; it is said that it takes a while, unless it is cached."""
+def calibration_progress(model: GGUFModel, text: str) -> Iterator[CalibrationWatch]:
+    """How far writing, calibrating and probing are, shown; it is said that it takes a while, unless it is cached."""
     with (
+        ProgressReport(f"{model.name} is writing", unit="tokens") as writing,
         ProgressReport(f"calibrating on {text}", unit="chunks") as capturing,
         ProgressReport("probing what errors cost", unit="projections") as probing,
     ):
+
+        def announce(tokens: int, seconds: float) -> None:
+            click.echo(
+                f"{model.name} writes {counted(tokens, 'token')} to be calibrated on, once: about {duration(seconds)},"
+                " and as long again to calibrate on them",
+                err=True,
+            )
 
         def update(done: float, total: float, note: str) -> None:
             if not capturing.total:
                 click.echo(f"calibrating {model.name} on {text}: {counted(round(total), 'chunk')}, once", err=True)
             capturing.update(done, total, note)
 
-        yield update, probing.update
+        yield CalibrationWatch(update, probing.update, writing.update, announce)

@@ -67,8 +67,8 @@ def command(
     source = open_model(model)
     choose_layout(plan, require_convertible(source))  # before anything takes long
     check_output(output, force=force, sources=source.paths)
-    with calibration_progress(source, calibration) as (capturing, probing):
-        statistics = obtain_calibration(source, calibration, threads=threads, progress=capturing, probing=probing)
+    with calibration_progress(source, calibration) as watch:
+        statistics = obtain_calibration(source, calibration, threads=threads, watch=watch)
     with ProgressReport("sampling", unit="chunks") as sampling, ProgressReport("converting", unit="layers") as report:
         result = convert_to_latent(
             source, output, plan, statistics, threads=threads, force=force,

@@ -1,0 +1,60 @@
+"""Statistics over several texts: the sums over each, added up, so that each text counts by its chunks."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pipeline.attention import ROLES
+from pipeline.calibration.calibrate import cached_calibration, cached_path
+from pipeline.calibration.statistics_file import (
+    Calibration,
+    add_sensitivities,
+    open_calibration,
+    read_sums,
+    write_calibration,
+)
+from pipeline.errors import UsageError
+
+
+def mix(calibrations: Sequence[Calibration]) -> Calibration:
+    """Statistics of one model over several texts as those over all; the first alone are given back as they are.
+
+    What errors cost is the mean over the chunks. Kept in the cache folder. Raises UsageError for statistics of
+    different models or chunk sizes.
+    """
+    first, *others = calibrations
+    if not others:
+        return first
+    for other in others:
+        for what in ("model_sha256", "tokenizer_sha256", "chunk_size"):
+            if getattr(other.source, what) != getattr(first.source, what):
+                raise UsageError(f"--calibration: {first.path} and {other.path} cannot be mixed, their {what} differs")
+    sources = [calibration.source for calibration in calibrations]
+    source = replace(
+        first.source,
+        text_name=",".join(source.text_name for source in sources),
+        text_sha256=hashlib.sha256("".join(source.text_sha256 for source in sources).encode()).hexdigest(),
+        chunk_count=sum(source.chunk_count for source in sources),
+    )
+    path = cached_path(source)
+    kept = cached_calibration(path)
+    if kept and kept.has_sensitivities == all(each.has_sensitivities for each in calibrations):
+        return replace(kept, source=source)
+    sums = read_sums(first, first.source.chunk_count)
+    for other in others:
+        more = read_sums(other, other.source.chunk_count)
+        sums.add(more.chunks, more.attention, more.products)
+    text = "\n\n".join(calibration.text.content for calibration in calibrations)
+    write_calibration(path, source, sums, rope=first.rope, text=text, force=True)
+    mixed = open_calibration(path)
+    if all(calibration.has_sensitivities for calibration in calibrations):
+        add_sensitivities(mixed, {role: _mean_sensitivities(calibrations, role) for role in ROLES})
+        mixed = open_calibration(path)
+    return mixed
+
+
+def _mean_sensitivities(calibrations: Sequence[Calibration], role: str) -> list[float]:
+    """By layer, each text's weighted by its chunks."""
+    chunks = [calibration.source.chunk_count for calibration in calibrations]
+    by_layer = zip(*(calibration.sensitivities(role) for calibration in calibrations), strict=True)
+    return [sum(n * nats for n, nats in zip(chunks, each, strict=True)) / sum(chunks) for each in by_layer]

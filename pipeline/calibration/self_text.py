@@ -1,0 +1,132 @@
+"""A text that a model writes itself, to be calibrated on when none is at hand; kept in the user's cache folder.
+
+It is kept wave by wave in a file that is only ever added to, so a run that was killed goes on where it was, and a
+longer text begins with the shorter one.
+"""
+
+import hashlib
+import json
+import os
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from native.isolated import isolated
+from native.model import ContextOptions
+from native.writing import WritingOptions, WrittenWave, write_waves
+from pipeline.calibration.cache import cache_folder
+from pipeline.errors import SurgeryError, UsageError
+from pipeline.files.texts import Text
+from pipeline.gguf_file.reader import GGUFModel
+from pipeline.progress import Progress, silent
+
+SELF_TEXT = "self"
+RECIPE = WritingOptions(tokens=528)
+"""Chosen by measurement, see docs/log.md."""
+REVISION = 1  # of what writes: another one may write another text
+REPETITIVE = 0.5  # the share of a wave that its most frequent token may have
+TRIAL = 8  # decodes after which the time for all is estimated
+
+
+class TooSlow(SurgeryError):
+    """Writing would take longer than it may."""
+
+
+def is_self(name: str) -> bool:
+    """Whether `name` stands for a text that the model writes: `self`, or `self:SEED`."""
+    return name == SELF_TEXT or name.startswith(SELF_TEXT + ":")
+
+
+def write_self_text(
+    model: GGUFModel,
+    name: str = SELF_TEXT,
+    *,
+    chunks: int,
+    threads: int = 0,
+    progress: Progress = silent,
+    announce: Callable[[int, float], None] = lambda tokens, seconds: None,
+    most_seconds: float | None = None,
+) -> Text:
+    """A text of `chunks` chunks that `model` writes, from the cache as far as it is there: a row of RECIPE a chunk.
+
+    `name` is `self` or, with another seed than 0, `self:SEED`. `progress` counts tokens; `announce` hears, when some
+    have been written, how many are left and how many seconds they will take. Raises UsageError for a seed out of range,
+    TooSlow when writing would take more than `most_seconds`, SurgeryError when the model repeats one token, NativeError
+    when it cannot write.
+    """
+    recipe = replace(RECIPE, seed=own_seed(name))
+    ledger = ledger_path(model, recipe)
+    waves = read_waves(ledger)
+    options = ContextOptions(threads=threads)
+    events = isolated(write_waves, str(model.path), chunks, list(waves), recipe, options)
+    width = next(events)
+    wanted = [(first, min(width, chunks - first)) for first in range(0, chunks, width)]
+    total = chunks * recipe.tokens
+    done = sum(count for first, count in wanted if (first, count) in waves) * recipe.tokens
+    started, heard = time.monotonic(), 0
+    for event in events:
+        if isinstance(event, WrittenWave):
+            _require_variety(model, event)
+            waves[event.first, len(event.texts)] = event.texts
+            _append(ledger, event)
+            done += len(event.texts) * recipe.tokens
+            continue
+        heard += 1
+        if heard == 1:
+            before, started = event, time.monotonic()  # the first decode warms up
+            progress(done, total, "going on" if done else "")
+        elif heard == TRIAL:
+            seconds = (total - done) * (time.monotonic() - started) / max(event - before, 1)
+            if most_seconds is not None and seconds > most_seconds:
+                events.close()
+                raise TooSlow(f"{model.path}: would write for {seconds / 60:,.0f} minutes")
+            announce(total - done, seconds)
+        progress(done + event, total, "")
+    return Text(name, "\n\n".join(text for wave in wanted for text in waves[wave]))
+
+
+def own_seed(name: str) -> int:
+    """The seed in `self:SEED`, 0 in `self`. Raises UsageError for one out of range."""
+    seed = "0" if name == SELF_TEXT else name.removeprefix(SELF_TEXT + ":")
+    if not seed.isdecimal() or int(seed) >= 2**32:
+        raise UsageError(f"{name}: expected {SELF_TEXT}, or {SELF_TEXT}:SEED with a seed from 0 to {2**32 - 1}")
+    return int(seed)
+
+
+def ledger_path(model: GGUFModel, recipe: WritingOptions) -> Path:
+    """Where what `model` wrote by `recipe` is kept: a name made of the model's hash and the recipe."""
+    facts = {"model": model.sha256(), "revision": REVISION, **asdict(recipe)}
+    name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+    return cache_folder() / f"self-{name}.jsonl"
+
+
+def read_waves(ledger: Path) -> dict[tuple[int, int], list[str]]:
+    """The texts of each wave, by its first row and number of rows; a line that was not finished counts for nothing."""
+    waves: dict[tuple[int, int], list[str]] = {}
+    for line in ledger.read_bytes().splitlines() if ledger.exists() else ():
+        checksum, _, content = line.partition(b" ")
+        if checksum == b"%08x" % zlib.crc32(content):
+            wave = json.loads(content)
+            waves[wave["first"], len(wave["texts"])] = wave["texts"]
+    return waves
+
+
+def _append(ledger: Path, wave: WrittenWave) -> None:
+    content = json.dumps({"first": wave.first, "texts": wave.texts}).encode()
+    with ledger.open("ab") as file:  # a line of its own, also after one that was not finished
+        file.write(b"\n%08x %s\n" % (zlib.crc32(content), content))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _require_variety(model: GGUFModel, wave: WrittenWave) -> None:
+    counts = Counter(token for row in wave.tokens for token in row)
+    ((token, most),) = counts.most_common(1)
+    if most > REPETITIVE * counts.total():
+        raise SurgeryError(
+            f"{model.path}: writes one token over and over ({most / counts.total():.0%} of its text is token {token});"
+            " name a text to calibrate on"
+        )
