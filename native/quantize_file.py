@@ -4,8 +4,6 @@ import ctypes
 import errno
 import re
 from collections.abc import Generator
-from contextlib import suppress
-from pathlib import Path
 
 import gguf
 import llama_cpp
@@ -15,6 +13,7 @@ from native.errors import NativeError
 from native.library import initialise, native_log
 from native.model import default_threads
 
+ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT
 NOT_OFFERED = {"GUESSED", "NVFP4"}
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "MXFP4": "MXFP4_MOE"}
 READABLE = {kind.value for kind in gguf.LlamaFileType}  # by the gguf package, which may be older than llama.cpp
@@ -45,13 +44,15 @@ def quantize_file(
     *,
     importance: dict[str, np.ndarray] | None = None,
     threads: int = 0,
+    realigned: bool = False,
     dry_run: bool = False,
 ) -> Generator[None, None, None]:
     """Quantise `source` to `output` as type `kind`; yields nothing, its progress is in the log.
 
     A quantised source is quantised again; `dry_run` only finds out, in the log, how large it would be. `importance`
-    maps tensor names to float32 arrays (columns,), see `read_importance_matrix`. Raises NativeError with llama.cpp's
-    reason, OSError when `output` cannot be written.
+    maps tensor names to float32 arrays (columns,), those of experts one after the other. `realigned` is for a source
+    whose alignment is not 32: llama.cpp's quantiser pads to 32 whatever the file says (llama-quant.cpp), so it has to
+    say 32. Raises NativeError with llama.cpp's reason, OSError when `output` cannot be written.
     """
     initialise()
     params = llama_cpp.llama_model_quantize_default_params()
@@ -65,6 +66,11 @@ def quantize_file(
             entry.name, entry.size = name.encode(), values.size
             entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
         params.imatrix = ctypes.cast(entries, ctypes.POINTER(llama_cpp.llama_model_imatrix_data))
+    if realigned:
+        overrides = (llama_cpp.llama_model_kv_override * 2)()  # the second, without a key, ends them
+        overrides[0].tag, overrides[0].key = llama_cpp.LLAMA_KV_OVERRIDE_TYPE_INT, b"general.alignment"
+        overrides[0].value.val_i64 = ALIGNMENT
+        params.kv_overrides = ctypes.cast(overrides, ctypes.POINTER(llama_cpp.llama_model_kv_override))
     if llama_cpp.llama_model_quantize(source.encode(), output.encode(), ctypes.byref(params)):
         error = native_log().error(f"{source}: llama.cpp could not quantise it to {kind}")
         if importance is None and "imatrix" in str(error):
@@ -73,23 +79,3 @@ def quantize_file(
             raise OSError(errno.EIO, "llama.cpp's quantiser ran into a write error; is the disk full?")
         raise error
     yield from ()
-
-
-def read_importance_matrix(path: Path) -> dict[str, np.ndarray]:
-    """An importance matrix in llama.cpp's GGUF form: mean square of each input, float32, by tensor name.
-
-    Sums are divided by counts, matrix by matrix for experts, as llama-quantize does (tools/quantize/quantize.cpp).
-    Raises NativeError when the file is missing or something else.
-    """
-    tensors: dict[str, np.ndarray] = {}
-    with suppress(ValueError, IndexError, OSError, KeyError):
-        tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(path).tensors}
-    names = [name.removesuffix(".in_sum2") for name in tensors if name.endswith(".in_sum2")]
-    if not names or any(f"{name}.counts" not in tensors for name in names):
-        raise NativeError(f"{path}: not an importance matrix in llama.cpp's GGUF form; make one with llama-imatrix")
-    result = {}
-    for name in names:
-        counts = tensors[f"{name}.counts"].astype(np.float32).reshape(-1, 1)
-        sums = tensors[f"{name}.in_sum2"].astype(np.float32).reshape(len(counts), -1)
-        result[name] = np.where(counts > 0, sums / np.maximum(counts, 1), np.float32(1)).ravel()
-    return result

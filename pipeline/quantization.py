@@ -5,20 +5,22 @@ import time
 from pathlib import Path
 from typing import Any
 
+from gguf import GGML_QUANT_SIZES
+
 from native.errors import NativeError
 from native.isolated import isolated
 from native.quantize_file import (
+    ALIGNMENT,
     FALLBACK_LINE,
     PROGRESS_LINE,
     SIZE_LINE,
     file_type,
     quantize_file,
-    read_importance_matrix,
 )
-from pipeline.errors import UsageError, no_file
-from pipeline.files.output_file import complete_or_absent
-from pipeline.gguf_file.reader import FLOAT_TYPES, GGUFModel, open_gguf
-from pipeline.program import program
+from pipeline.errors import UsageError
+from pipeline.files.importance_matrix import match_importance, read_importance_matrix
+from pipeline.files.output_file import check_output, complete_or_absent
+from pipeline.gguf_file.reader import GGUFModel, open_gguf
 from pipeline.progress import Progress, silent
 
 
@@ -35,13 +37,15 @@ def quantize(
     """Write `output`: `model` quantised to `kind`, any type of llama.cpp's quantiser, in any case.
 
     `progress` counts tensors. The result names the tensors that fell back to another type because their
-    width does not fit. Raises UsageError for an unknown type, a missing matrix or an output that cannot be,
-    NativeError with llama.cpp's reason, SurgeryError on a full disk.
+    width does not fit, and which matrices the importance matrix covers. Raises UsageError for an unknown type, a
+    missing matrix or one of another model, or an output that cannot be, NativeError with llama.cpp's reason,
+    SurgeryError on a full disk, or when the model was changed meanwhile.
     """
     kind = known_type(kind)
+    check_output(output, force=force, sources=model.paths)
     started = time.perf_counter()
-    check_importance_matrix(importance_matrix)
     importance = read_importance_matrix(importance_matrix) if importance_matrix else None
+    match = match_importance(importance, model, importance_matrix) if importance and importance_matrix else None
     fallbacks: dict[str, str] = {}
 
     def on_log(line: str) -> None:
@@ -52,17 +56,20 @@ def quantize(
 
     with complete_or_absent(output, force=force, sources=model.paths) as temporary:
         for _ in isolated(
-            quantize_file, str(model.path), str(temporary), kind, importance=importance, threads=threads, on_log=on_log
-        ):
+            quantize_file, str(model.path), str(temporary), kind,
+            importance=importance, threads=threads, realigned=model.alignment != ALIGNMENT, on_log=on_log,
+        ):  # fmt: skip
             pass
-        open_gguf(temporary)
+        model.require_unchanged(by_name=True)
+        output_bytes = open_gguf(temporary).file_bytes
     return {
         "source": str(model.path),
         "output": str(output),
         "type": kind,
         "source_bytes": model.file_bytes,
-        "output_bytes": output.stat().st_size,
+        "output_bytes": output_bytes,
         "fallbacks": fallbacks,
+        **({"importance": match.to_dict()} if match else {}),
         "seconds": time.perf_counter() - started,
     }
 
@@ -79,12 +86,6 @@ def quantized_bytes(model: GGUFModel, kind: str) -> int:
     return round(sizes[-1] * 2**20)
 
 
-def check_importance_matrix(path: Path | None) -> None:
-    """Raise UsageError when --imatrix names no file."""
-    if path is not None and not path.is_file():
-        raise UsageError(f"--imatrix {path}: {no_file(path)}; make one with {program()} calibrate --imatrix-output")
-
-
 def known_type(kind: str) -> str:
     """The quantiser's own name of a type. Raises UsageError for an unknown one."""
     try:
@@ -95,4 +96,5 @@ def known_type(kind: str) -> str:
 
 def quantized_types(model: GGUFModel) -> list[str]:
     """The quantised types among a model's tensors; not empty means that quantising again adds loss to loss."""
-    return sorted({info.type.name for info in model.tensors.values()} - {kind.name for kind in FLOAT_TYPES})
+    types = {info.type for info in model.tensors.values()}
+    return sorted(kind.name for kind in types if GGML_QUANT_SIZES[kind][0] > 1)  # numbers in blocks, not one by one

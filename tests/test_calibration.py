@@ -1,12 +1,15 @@
 """Statistics files: whole or refused, cached, resumed; importance matrices; texts that overlap."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -14,12 +17,12 @@ import numpy as np
 import pytest
 
 from native.errors import NativeError
-from native.quantize_file import read_importance_matrix
-from pipeline.calibration.calibrate import calibrate, write_importance_matrix
+from pipeline.calibration.calibrate import calibrate
 from pipeline.calibration.overlap import SKETCH_SIZE, line_sketch, overlap_warning, shared_lines
 from pipeline.calibration.statistics_file import (
     Calibration,
     MomentSums,
+    copy_calibration,
     open_calibration,
     pack,
     require_fit,
@@ -28,6 +31,7 @@ from pipeline.calibration.statistics_file import (
     write_calibration,
 )
 from pipeline.errors import SurgeryError, UsageError
+from pipeline.files.importance_matrix import read_importance_matrix, write_importance_matrix
 from pipeline.files.texts import Text, read_text
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.operation.operate import operate
@@ -202,7 +206,7 @@ def test_unfinished_sums_are_kept_exactly_and_refused_as_statistics(statistics: 
     source = open_calibration(statistics).source
     rng = np.random.default_rng(0)
     sums = MomentSums(1, {0: {"sum": rng.standard_normal(4), "second_moment": rng.standard_normal(10)}})
-    sums.products["blk.0.attn_q.weight"] = rng.standard_normal(4), 512
+    sums.products["blk.0.attn_q.weight"] = rng.standard_normal(4), np.array([512.0])
     path = tmp_path / "unfinished.gguf"
     write_calibration(path, source, sums, rope="norm", text="a text", force=False)
     again = resume_sums(path, source)
@@ -210,6 +214,44 @@ def test_unfinished_sums_are_kept_exactly_and_refused_as_statistics(statistics: 
     np.testing.assert_array_equal(again.products["blk.0.attn_q.weight"][0], sums.products["blk.0.attn_q.weight"][0])
     with pytest.raises(SurgeryError, match="covers 1 of 2 chunks"):
         open_calibration(path)
+
+
+def test_two_at_once_take_the_statistics_once(tiny: Path, english: Path, own_cache: Path) -> None:
+    model, text = open_gguf(tiny), read_text(str(english))
+    notes: list[str] = []
+
+    def take(_: int) -> Calibration:
+        return calibrate(model, text, chunks=2, progress=lambda done, total, note: notes.append(note))
+
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(take, range(3)))
+    assert len({calibration.path for calibration in found}) == 1
+    assert all(calibration.has_sensitivities for calibration in found)
+    assert sorted(set(notes)) == ["", "another process takes them; waiting for it"]
+    assert notes.count("") == 3  # 0, 1 and 2 chunks, by one of them
+    assert [path.name for path in own_cache.iterdir()] == [found[0].path.name]
+
+
+def test_what_another_process_writes_anew_is_not_read_at_the_places_of_before(statistics: Path, tmp_path: Path) -> None:
+    calibration = open_calibration(statistics)
+    before = calibration.layer(1).received
+    longer = replace(calibration, source=replace(calibration.source, text_name="x" * 1000))
+    copy_calibration(longer, tmp_path / "longer.gguf", force=False, sources=())
+    os.replace(tmp_path / "longer.gguf", statistics)
+    np.testing.assert_array_equal(calibration.layer(1).received, before)
+
+
+def test_statistics_taken_before_under_another_name_carry_their_text(tiny: Path, english: Path, tmp_path: Path) -> None:
+    for folder in ("old", "new"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(english, tmp_path / folder / "t.txt")
+    assert call("calibrate", tiny, "--text", "old/t.txt", "--chunks", 2, "--no-probes").exit_code == 0
+    shutil.rmtree("old")
+    assert call("calibrate", tiny, "--text", "new/t.txt", "--chunks", 2, "-o", "s.gguf").exit_code == 0
+    assert open_calibration(Path("s.gguf")).source.text_name == "new/t.txt"
+    shutil.rmtree("new")
+    made = call("latent", tiny, "-o", "o.gguf", "--calibration", "s.gguf")
+    assert made.exit_code == 0, made.output
 
 
 def test_a_killed_run_leaves_nothing_under_its_name(embedded: Path, own_cache: Path, tmp_path: Path) -> None:
@@ -221,6 +263,23 @@ def test_a_killed_run_leaves_nothing_under_its_name(embedded: Path, own_cache: P
     process.wait(timeout=30)
     assert not output.exists()
     assert all(".unfinished" in path.name for path in own_cache.glob("*")) or not own_cache.exists()
+
+
+def test_experts_have_a_matrix_and_a_count_each(statistics: Path, tmp_path: Path) -> None:
+    name, source = "blk.0.ffn_up_exps.weight", open_calibration(statistics).source
+    sums = MomentSums()
+    squares = np.arange(12.0).reshape(3, 4)
+    for _ in range(2):
+        sums.add(1, {}, {name: (squares, np.array([5, 0, 2])), "blk.0.attn_q.weight": (squares[1], 7)})
+    write_calibration(tmp_path / "s.gguf", source, sums, rope="norm", text="", force=False)
+    path = tmp_path / "imatrix.gguf"
+    write_importance_matrix(open_calibration(tmp_path / "s.gguf"), path, force=False, sources=())
+    tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(path).tensors}
+    assert tensors[f"{name}.in_sum2"].shape == (3, 4)
+    np.testing.assert_array_equal(tensors[f"{name}.counts"], [[10], [0], [4]])
+    read = read_importance_matrix(path)
+    np.testing.assert_allclose(read[name], np.r_[squares[0] / 5, np.ones(4), squares[2] / 2])
+    np.testing.assert_allclose(read["blk.0.attn_q.weight"], squares[1] / 7)
 
 
 def test_the_importance_matrix_is_llama_cpps(statistics: Path, tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ LIES = {
     "zero alignment": (header(entries=1, body=text(b"general.alignment") + struct.pack("<II", 4, 0)), "alignment 0"),
     "no dimensions": (header(tensors=1, body=tensor(shape=())), "0 dimensions"),
     "five dimensions": (header(tensors=1, body=tensor(shape=(1,) * 5)), "5 dimensions"),
-    "empty tensor": (header(tensors=1, body=tensor(shape=(32, 0))), "impossible shape"),
+    "empty tensor that is large": (header(tensors=1, body=tensor(shape=(2**30, 0))), "impossible shape"),
     "width that is no block": (header(tensors=1, body=tensor(shape=(33, 2), kind=8)), "impossible shape"),
     "unknown tensor type": (header(tensors=1, body=tensor(kind=4)), "type 4"),
     "offset past the end": (header(tensors=1, body=tensor(offset=HUGE)), "is said to be at"),
@@ -191,3 +191,19 @@ def test_refuses_a_tensor_with_nan(tiny: Path, tmp_path: Path) -> None:
         file.write(struct.pack("<f", float("nan")))
     with pytest.raises(SurgeryError, match=r"tensor blk\.1\.attn_k\.weight holds NaN"):
         open_gguf(broken).read(info.name)
+
+
+def test_a_tensor_may_hold_nothing_and_be_called_anything(tmp_path: Path) -> None:
+    name = b"a\xff[/b].weight"
+    empty = [tensor(shape=(32, 0), name=b"e"), tensor(shape=(0,), name=b"f"), tensor(shape=(0,), name=b"q", kind=8)]
+    path = tmp_path / "m.gguf"
+    start = header(tensors=4, body=b"".join(empty) + tensor(shape=(8,), name=name))
+    path.write_bytes(start + bytes(-len(start) % 32) + bytes(range(32)))
+    model = open_gguf(path)
+    assert [model.read(t).shape for t in model.tensors] == [(0, 32), (0,), (0,), (8,)]
+    assert model.read_raw("e").shape == (0, 128)
+    declared = [TensorDeclaration(t.name, t.shape, t.type) for t in model.tensors.values()]
+    with create_gguf(tmp_path / "copy.gguf", model.metadata.values(), declared, alignment=32, force=False) as writer:
+        for t in declared:
+            writer.copy_from(model, t.name)
+    assert (tmp_path / "copy.gguf").read_bytes() == path.read_bytes()

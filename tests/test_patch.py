@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from native.quantize_file import read_importance_matrix
+from pipeline.files.importance_matrix import read_importance_matrix
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.operation.operate import operate, operate_family
 from pipeline.operation.patch import write_operated, write_patched

@@ -1,13 +1,9 @@
 """Take calibration statistics: run a model over a text, once; what was taken is kept in the user's cache folder."""
 
 import hashlib
-import shutil
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-
-import numpy as np
-from gguf import GGMLQuantizationType
 
 from native.capture import CapturedPart, CaptureStart, capture_moments
 from native.isolated import isolated
@@ -27,11 +23,9 @@ from pipeline.calibration.statistics_file import (
     write_calibration,
 )
 from pipeline.errors import SurgeryError, UsageError
-from pipeline.files.output_file import check_output, complete_or_absent
+from pipeline.files.open_file import lock
 from pipeline.files.texts import Text
-from pipeline.gguf_file.metadata import metadata_entry
-from pipeline.gguf_file.reader import DEFAULT_ALIGNMENT, GGUFModel
-from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
+from pipeline.gguf_file.reader import GGUFModel
 from pipeline.progress import Progress, silent
 
 CHUNK_SIZE = 512  # tokens
@@ -52,7 +46,8 @@ def calibrate(
 ) -> Calibration:
     """The statistics of `model` over the first `chunks` chunks of `text`: from the cache, or taken now.
 
-    An interrupted run goes on where it last saved its sums. `sensitivities`, which metric `attention` needs, are
+    An interrupted run goes on where it last saved its sums; while another process takes the same ones, this waits for
+    them. `sensitivities`, which metric `attention` needs, are
     measured as well; `progress` counts chunks, `probing` projections. Raises UsageError for a number of chunks out of
     range, NativeError when llama.cpp cannot load or run the model or the text is shorter than a chunk.
     """
@@ -71,25 +66,32 @@ def calibrate(
     )
     path = cached_path(wanted)
     calibration = cached_calibration(path)
-    if calibration is None:
-        layers = {projections["q"].tensor: layer for layer, projections in attention.layers.items()}
-        _capture(model, text, wanted, layers, path, threads, progress)
-        calibration = open_calibration(path)
-    if sensitivities and not calibration.has_sensitivities:
-        add_sensitivities(calibration, measure_sensitivities(model, calibration, text, threads, probing))
-        calibration = open_calibration(path)
+    if calibration is None or (sensitivities and not calibration.has_sensitivities):
+
+        def waiting() -> None:
+            progress(0, chunks, "another process takes them; waiting for it")
+
+        with lock(path.with_suffix(".lock"), waiting):
+            calibration = cached_calibration(path)
+            if calibration is None:
+                layers = {projections["q"].tensor: layer for layer, projections in attention.layers.items()}
+                _capture(model, text, wanted, layers, path, threads, progress)
+                calibration = open_calibration(path)
+            if sensitivities and not calibration.has_sensitivities:
+                add_sensitivities(calibration, measure_sensitivities(model, calibration, text, threads, probing))
+                calibration = open_calibration(path)
     # the same text may have had another name, or been named from another folder, when they were taken
     return replace(calibration, source=replace(calibration.source, text_name=text.name))
 
 
 def cached_calibration(path: Path) -> Calibration | None:
-    """The statistics at `path`, if they are there and whole; damaged ones are deleted."""
-    if path.exists():
-        try:
-            return open_calibration(path)
-        except SurgeryError:
-            path.unlink()  # damaged; take it again
-    return None
+    """What the cache has under this name; None for nothing, or a damaged file, to be taken again."""
+    if not path.exists():
+        return None
+    try:
+        return open_calibration(path)
+    except SurgeryError:
+        return None
 
 
 def cached_path(source: CalibrationSource) -> Path:
@@ -135,36 +137,6 @@ def _capture(
         if event.chunks and sums.chunks < start.chunks and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
             write_calibration(unfinished, found, sums, rope=start.rope, text=start.covered_text, force=True)
             saved = time.monotonic()
+    model.require_unchanged(by_name=True)  # llama.cpp opened it by its name
     write_calibration(path, found, sums, rope=start.rope, text=start.covered_text, force=True)
     unfinished.unlink(missing_ok=True)
-
-
-def copy_calibration(calibration: Calibration, output: Path, *, force: bool, sources: tuple[Path, ...]) -> None:
-    """Copy a statistics file out of the cache. Raises UsageError for an output that cannot be."""
-    with complete_or_absent(output, force=force, sources=sources) as temporary:
-        shutil.copyfile(calibration.path, temporary)
-
-
-def write_importance_matrix(calibration: Calibration, output: Path, *, force: bool, sources: tuple[Path, ...]) -> None:
-    """Write an importance matrix in llama.cpp's GGUF form: for each weight the sums of its inputs' squares, the counts.
-
-    Format: tools/imatrix/imatrix.cpp, save_imatrix. Raises UsageError for an output that cannot be.
-    """
-    check_output(output, force=force, sources=sources)
-    source = calibration.source
-    metadata = [
-        metadata_entry("general.type", "imatrix"),
-        metadata_entry("imatrix.datasets", [source.text_name]),
-        metadata_entry("imatrix.chunk_count", source.chunk_count),
-        metadata_entry("imatrix.chunk_size", source.chunk_size),
-    ]
-    arrays: dict[str, np.ndarray] = {}
-    for name, (squares, count) in sorted(calibration.products().items()):
-        arrays[f"{name}.in_sum2"] = squares.astype(np.float32).reshape(1, -1)
-        arrays[f"{name}.counts"] = np.full((1, 1), count, np.float32)
-    declarations = [TensorDeclaration(name, values.shape, GGMLQuantizationType.F32) for name, values in arrays.items()]
-    with create_gguf(
-        output, metadata, declarations, alignment=DEFAULT_ALIGNMENT, force=force, sources=sources
-    ) as writer:
-        for name, values in arrays.items():
-            writer.put(name, values.view(np.uint8))

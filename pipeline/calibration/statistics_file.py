@@ -69,12 +69,13 @@ class MomentSums:
     """Sums over the first `chunks` chunks of a text, float64; see `native.capture.CapturedPart`.
 
     attention: by layer and name; matrices are packed: (d (d + 1) / 2,)
-    products: by weight's name, the sum of squares of its inputs, (columns,), and their count
+    products: by weight's name, the sum of squares of its inputs, (columns,), and their count, (1,); of experts,
+        (experts, columns) and (experts,)
     """
 
     chunks: int = 0
     attention: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
-    products: dict[str, tuple[np.ndarray, int]] = field(default_factory=dict)
+    products: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
     def add(self, chunks: int, attention: Mapping[int, Mapping[str, np.ndarray]], products: Mapping[str, Any]) -> None:
         """Add sums over `chunks` more chunks, their matrices whole or packed."""
@@ -85,8 +86,8 @@ class MomentSums:
                 values = pack(values) if values.ndim == 2 else values
                 mine[name] = mine[name] + values if name in mine else values
         for name, (squares, count) in products.items():
-            before, count_before = self.products.get(name, (np.zeros_like(squares), 0))
-            self.products[name] = before + squares, count_before + count
+            before, count_before = self.products.get(name, (np.zeros_like(squares), np.zeros(1)))
+            self.products[name] = before + squares, count_before + np.atleast_1d(np.asarray(count, np.float64))
 
 
 @dataclass(frozen=True)
@@ -131,10 +132,10 @@ class Calibration:
         )
         return LayerMoments(mean, unpack(inputs), unpack(received))
 
-    def products(self) -> dict[str, tuple[np.ndarray, int]]:
-        """Sum of squares, float32 (columns,), and count of the inputs of every weight, by its name."""
+    def products(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Sums of squares and counts of the inputs of every weight by its name, float32, see `MomentSums`."""
         names = [name.removesuffix(".in_sum2") for name in self.file.tensors if name.endswith(".in_sum2")]
-        return {n: (self.file.read(f"{n}.in_sum2"), int(self.file.read(f"{n}.counts")[0])) for n in names}
+        return {name: (self.file.read(f"{name}.in_sum2"), self.file.read(f"{name}.counts")) for name in names}
 
 
 def pack(matrix: np.ndarray) -> np.ndarray:
@@ -167,8 +168,8 @@ def write_calibration(
     arrays = {
         f"blk.{layer}.attn_input.{name}": values for layer, of in sums.attention.items() for name, values in of.items()
     }
-    for name, (squares, count) in sums.products.items():
-        arrays[f"{name}.in_sum2"], arrays[f"{name}.counts"] = squares, np.array([count])
+    for name, (squares, counts) in sums.products.items():
+        arrays[f"{name}.in_sum2"], arrays[f"{name}.counts"] = squares, counts
     dtype = np.float32 if sums.chunks == source.chunk_count else np.float64
     facts = {
         "general.type": KIND,
@@ -190,11 +191,32 @@ def add_sensitivities(calibration: Calibration, values: Mapping[str, list[float]
     _write(calibration.path, metadata, {name: file.read(name) for name in file.tensors}, force=True)
 
 
-def _write(path: Path, metadata: list[MetadataEntry], arrays: Mapping[str, np.ndarray], *, force: bool) -> None:
+def copy_calibration(calibration: Calibration, output: Path, *, force: bool, sources: tuple[Path, ...]) -> None:
+    """Write the statistics to `output`, their text by the name that it has now: a cached file may have another.
+
+    Raises UsageError for an output that cannot be.
+    """
+    file, name = calibration.file, "calibration.text_name"
+    named = metadata_entry(name, calibration.source.text_name)
+    metadata = [named if key == name else entry for key, entry in file.metadata.items() if key != CHECKSUM]
+    arrays = {name: file.read(name) for name in file.tensors}
+    _write(output, metadata, arrays, force=force, sources=sources)
+
+
+def _write(
+    path: Path,
+    metadata: list[MetadataEntry],
+    arrays: Mapping[str, np.ndarray],
+    *,
+    force: bool,
+    sources: tuple[Path, ...] = (),
+) -> None:
     checksum = metadata_entry(CHECKSUM, _checksum(metadata, arrays))
     kinds = {np.dtype(np.float32): GGMLQuantizationType.F32, np.dtype(np.float64): GGMLQuantizationType.F64}
     declarations = [TensorDeclaration(name, values.shape, kinds[values.dtype]) for name, values in arrays.items()]
-    with create_gguf(path, [*metadata, checksum], declarations, alignment=DEFAULT_ALIGNMENT, force=force) as writer:
+    with create_gguf(
+        path, [*metadata, checksum], declarations, alignment=DEFAULT_ALIGNMENT, force=force, sources=sources
+    ) as writer:
         for name, values in arrays.items():
             writer.put(name, values.view(np.uint8))
 
@@ -230,7 +252,7 @@ def read_sums(calibration: Calibration, chunks: int) -> MomentSums:
         values = file.read_raw(name).view(dtype).astype(np.float64)
         if name.endswith(".in_sum2"):
             weight = name.removesuffix(".in_sum2")
-            sums.products[weight] = values, int(file.read_raw(f"{weight}.counts").view(dtype)[0])
+            sums.products[weight] = values, file.read_raw(f"{weight}.counts").view(dtype).astype(np.float64)
         elif ".attn_input." in name:
             _, layer, _, what = name.split(".")
             sums.attention.setdefault(int(layer), {})[what] = values

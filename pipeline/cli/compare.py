@@ -30,6 +30,7 @@ from pipeline.compare.study import StudySettings, open_study
 from pipeline.decompose.methods import METHODS, METRICS
 from pipeline.decompose.principal_components import MEANS
 from pipeline.errors import SurgeryError, UsageError
+from pipeline.files.importance_matrix import match_importance, read_importance_matrix
 from pipeline.files.models import open_model
 from pipeline.files.texts import EVALUATION_TEXT, read_text
 from pipeline.gguf_file.reader import GGUFModel
@@ -38,7 +39,7 @@ from pipeline.latent.source import require_convertible
 from pipeline.operation.layer_groups import check_plan
 from pipeline.operation.plan import STORED_SHARE, VARIANCE_SHARE
 from pipeline.program import program
-from pipeline.quantization import check_importance_matrix, quantized_types
+from pipeline.quantization import quantized_types
 
 
 def names(text: str, values: Iterable[str]) -> tuple[Any, str]:
@@ -127,6 +128,10 @@ def command(model: str | None, folder: Path | None, status_of: Path | None, as_j
         raise UsageError("name the MODEL to compare, or a study with --status")
     settings = study_settings(options)
     source = open_model(model)
+    if imatrix := options["imatrix"]:
+        match = match_importance(read_importance_matrix(imatrix), source, imatrix)
+        if match.without:
+            warn(f"--imatrix {imatrix}: {match}")
     for plan in dict.fromkeys(cell.plan for cell in cells if cell.plan):
         if isinstance(plan, LatentPlan):
             choose_layout(plan, require_convertible(source))
@@ -171,7 +176,6 @@ def chosen_grids(options: dict[str, Any]) -> list[Grid]:
 
 
 def study_settings(options: dict[str, Any]) -> StudySettings:
-    check_importance_matrix(options["imatrix"])
     return StudySettings(
         read_text(options["text"]),
         chunks=options["chunks"],

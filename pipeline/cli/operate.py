@@ -20,6 +20,7 @@ from pipeline.cli.options import (
 )
 from pipeline.cli.output import ProgressReport, print_json, print_table, warn
 from pipeline.cli.parameters import Number, WholeNumber
+from pipeline.cli.quantize import print_quantization
 from pipeline.decompose.methods import METHODS
 from pipeline.decompose.principal_components import MEANS
 from pipeline.errors import UsageError
@@ -149,6 +150,8 @@ def command(
         print_json(report.to_dict() | ({"quantization": quantization} if quant else {}))
     else:
         print_report(model, report)
+        if quant:
+            print_quantization(quantization)
 
 
 def ranges(numbers: Sequence[int]) -> str:

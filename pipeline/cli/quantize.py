@@ -1,11 +1,13 @@
 """`surgery quantize`: llama.cpp's quantiser."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from pipeline.cli.options import force_option, json_option, threads_option
 from pipeline.cli.output import ProgressReport, counted, print_json, warn
+from pipeline.files.importance_matrix import Match
 from pipeline.files.models import open_model
 from pipeline.quantization import quantize, quantized_types
 
@@ -38,12 +40,19 @@ def command(
     if as_json:
         print_json(result)
         return
+    print_quantization(result)
+    click.echo(
+        f"wrote {output}: {result['source_bytes'] / 1e6:,.1f} MB -> {result['output_bytes'] / 1e6:,.1f} MB in {result['seconds']:.1f} s"
+    )
+
+
+def print_quantization(result: dict[str, Any]) -> None:
+    """Which tensors are of another type than was asked for, and what the importance matrix covers."""
     if fallbacks := result["fallbacks"]:
         click.echo(
             f"{counted(len(fallbacks), 'tensor')} fell back to another type, as their width does not fit {result['type']}:"
         )
         for name, fallback in fallbacks.items():
             click.echo(f"  {name:<32} {fallback}")
-    click.echo(
-        f"wrote {output}: {result['source_bytes'] / 1e6:,.1f} MB -> {result['output_bytes'] / 1e6:,.1f} MB in {result['seconds']:.1f} s"
-    )
+    if match := result.get("importance"):
+        click.echo(f"importance matrix: {Match(match['covered'], tuple(match['without']))}")

@@ -12,9 +12,9 @@ import numpy as np
 from native.isolated import isolated
 from native.measure import MeasuredAnswer, MeasuredChunk, MeasurementStart, measure
 from native.model import ContextOptions, default_threads
-from native.quantize_file import read_importance_matrix
 from pipeline.compare.cell import AS_IT_IS, LATENT, Cell
 from pipeline.evaluation.statistics import interval, mean_and_standard_error, require_finite
+from pipeline.files.importance_matrix import read_importance_matrix
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
 from pipeline.operation.patch import write_operated, write_patched
 from pipeline.quantization import quantize

@@ -8,7 +8,7 @@ import hashlib
 import mmap
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -18,10 +18,13 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
 from pipeline.errors import SurgeryError
+from pipeline.files.open_file import OpenFile
 from pipeline.gguf_file.metadata import Cursor, MetadataEntry
 
 DEFAULT_ALIGNMENT = 32
 LARGEST_DIMENSION = 2**31 - 1  # no model comes near: what is beyond is no truncated file but a header that lies
+LARGEST_OF_NOTHING = 2**15  # a dimension of a tensor that holds nothing
+NAME_ERRORS = "surrogateescape"  # a tensor's name that is not UTF-8 is written as it was read
 FLOAT_TYPES = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
 
 
@@ -34,6 +37,7 @@ class TensorInfo:
     type: GGMLQuantizationType
     path: Path
     offset: int  # bytes from the start of the file
+    file: OpenFile | None = field(default=None, repr=False, compare=False)  # None: opened by its path when it is read
 
     @property
     def nbytes(self) -> int:
@@ -58,6 +62,7 @@ class GGUFModel:
     alignment: int
     metadata: dict[str, MetadataEntry]
     tensors: dict[str, TensorInfo] = field(repr=False)
+    files: tuple[OpenFile, ...] = field(default=(), repr=False, compare=False, kw_only=True)
 
     @property
     def path(self) -> Path:
@@ -87,10 +92,10 @@ class GGUFModel:
     def read_raw(self, name: str) -> np.ndarray:
         """The stored bytes of a tensor: uint8, of shape (rows, bytes per row)."""
         info = self.tensors[name]
-        data = np.fromfile(info.path, dtype=np.uint8, count=info.nbytes, offset=info.offset)
+        data = (info.file or OpenFile(info.path)).read(info.offset, info.nbytes)
         if data.size != info.nbytes:
             raise SurgeryError(f"{info.path}: tensor {name} could not be read whole; was the file changed meanwhile?")
-        return data.reshape(*info.shape[:-1], -1)
+        return data.reshape(*info.shape[:-1], tensor_nbytes(info.shape[-1:], info.type))
 
     def stored(self, name: str) -> TensorInfo | None:
         """Where the very bytes that `read_raw` gives stand in a file; None where they have to be made."""
@@ -100,18 +105,26 @@ class GGUFModel:
         """SHA-256, in hex, of the model's files, one after the other; `stop` can end it early, with a wrong hash."""
         if (known := self.__dict__.get("_sha256")) is None:
             digest = hashlib.sha256()
-            for path in self.paths:
-                with path.open("rb") as file:
-                    while not stop() and (chunk := file.read(2**20)):
-                        digest.update(chunk)
+            for file in self.files or map(OpenFile, self.paths):
+                for chunk in file.chunks(2**20):
+                    digest.update(chunk)
+                    if stop():
+                        break
             known = digest.hexdigest()
             if not stop():
                 self.__dict__["_sha256"] = known  # as cached_property does
         return known
 
+    def require_unchanged(self, *, by_name: bool = False) -> None:
+        """Raise SurgeryError when a file was written to since it was opened; `by_name`: or replaced by another."""
+        for file in self.files:
+            file.require_unchanged(by_name=by_name)
+
     def read(self, name: str) -> np.ndarray:
         """A tensor as float32 of its full shape, dequantised if need be. Raises SurgeryError on NaN or infinity."""
         info = self.tensors[name]
+        if not info.parameters:
+            return np.zeros(info.shape, np.float32)
         try:
             values = dequantize(self.read_raw(name), info.type).reshape(info.shape)
         except NotImplementedError:
@@ -178,11 +191,11 @@ def read_part(path: Path) -> GGUFModel:
     if not path.is_file():
         raise SurgeryError(f"{path}: not a file")
     try:
-        with path.open("rb") as file:
-            if path.stat().st_size < 24:
-                raise SurgeryError(f"{path}: not a GGUF file, it has only {path.stat().st_size} bytes")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
-                return _parse(path, buffer)
+        file = OpenFile(path)
+        if file.size < 24:
+            raise SurgeryError(f"{path}: not a GGUF file, it has only {file.size} bytes")
+        with mmap.mmap(file.descriptor, 0, access=mmap.ACCESS_READ) as buffer:
+            return _parse(file, buffer)
     except OSError as error:
         raise SurgeryError(f"{path}: cannot be read: {error.strerror}") from None
     except EOFError:
@@ -193,7 +206,8 @@ def read_part(path: Path) -> GGUFModel:
         raise SurgeryError(f"{path}: damaged GGUF header: {error}") from None
 
 
-def _parse(path: Path, buffer: mmap.mmap) -> GGUFModel:
+def _parse(file: OpenFile, buffer: mmap.mmap) -> GGUFModel:
+    path = file.path
     if buffer[:4] != b"GGUF":
         raise SurgeryError(f"{path}: not a GGUF file (it starts with {_shown(bytes(buffer[:4]))})")
     cursor = Cursor(buffer, 4)
@@ -212,7 +226,10 @@ def _parse(path: Path, buffer: mmap.mmap) -> GGUFModel:
     if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
         raise ValueError(f"alignment {alignment} is not a power of two")
     infos = [_tensor_info(cursor, path) for _ in range(n_tensors)]
-    return GGUFModel((path,), alignment, metadata, _place(infos, cursor.position, cursor.end, alignment))
+    tensors = {
+        name: replace(info, file=file) for name, info in _place(infos, cursor.position, cursor.end, alignment).items()
+    }
+    return GGUFModel((path,), alignment, metadata, tensors, files=(file,))
 
 
 def _shown(start: bytes) -> str:
@@ -234,7 +251,7 @@ def _metadata(cursor: Cursor, count: int) -> Iterator[MetadataEntry]:
 
 
 def _tensor_info(cursor: Cursor, path: Path) -> TensorInfo:
-    name = cursor.string()
+    name = cursor.raw_string().decode("utf-8", NAME_ERRORS)
     n_dims = cursor.number("I")
     if not 1 <= n_dims <= 4:
         raise ValueError(f"tensor {name!r} has {n_dims} dimensions, between 1 and 4 are allowed")
@@ -246,7 +263,9 @@ def _tensor_info(cursor: Cursor, path: Path) -> TensorInfo:
         raise ValueError(
             f"tensor {name!r} has type {number}, which this version of the gguf package does not know"
         ) from None
-    if 0 in shape or max(shape) > LARGEST_DIMENSION or shape[-1] % GGML_QUANT_SIZES[kind][0]:
+    # A tensor may hold nothing; its other dimensions are bounded by no bytes then.
+    largest = LARGEST_DIMENSION if all(shape) else LARGEST_OF_NOTHING
+    if max(shape) > largest or shape[-1] % GGML_QUANT_SIZES[kind][0]:
         raise ValueError(f"tensor {name!r} of type {kind.name} has the impossible shape {shape}")
     return TensorInfo(name, shape, kind, path, cursor.number("Q"))
 

@@ -13,9 +13,10 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 from pipeline.errors import SurgeryError
+from pipeline.files.open_file import OpenFile
 from pipeline.files.output_file import complete_or_absent
 from pipeline.gguf_file.metadata import MetadataEntry
-from pipeline.gguf_file.reader import GGUFModel, TensorInfo, align, read_part
+from pipeline.gguf_file.reader import NAME_ERRORS, GGUFModel, TensorInfo, align, read_part
 from pipeline.progress import Progress, silent
 
 COPY_CHUNK = 32 * 2**20  # bytes copied between two reports of progress
@@ -62,8 +63,8 @@ class GGUFWriter:
         if (source.type, source.shape) != (info.type, info.shape):
             raise AssertionError(f"tensor {source.name}: declared as {info.type.name} {info.shape}")
         self.file.flush()
-        with source.path.open("rb") as file:
-            _copy_range(file.fileno(), source.offset, self.file.fileno(), info.offset, info.nbytes, self._advance)
+        file = source.file or OpenFile(source.path)
+        _copy_range(file.descriptor, source.offset, self.file.fileno(), info.offset, info.nbytes, self._advance)
 
     def copy_from(self, model: GGUFModel, name: str) -> None:
         """Write a tensor of `model` as it is."""
@@ -128,7 +129,7 @@ def _layout(
     fixed = b"GGUF" + struct.pack("<IQQ", 3, len(declarations), len(metadata)) + b"".join(e.raw for e in metadata)
     records, places, offset = [], [], 0
     for tensor in declarations:
-        name = tensor.name.encode()
+        name = tensor.name.encode(errors=NAME_ERRORS)
         dims = tuple(reversed(tensor.shape))
         records.append(
             struct.pack("<Q", len(name))

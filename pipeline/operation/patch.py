@@ -15,7 +15,7 @@ from pipeline.gguf_file.metadata import MetadataEntry
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
 
-RESTAMPED = ("general.quantization_version", "general.file_type")  # by the quantiser, at the end
+RESTAMPED = ("general.quantization_version", "general.file_type", "general.alignment")  # by the quantiser, at the end
 
 
 def write_patched(
