@@ -1,5 +1,7 @@
 """The exceptions a user can meet. The command line turns each into one line and an exit code."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 
 
@@ -13,6 +15,13 @@ class UsageError(SurgeryError):
     """What was asked for cannot be done: the message names the option, what was expected and what to do."""
 
     exit_code = 2
+
+
+def suggestion(name: str, names: Iterable[str]) -> str:
+    """`; did you mean X?` for the nearest of `names`, whatever their case; nothing if none is near."""
+    known = {known.lower(): known for known in names}
+    nearest = get_close_matches(name.lower(), known, n=1)
+    return f"; did you mean {known[nearest[0]]}?" if nearest else ""
 
 
 def no_file(path: Path) -> str:

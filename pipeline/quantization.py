@@ -12,12 +12,13 @@ from native.isolated import isolated
 from native.quantize_file import (
     ALIGNMENT,
     FALLBACK_LINE,
+    FILE_TYPES,
     PROGRESS_LINE,
     SIZE_LINE,
     file_type,
     quantize_file,
 )
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, suggestion
 from pipeline.files.importance_matrix import match_importance, read_importance_matrix
 from pipeline.files.output_file import check_output, complete_or_absent
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
@@ -91,7 +92,7 @@ def known_type(kind: str) -> str:
     try:
         return file_type(kind)
     except NativeError as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(f"{error}{suggestion(kind, FILE_TYPES)}") from None
 
 
 def quantized_types(model: GGUFModel) -> list[str]:

@@ -1,17 +1,25 @@
 """The commands through click's runner: what they print, and what bad input gets."""
 
+import io
 import json
 import os
+import re
+import time
 from pathlib import Path
 
 import click
 import pytest
+import rich.console
 from click.testing import CliRunner, Result
 
 from native.model import MOST_THREADS
+from pipeline.cli import output
 from pipeline.cli.main import COMMANDS, cli
-from pipeline.cli.output import counted
+from pipeline.cli.output import ProgressReport, counted
+from pipeline.gguf_file.metadata import metadata_entry
 from pipeline.gguf_file.reader import open_gguf
+from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
+from pipeline.visible import visible
 
 
 def call(*arguments: object, stdin: str | None = None) -> Result:
@@ -146,7 +154,7 @@ BAD_INPUT = {
     ),
     "both": ("operate {tiny} -o o.gguf --threshold 0.5 --rank 3", 2, "give one of --threshold, --rank and --budget"),
     "rank too large": ("operate {tiny} -o o.gguf --rank 999", 2, "--rank 999: q of layer 0 has 64 components"),
-    "method": ("operate {tiny} -o o.gguf --method svd", 2, "'svd' is not one of"),
+    "method": ("operate {tiny} -o o.gguf --method svd", 2, "--method svd: expected one of shared-kv"),
     "targets": ("operate {tiny} -o o.gguf --targets xyz", 2, "--targets 'xyz'"),
     "layers": ("operate {tiny} -o o.gguf --layers 7", 2, "layer 7 has no q, k and v"),
     "no model": ("operate nowhere.gguf -o o.gguf", 2, "nowhere.gguf: no such file"),
@@ -170,7 +178,7 @@ BAD_INPUT = {
     "no argument": ("operate", 2, "Missing argument 'MODEL'; see surgery operate --help"),
     "no output": ("operate {tiny}", 2, "Missing option '-o' / '--output'; see"),
     "no such option": ("operate {tiny} -o o.gguf --thresold 1", 2, "No such option '--thresold'"),
-    "no such command": ("opreate {tiny}", 2, "No such command 'opreate'"),
+    "no such command": ("opreate {tiny}", 2, "opreate: no such command; did you mean operate?"),
     "no value": ("operate {tiny} -o o.gguf --rank", 2, "'--rank' requires an argument"),
     "temperature nan": ("run {tiny} --temperature nan", 2, "--temperature nan: expected a number of at least 0"),
     "temperature inf": ("run {tiny} --temperature inf", 2, "--temperature inf: expected a number of at least 0"),
@@ -185,7 +193,7 @@ BAD_INPUT = {
     "ctx of compare": ("compare {tiny} --ctx 99999999999", 2, "--ctx 99999999999: expected a whole number from 8"),
     "gpu layers": ("run {tiny} --gpu-layers -5", 2, "--gpu-layers -5: expected a whole number from -1"),
     "gpu layers of eval": ("eval {tiny} --gpu-layers -5", 2, "--gpu-layers -5: expected a whole number from -1"),
-    "cache type": ("eval {tiny} --cache-type-k q9", 2, "'q9' is not one of"),
+    "cache type": ("eval {tiny} --cache-type-k q9", 2, "--cache-type-k q9: expected one of f32"),
     "empty prompt": ("run {tiny} --prompt ''", 2, "--prompt: is empty"),
 }
 
@@ -226,3 +234,76 @@ def test_bad_input_gets_one_clear_line(
     assert result.stderr.startswith("surgery: ")
     assert len(result.stderr.splitlines()) == 1
     assert [path.name for path in Path().iterdir()] == ["short.txt"]
+
+
+HOSTILE = "[/b]\x1b[2J\x9b31m\u202ex\nsurgery: all is well"
+
+
+def test_names_from_files_do_nothing_to_the_terminal(tiny: Path) -> None:
+    """A tensor's name, a metadata key and a path with colours, cleared screens, line ends and rich's own markup."""
+    model = open_gguf(tiny)
+    names = {name: HOSTILE + name if "ffn" in name else name for name in model.tensors}
+    declared = [TensorDeclaration(names[t.name], t.shape, t.type) for t in model.tensors.values()]
+    metadata = [*model.metadata.values(), metadata_entry("surgery." + HOSTILE, HOSTILE)]
+    path = Path(f"{HOSTILE.replace('/', '')}.gguf")
+    with create_gguf(path, metadata, declared, alignment=32, force=False) as writer:
+        for t in model.tensors.values():
+            writer.put(names[t.name], model.read_raw(t.name))
+    shown = call("inspect", path)
+    assert shown.exit_code == 0, shown.output
+    assert "[/b]\\x1b[2J\\x9b31m\\u202ex" in shown.stdout
+    refused = call("eval", path, "--text", HOSTILE)
+    for result in (shown, refused, call("inspect", HOSTILE), call(HOSTILE), call("operate", path, "--method", HOSTILE)):
+        assert not set("\x1b\x9b\u202e") & set(result.output)
+        assert "\nsurgery: all is well" not in result.output
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_control_characters_are_made_visible_and_nothing_else() -> None:
+    assert visible("a\tb\nc\r\x7f\x85\u2066\udce9\ud800") == r"a\tb\nc\r\x7f\x85\u2066\xe9\ud800"
+    assert visible("a\tb\nc\r", keep="\n\t") == "a\tb\nc\\r"
+    for text in ("Ω é 漢字 ﷽ \u200d\U0001f469\u200d\U0001f52c [bold] :smile:", ""):
+        assert visible(text) == text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (("opreate", "x"), "did you mean operate?"),
+        (("inspect", "smolm2-135m"), "did you mean smollm2-135m?"),
+        (("inspect", "mymodle.gguf"), "did you mean mymodel.gguf?"),
+        (("operate", "smollm2-135m", "-o", "o.gguf", "--method", "seperate"), "did you mean separate?"),
+        (("operate", "smollm2-135m", "-o", "o.gguf", "--metric", "atention"), "did you mean attention?"),
+        (("operate", "smollm2-135m", "-o", "o.gguf", "--treshold", "0.5"), "--threshold'?)"),
+        (("operate", "smollm2-135m", "-o", "o.gguf", "--quant", "Q4KM"), "did you mean Q4_K_M?"),
+        (("quantize", "smollm2-135m", "o.gguf", "q8"), "did you mean Q8_0?"),
+        (("compare", "smollm2-135m", "-o", "s", "--methods", "sharedkv"), "did you mean shared-kv?"),
+        (("compare", "smollm2-135m", "-o", "s", "--quants", "Q4-K-M"), "did you mean Q4_K_M?"),
+    ],
+)
+def test_a_mistyped_name_is_told_the_nearest(arguments: tuple[str, ...], meant: str) -> None:
+    Path("mymodel.gguf").touch()
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert meant in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_targets_may_be_a_list(tiny: Path) -> None:
+    assert call_json("operate", tiny, "-o", "o.gguf", "--targets", "q, k")["targets"] == "qk"
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_the_time_that_is_left_is_never_hidden(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(
+        output, "Console", lambda **_: rich.console.Console(file=shown, width=width, force_terminal=True, height=20)
+    )
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with ProgressReport("calibrating on " + "a/very/long/path/" * 9, unit="chunks") as report:
+        for done in range(4):
+            report.update(done, 1000, "with a note that is long as well, and says a great deal of what is being done")
+            time.sleep(0.02)
+        assert report._bar
+        report._bar.refresh()
+    assert re.search(r"\d:\d\d:\d\d", shown.getvalue())

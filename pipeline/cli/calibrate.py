@@ -12,7 +12,7 @@ from pipeline.calibration.obtain import CalibrationWatch, obtain_calibration, ow
 from pipeline.calibration.self_text import is_self
 from pipeline.calibration.statistics_file import Calibration, copy_calibration
 from pipeline.cli.options import force_option, json_option, model_argument, threads_option
-from pipeline.cli.output import ProgressReport, counted, duration, print_json
+from pipeline.cli.output import ProgressReport, counted, duration, echo, print_json
 from pipeline.cli.parameters import WholeNumber
 from pipeline.errors import UsageError
 from pipeline.files.importance_matrix import write_importance_matrix
@@ -89,12 +89,12 @@ def command(
     if as_json:
         print_json(facts)
         return
-    click.echo(
+    echo(
         f"calibrated      {facts['model']} on {facts['text']}, {counted(facts['chunks'], 'chunk')} of {facts['chunk_size']} tokens"
     )
-    click.echo(f"statistics      {facts['statistics']} ({facts['statistics_bytes'] / 1e6:,.1f} MB)")
+    echo(f"statistics      {facts['statistics']} ({facts['statistics_bytes'] / 1e6:,.1f} MB)")
     if imatrix_output is not None:
-        click.echo(f"imatrix         {imatrix_output}")
+        echo(f"imatrix         {imatrix_output}")
 
 
 def print_own_text(model: GGUFModel, name: str, chunks: int, threads: int, as_json: bool) -> None:
@@ -106,7 +106,7 @@ def print_own_text(model: GGUFModel, name: str, chunks: int, threads: int, as_js
     if as_json:
         print_json({"model": model.name, "text": name, "text_sha256": text.sha256, "content": text.content})
     else:
-        click.echo(text.content)
+        echo(text.content)
 
 
 def describe(calibration: Calibration, output: Path | None, imatrix: Path | None) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def calibration_progress(model: GGUFModel, text: str) -> Iterator[CalibrationWat
     ):
 
         def announce(tokens: int, seconds: float) -> None:
-            click.echo(
+            echo(
                 f"{model.name} writes {counted(tokens, 'token')} to be calibrated on, once: about {duration(seconds)},"
                 " and as long again to calibrate on them",
                 err=True,
@@ -150,7 +150,7 @@ def calibration_progress(model: GGUFModel, text: str) -> Iterator[CalibrationWat
 
         def update(done: float, total: float, note: str) -> None:
             if not capturing.total:
-                click.echo(f"calibrating {model.name} on {text}: {counted(round(total), 'chunk')}, once", err=True)
+                echo(f"calibrating {model.name} on {text}: {counted(round(total), 'chunk')}, once", err=True)
             capturing.update(done, total, note)
 
         yield CalibrationWatch(update, probing.update, writing.update, announce)

@@ -14,8 +14,8 @@ from pipeline.calibration.overlap import SHARED_ENOUGH, shared_lines
 from pipeline.calibration.statistics_file import Calibration
 from pipeline.cli.calibrate import calibration_for_metric
 from pipeline.cli.options import calibration_option, force_option, json_option, list_option, threads_option
-from pipeline.cli.output import counted, warn
-from pipeline.cli.parameters import Number, WholeNumber
+from pipeline.cli.output import counted, echo, warn
+from pipeline.cli.parameters import Choice, Number, WholeNumber
 from pipeline.cli.study_display import StudyDisplay
 from pipeline.cli.study_table import show_estimate, show_study
 from pipeline.compare.cell import CACHE_TYPES, LATENT, Cell
@@ -43,7 +43,7 @@ from pipeline.quantization import quantized_types
 
 
 def names(text: str, values: Iterable[str]) -> tuple[Any, str]:
-    return click.Choice(list(values)), f"Any of {', '.join(values)}.{text}"
+    return Choice(list(values)), f"Any of {', '.join(values)}.{text}"
 
 
 GRID_OPTIONS = (
@@ -77,7 +77,7 @@ def grid_options(command: Any) -> Any:
 @click.argument("model", required=False)
 @click.option("-o", "--output", "folder", type=click.Path(path_type=Path), help="The folder of the study.")
 @grid_options
-@click.option("--preset", type=click.Choice(list(PRESETS)), help="quick: a first look; original: the published cells.")
+@click.option("--preset", type=Choice(list(PRESETS)), help="quick: a first look; original: the published cells.")
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="A grid in a file; options overrule it.")
 @click.option(
     "--save-plan", type=click.Path(path_type=Path), help="Write the grid to this file; without -o, end there."
@@ -121,7 +121,7 @@ def command(model: str | None, folder: Path | None, status_of: Path | None, as_j
     cells = grid_cells(grids)
     if options["save_plan"]:
         save_grids(options["save_plan"], grids, force=options["force"])
-        click.echo(f"wrote {options['save_plan']}: {counted(len(cells), 'cell')}, for --plan", err=as_json)
+        echo(f"wrote {options['save_plan']}: {counted(len(cells), 'cell')}, for --plan", err=as_json)
         if folder is None:
             return
     if model is None:
@@ -155,7 +155,7 @@ def command(model: str | None, folder: Path | None, status_of: Path | None, as_j
                 look_into_source(study, lambda doing: display.watch(replace(progress, doing=doing)))
         show_study(ledger_results(study.ledger), as_json)
     if not as_json:
-        click.echo(f"\nthe whole story:   {program()} report {shlex.quote(str(folder))}")
+        echo(f"\nthe whole story:   {program()} report {shlex.quote(str(folder))}")
     if progress.failures:
         raise SurgeryError(f"{counted(len(progress.failures), 'cell')} failed; first {progress.failures[0]}")
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 
 from pipeline.cli.options import force_option, json_option
-from pipeline.cli.output import ProgressReport, print_json
+from pipeline.cli.output import ProgressReport, echo, print_json
+from pipeline.cli.parameters import Choice
 from pipeline.convert.checkpoint import OUTTYPES
 from pipeline.convert.write import write_model
 from pipeline.errors import UsageError
@@ -20,7 +21,7 @@ from pipeline.files.output_file import check_output
     "--outtype",
     default="auto",
     show_default=True,
-    type=click.Choice(OUTTYPES),
+    type=Choice(OUTTYPES),
     help="Type of the matrices; auto: the checkpoint's own. Norms and biases become F32.",
 )
 @click.option(
@@ -39,5 +40,5 @@ def command(model: str, output: Path, outtype: str, pre: str | None, force: bool
     if as_json:
         print_json(result)
         return
-    click.echo(f"{result['architecture']}, {result['parameters']:,} parameters as {', '.join(result['types'])}")
-    click.echo(f"wrote {output} ({result['output_bytes'] / 1e6:,.1f} MB) in {result['seconds']:.1f} s")
+    echo(f"{result['architecture']}, {result['parameters']:,} parameters as {', '.join(result['types'])}")
+    echo(f"wrote {output} ({result['output_bytes'] / 1e6:,.1f} MB) in {result['seconds']:.1f} s")

@@ -4,12 +4,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import click
-
 from pipeline.attention import find_attention
 from pipeline.calibration.cache import cache_folder
 from pipeline.cli.calibrate import calibration_for_metric
-from pipeline.cli.output import counted, print_table
+from pipeline.cli.output import counted, echo, print_table
 from pipeline.cli.study_display import StudyDisplay
 from pipeline.compare.cell import sha256_of
 from pipeline.compare.damage import TARGETS, damage_cells, measured_damage, note_damage
@@ -46,7 +44,7 @@ def damage(
 
 def print_damage(found: dict[str, Any]) -> None:
     """KL divergences by layer with half of their 95 % intervals, and what is hit hardest."""
-    click.echo(
+    echo(
         f"\nKL divergence in nats a token when that alone keeps {found['threshold']:g} of its variance"
         f" ({found['text']}, {found['chunks']} chunks; rank in brackets)"
     )
@@ -54,7 +52,7 @@ def print_damage(found: dict[str, Any]) -> None:
     print_table(("layer", *TARGETS), rows)
     single = [(layer[t]["kld_mean"], layer["layer"], t) for layer in found["layers"] for t in TARGETS[:-1]]
     worst = sorted(single, reverse=True)[:3]
-    click.echo("hit hardest: " + ", ".join(f"{t} of layer {layer} ({kld:.4f})" for kld, layer, t in worst))
+    echo("hit hardest: " + ", ".join(f"{t} of layer {layer} ({kld:.4f})" for kld, layer, t in worst))
 
 
 def _entry(cell: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from pipeline.cli.options import (
     model_argument,
     threads_option,
 )
-from pipeline.cli.output import ProgressReport, counted, print_json, print_table, warn
+from pipeline.cli.output import ProgressReport, counted, echo, print_json, print_table, warn
 from pipeline.cli.parameters import WholeNumber
 from pipeline.evaluation.evaluate import SMALLEST_CONTEXT, evaluate
 from pipeline.evaluation.speed import speeds_at_depths
@@ -97,23 +97,23 @@ def command(
 
 def print_evaluation(result: dict[str, Any], base: str | None) -> None:
     """What `evaluate` found, and the speeds at depths if they were measured."""
-    click.echo(
+    echo(
         f"text            {result['text']}, {counted(result['chunks'], 'chunk')} of {result['n_ctx']} tokens, {result['tokens_scored']:,} scored"
     )
-    click.echo(f"perplexity      {result['ppl']:.4f} +/- {result['ppl_se']:.4f}")
+    echo(f"perplexity      {result['ppl']:.4f} +/- {result['ppl_se']:.4f}")
     if base:
-        click.echo(f"base            {result['base_ppl']:.4f} +/- {result['base_ppl_se']:.4f}   ({base})")
-        click.echo(
+        echo(f"base            {result['base_ppl']:.4f} +/- {result['base_ppl_se']:.4f}   ({base})")
+        echo(
             f"KL divergence   {result['kld_mean']:.5f} +/- {result['kld_se']:.5f} nats a token; median {result['kld_median']:.5f}, 99th percentile {result['kld_p99']:.4f}"
         )
-        click.echo(f"same top token  {result['same_top']:.2%}")
-    click.echo(
+        echo(f"same top token  {result['same_top']:.2%}")
+    echo(
         f"speed           {result['tokens_per_second']:,.0f} tokens/s, {result['seconds']:.1f} s; KV cache {result['kv_cache_bytes'] / 2**20:.2f} MiB for {result['n_ctx']} tokens"
     )
     beside = f", the base's {result['base_file_bytes'] / 1e6:,.1f} MB" if base else ""
-    click.echo(f"file            {result['file_bytes'] / 1e6:,.1f} MB{beside}")
+    echo(f"file            {result['file_bytes'] / 1e6:,.1f} MB{beside}")
     if "speeds" in result:
-        click.echo()
+        echo()
         print_speeds(result["speeds"], result["base_speeds"])
 
 

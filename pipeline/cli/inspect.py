@@ -18,7 +18,7 @@ from pipeline.cli.options import (
     refuse_idle_calibration,
     threads_option,
 )
-from pipeline.cli.output import ProgressReport, print_json
+from pipeline.cli.output import ProgressReport, echo, print_json
 from pipeline.cli.parameters import Number, WholeNumber
 from pipeline.errors import UsageError
 from pipeline.files.models import resolve_model
@@ -117,7 +117,7 @@ def command(
     if with_damage:
         print_damage(summary["damage"])
     for picture in pictures:
-        click.echo(f"drew {picture}")
+        echo(f"drew {picture}")
 
 
 def looked_into(lens: Lens, with_spectrum: bool, with_overlap: bool) -> dict[str, Any]:

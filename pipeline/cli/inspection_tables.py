@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import click
-
-from pipeline.cli.output import print_table
+from pipeline.cli.output import echo, print_table
 from pipeline.subspaces.similarity import SPECTRUM_GROUPS, SPECTRUM_THRESHOLDS, mean_of_pairs
+from pipeline.visible import visible
 
 
 def print_summary(summary: dict[str, Any]) -> None:
@@ -17,26 +16,27 @@ def print_summary(summary: dict[str, Any]) -> None:
         ("width", "embedding_length"),
         ("context", "context_length"),
     ):
-        click.echo(f"{label:<14}{summary[key]}")
-    click.echo(f"{'heads':<14}{summary['heads']} query, {summary['kv_heads']} key/value")
-    click.echo(f"{'size':<14}{summary['file_bytes'] / 1e6:,.1f} MB, {summary['parameters']:,} parameters\n")
+        echo(f"{label:<14}{visible(str(summary[key]))}")
+    echo(f"{'heads':<14}{summary['heads']} query, {summary['kv_heads']} key/value")
+    echo(f"{'size':<14}{summary['file_bytes'] / 1e6:,.1f} MB, {summary['parameters']:,} parameters\n")
     print_table(
         ("type", "tensors", "MB"),
         [(name, t["tensors"], f"{t['bytes'] / 1e6:,.1f}") for name, t in summary["types"].items()],
     )
-    click.echo()
+    echo()
     total = summary["parameters"]
     print_table(
         ("tensor", "parameters", "share"),
         [(kind, f"{count:,}", f"{count / total:.1%}") for kind, count in summary["parameters_by_kind"].items()],
     )
     for key, value in summary["surgery"].items():
-        click.echo(f"{key:<24}{value if not isinstance(value, list) or len(value) < 200 else f'{len(value)} numbers'}")
+        shown = f"{len(value)} numbers" if isinstance(value, list) and len(value) >= 200 else str(value)
+        echo(visible(f"{key:<24}{shown}"))
 
 
 def print_spectrum(layers: list[dict[str, Any]]) -> None:
     shares = " ".join(f"{threshold:g}" for threshold in SPECTRUM_THRESHOLDS)
-    click.echo(f"\nranks that keep {shares} of the variance")
+    echo(f"\nranks that keep {shares} of the variance")
     rows = [
         (layer["layer"], *(" ".join(f"{rank:>4}" for rank in layer["ranks"][group]) for group in SPECTRUM_GROUPS))
         for layer in layers
@@ -49,15 +49,13 @@ def print_overlap(overlap: dict[str, Any]) -> None:
     within, between = overlap["within"], overlap["between"]
     shown = [rank for rank in between["ranks"] if rank <= len(within[0]["v_in_k"])]
     columns = ("v_in_k", "v_in_random", "k_in_v", "k_in_random")
-    click.echo(
-        f"\nshare of the energy in the first {' '.join(map(str, shown))} directions of the other, of random weights"
-    )
+    echo(f"\nshare of the energy in the first {' '.join(map(str, shown))} directions of the other, of random weights")
     rows = [
         (layer["layer"], *(" ".join(f"{layer[key][rank - 1]:.3f}" for rank in shown) for key in columns))
         for layer in within
     ]
     print_table(("layer", "v in k", "v in random", "k in v", "k in random"), rows)
-    click.echo("\noverlap of the subspaces that k+v of two layers read")
+    echo("\noverlap of the subspaces that k+v of two layers read")
     compared = zip(between["ranks"], between["overlap"], between["random_weights"], between["random"], strict=True)
     rows = [
         (

@@ -15,7 +15,8 @@ from pipeline.cli.options import (
     output_option,
     threads_option,
 )
-from pipeline.cli.output import ProgressReport, print_json, print_table, warn
+from pipeline.cli.output import ProgressReport, echo, print_json, print_table, warn
+from pipeline.cli.parameters import Choice
 from pipeline.files.models import open_model
 from pipeline.files.output_file import check_output
 from pipeline.latent.convert import LatentReport, convert_to_latent
@@ -42,7 +43,7 @@ from pipeline.program import program
     "--outtype",
     default="auto",
     show_default=True,
-    type=click.Choice(OUTTYPES),
+    type=Choice(OUTTYPES),
     help="Type of the new matrices. auto: the source's if it is a float type, else F16. All others keep theirs.",
 )
 @threads_option
@@ -88,15 +89,13 @@ def print_report(model: str, report: LatentReport) -> None:
     ]
     print_table(("layer", "energy kept", "score error", "refitted"), rows)
     layout = report.layout
-    click.echo(
+    echo(
         f"\ncached per token and layer: {layout.cached_numbers} numbers instead of {report.source_numbers}"
         f" ({report.share:.0%}), {layout.rank} of them the latent and {2 * layout.pairs} with RoPE"
     )
     if layout.cached_numbers % 32:
         warn(f"{layout.cached_numbers} is not a multiple of 32, so this cache cannot be quantised")
-    click.echo(f"wrote {report.output} ({report.output_bytes / 1e6:,.1f} MB) in {report.seconds:.1f} s\n")
+    echo(f"wrote {report.output} ({report.output_bytes / 1e6:,.1f} MB) in {report.seconds:.1f} s\n")
     name = shlex.quote(report.output)
-    click.echo(f"what it lost:   {program()} eval {name} --base {shlex.quote(model)} --chunks 8")
-    click.echo(
-        f"what it says:   {program()} run {name} --beside {shlex.quote(model)} --prompt 'What is machine learning?'"
-    )
+    echo(f"what it lost:   {program()} eval {name} --base {shlex.quote(model)} --chunks 8")
+    echo(f"what it says:   {program()} run {name} --beside {shlex.quote(model)} --prompt 'What is machine learning?'")

@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import io
 import os
 import signal
 import sys
@@ -12,8 +13,9 @@ import click
 
 from native.errors import NativeError
 from pipeline.cli.parameters import parameter_name
-from pipeline.errors import SurgeryError
+from pipeline.errors import SurgeryError, UsageError, suggestion
 from pipeline.program import program
+from pipeline.visible import visible
 
 COMMANDS = {
     "calibrate": "Measure what a model's attention sees, over a text.",
@@ -34,6 +36,13 @@ class SurgeryGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise UsageError(f"{args[0]}: no such command{suggestion(args[0], COMMANDS)}; see {program()} --help")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -63,7 +72,7 @@ class SurgeryGroup(click.Group):
         except (SurgeryError, NativeError) as error:
             code = complain(str(error), error.exit_code)
         except click.Abort:
-            click.echo("\r" if sys.stderr.isatty() else "", nl=False, err=True)  # over the terminal's ^C
+            click.echo("\r" if sys.stderr.isatty() else "", nl=False, err=True)  # noqa: TID251  # over the terminal's ^C
             code = complain("interrupted", 128 + signal.SIGINT)
         except OSError as error:
             code = complain(f"{_what_failed(error)}: {error.strerror or error}", 1)
@@ -74,7 +83,7 @@ class SurgeryGroup(click.Group):
 
 def complain(message: str, code: int) -> int:
     """Print `message` as one line on stderr; the exit code is `code`."""
-    click.echo(f"surgery: {message}", err=True)
+    click.echo(f"surgery: {visible(message)}", err=True)  # noqa: TID251  # what `echo` rests on takes long to import
     return code
 
 
@@ -115,6 +124,9 @@ def main() -> None:
     def stop(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without some character is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, stop)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
         signal.signal(signal.SIGHUP, stop)

@@ -18,8 +18,8 @@ from pipeline.cli.options import (
     refuse_idle_calibration,
     threads_option,
 )
-from pipeline.cli.output import ProgressReport, print_json, print_table, warn
-from pipeline.cli.parameters import Number, WholeNumber
+from pipeline.cli.output import ProgressReport, echo, print_json, print_table, warn
+from pipeline.cli.parameters import Choice, Number, WholeNumber
 from pipeline.cli.quantize import print_quantization
 from pipeline.decompose.methods import METHODS
 from pipeline.decompose.principal_components import MEANS
@@ -42,11 +42,15 @@ from pipeline.quantization import known_type, quantized_types
     "--method",
     default="shared-kv",
     show_default=True,
-    type=click.Choice(list(METHODS)),
+    type=Choice(list(METHODS)),
     help="; ".join(f"{k}: {m.summary}" for k, m in METHODS.items()) + ".",
 )
 @click.option(
-    "--targets", default="qkv", show_default=True, help="Which projections to replace: any of the letters q, k and v."
+    "--targets",
+    default="qkv",
+    show_default=True,
+    callback=lambda ctx, param, value: value.replace(",", "").replace(" ", ""),
+    help="Which projections to replace: any of the letters q, k and v.",
 )
 @click.option(
     "--threshold",
@@ -64,7 +68,7 @@ from pipeline.quantization import known_type, quantized_types
     "--mean",
     default="keep",
     show_default=True,
-    type=click.Choice(MEANS),
+    type=Choice(MEANS),
     help="keep: PCA, the mean is added back; none: not centred; drop: centred, the mean is lost (even at threshold 1).",
 )
 @click.option(
@@ -77,7 +81,7 @@ from pipeline.quantization import known_type, quantized_types
     "--outtype",
     default="auto",
     show_default=True,
-    type=click.Choice(OUTTYPES),
+    type=Choice(OUTTYPES),
     help="Type of the replaced tensors. auto: a float type stays, a quantised one becomes F16; keep: the tensor's own.",
 )
 @click.option("--quant", metavar="TYPE", help="Then quantise the whole file to TYPE, such as Q4_K_M.")
@@ -180,21 +184,19 @@ def print_report(model: str, report: OperationReport) -> None:
     ]
     print_table(("layer", "group", "n x d", "rank", "variance kept", "relative error"), rows)
     for reason, numbers in report.skipped_by_reason.items():
-        click.echo(f"left alone: layer{'s' if len(numbers) > 1 else ''} {ranges(numbers)} ({reason})")
+        echo(f"left alone: layer{'s' if len(numbers) > 1 else ''} {ranges(numbers)} ({reason})")
     share = report.factor_numbers / report.dense_numbers
-    click.echo(
+    echo(
         f"\nnumbers stored if the factors were kept: {report.factor_numbers:,} of {report.dense_numbers:,} ({share:.0%})"
     )
-    click.echo(
+    echo(
         f"wrote {report.output} ({report.output_bytes / 1e6:,.1f} MB) in {report.seconds:.1f} s, {report.decomposition_seconds:.1f} s of it decomposing"
     )
     name = shlex.quote(report.output)
-    click.echo()
+    echo()
     if is_checkpoint(model):
         base = gguf_name(model)
-        click.echo(f"to compare:     {program()} convert {shlex.quote(model)} {shlex.quote(base)}")
+        echo(f"to compare:     {program()} convert {shlex.quote(model)} {shlex.quote(base)}")
         model = base
-    click.echo(f"what it lost:   {program()} eval {name} --base {shlex.quote(model)} --chunks 8")
-    click.echo(
-        f"what it says:   {program()} run {name} --beside {shlex.quote(model)} --prompt 'What is machine learning?'"
-    )
+    echo(f"what it lost:   {program()} eval {name} --base {shlex.quote(model)} --chunks 8")
+    echo(f"what it says:   {program()} run {name} --beside {shlex.quote(model)} --prompt 'What is machine learning?'")

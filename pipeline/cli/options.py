@@ -7,7 +7,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from pipeline.cli.parameters import WholeNumber
+from pipeline.cli.parameters import Choice, WholeNumber
 from pipeline.decompose.methods import METRICS
 from pipeline.errors import UsageError
 from pipeline.files.texts import CALIBRATION_TEXT
@@ -33,7 +33,7 @@ gpu_layers_option = click.option(
 
 def cache_type_options(command: Any) -> Any:
     """--cache-type-k and --cache-type-v. The names stand here too, so that --help need not load llama.cpp."""
-    names = click.Choice(["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl"], case_sensitive=False)
+    names = Choice(["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl"], case_sensitive=False)
     for side in "vk":
         command = click.option(
             f"--cache-type-{side}",
@@ -62,7 +62,7 @@ def metric_options(command: Any) -> Any:
         "--metric",
         default="weights",
         show_default=True,
-        type=click.Choice(list(METRICS)),
+        type=Choice(list(METRICS)),
         help=f"How much a direction counts. {summaries}.",
     )(command)
 

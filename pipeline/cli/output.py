@@ -17,7 +17,10 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
+
+from pipeline.visible import visible
 
 SECONDS_BETWEEN_PLAIN_LINES = 10.0
 
@@ -38,8 +41,16 @@ def duration(seconds: float) -> str:
     )
 
 
+def echo(message: str = "", *, nl: bool = True, err: bool = False) -> None:
+    """Print `message`, which may be a model's or hold names from files: only its line ends and tabs do anything.
+
+    Everything that a command prints goes through here, a table, a progress bar or JSON.
+    """
+    click.echo(visible(message, keep="\n\t"), nl=nl, err=err)  # noqa: TID251
+
+
 def print_json(value: dict[str, Any]) -> None:
-    click.echo(json.dumps(value, indent=2))
+    echo(json.dumps(value, indent=2))
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -48,12 +59,12 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="right" if number else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*map(str, row))
+        table.add_row(*(Text(visible(str(cell))) for cell in row))
     Console(width=max(200, Console().width), highlight=False).print(table)
 
 
 def warn(message: str) -> None:
-    click.echo(f"surgery: warning: {message}", err=True)
+    echo(f"surgery: warning: {visible(message)}", err=True)
 
 
 class ProgressReport:
@@ -64,7 +75,7 @@ class ProgressReport:
     """
 
     def __init__(self, label: str, *, unit: str, total: float = 0) -> None:
-        self.label, self.unit, self.done, self.total = label, unit, 0.0, total
+        self.label, self.unit, self.done, self.total = visible(label), unit, 0.0, total
         self._done_before: float | None = None  # by an interrupted run that is being resumed
         self._started = self._last_line = time.monotonic()
         self._bar: Progress | None = None
@@ -85,23 +96,31 @@ class ProgressReport:
             self._done_before, self._started = done, time.monotonic()
         if sys.stderr.isatty():
             self._bar = self._bar or self._start_bar()
-            self._bar.update(self._bar.task_ids[0], completed=done, total=total, note=note, rate=self._rate())
+            task, shown = self._bar.task_ids[0], visible(note)
+            self._bar.update(task, completed=done, total=total, note=shown, rate=self._rate())
             if done >= total:
                 self._bar.stop()
         elif time.monotonic() - self._last_line > SECONDS_BETWEEN_PLAIN_LINES:
             self._last_line = time.monotonic()
-            click.echo(self._plain_line(note), err=True)
+            echo(self._plain_line(visible(note)), err=True)
 
     def _start_bar(self) -> Progress:
-        in_bytes = (DownloadColumn(), TransferSpeedColumn())
+        """The bar; on a narrow terminal note, bar and label give way, and never the time that is left."""
+        console = Console(stderr=True)
+        third, wide = console.width // 3, console.width >= 100
+
+        def shortened(what: str) -> TextColumn:
+            yielding = Column(no_wrap=True, overflow="ellipsis", max_width=third)
+            return TextColumn(what, markup=False, table_column=yielding)
+
         counted = (MofNCompleteColumn(), TextColumn(self._noun()))
         bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            *(in_bytes if self.unit == "bytes" else counted),
-            TextColumn("{task.fields[rate]}  {task.fields[note]}"),
+            shortened("{task.description}"),
+            *([BarColumn(min(40, console.width // 4))] if wide else []),
+            *((DownloadColumn(), TransferSpeedColumn()) if self.unit == "bytes" else counted),
+            *([shortened("{task.fields[rate]}  {task.fields[note]}")] if wide else []),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=console,
             transient=True,
         )
         bar.add_task(self.label, total=self.total, completed=int(self.done), note="", rate="")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, suggestion
 
 LARGEST = 2**31 - 1  # llama.cpp counts in 32 bits
 
@@ -32,6 +32,19 @@ class Number(click.FloatRange):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         return _expect(self.expected, super().convert, math.isfinite, value, param, ctx)
+
+
+class Choice(click.Choice[str]):
+    """One of some names; for another, the message has the nearest."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            names = [str(choice) for choice in self.choices]
+            raise UsageError(
+                f"{parameter_name(param)} {value}: expected one of {', '.join(names)}{suggestion(str(value), names)}"
+            ) from None
 
 
 def _expect(

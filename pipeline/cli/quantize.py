@@ -6,10 +6,10 @@ from typing import Any
 import click
 
 from pipeline.cli.options import force_option, json_option, threads_option
-from pipeline.cli.output import ProgressReport, counted, print_json, warn
+from pipeline.cli.output import ProgressReport, counted, echo, print_json, warn
 from pipeline.files.importance_matrix import Match
 from pipeline.files.models import open_model
-from pipeline.quantization import quantize, quantized_types
+from pipeline.quantization import known_type, quantize, quantized_types
 
 
 @click.command("quantize")
@@ -24,6 +24,7 @@ def command(
     model: str, output: Path, type_name: str, imatrix: Path | None, threads: int, force: bool, as_json: bool
 ) -> None:
     """Quantise MODEL to OUTPUT as TYPE: Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_0, IQ4_XS, F16 and all others of llama.cpp."""
+    known_type(type_name)
     source = open_model(model)
     if types := quantized_types(source):
         warn(f"{source.path.name} is quantised already ({', '.join(types)}); quantising it again adds loss to loss")
@@ -41,7 +42,7 @@ def command(
         print_json(result)
         return
     print_quantization(result)
-    click.echo(
+    echo(
         f"wrote {output}: {result['source_bytes'] / 1e6:,.1f} MB -> {result['output_bytes'] / 1e6:,.1f} MB in {result['seconds']:.1f} s"
     )
 
@@ -49,10 +50,10 @@ def command(
 def print_quantization(result: dict[str, Any]) -> None:
     """Which tensors are of another type than was asked for, and what the importance matrix covers."""
     if fallbacks := result["fallbacks"]:
-        click.echo(
+        echo(
             f"{counted(len(fallbacks), 'tensor')} fell back to another type, as their width does not fit {result['type']}:"
         )
         for name, fallback in fallbacks.items():
-            click.echo(f"  {name:<32} {fallback}")
+            echo(f"  {name:<32} {fallback}")
     if match := result.get("importance"):
-        click.echo(f"importance matrix: {Match(match['covered'], tuple(match['without']))}")
+        echo(f"importance matrix: {Match(match['covered'], tuple(match['without']))}")

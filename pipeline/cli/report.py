@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from pipeline.cli.options import json_option
-from pipeline.cli.output import print_json
+from pipeline.cli.output import echo, print_json
 from pipeline.errors import UsageError
 from pipeline.report.charts import require_charts
 
@@ -36,6 +36,6 @@ def command(study: Path, output: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(written)
         return
-    click.echo("\n".join(written["answer"]))
+    echo("\n".join(written["answer"]))
     size = page.stat().st_size / 1e6
-    click.echo(f"\nwrote {page} ({size:.1f} MB), {len(written['tables'])} tables and {len(written['plots'])} pictures")
+    echo(f"\nwrote {page} ({size:.1f} MB), {len(written['tables'])} tables and {len(written['plots'])} pictures")

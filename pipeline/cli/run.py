@@ -14,11 +14,12 @@ import click
 from native.generate import AnswerStatistics, SamplingOptions
 from native.model import ContextOptions
 from pipeline.cli.options import cache_type_options, gpu_layers_option, json_option, model_argument, threads_option
-from pipeline.cli.output import counted, print_json
+from pipeline.cli.output import counted, echo, print_json
 from pipeline.cli.parameters import Number, WholeNumber
 from pipeline.conversation import Conversation, ask, start_conversation
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.files.models import open_model
+from pipeline.visible import visible
 
 
 @click.command("run")
@@ -101,7 +102,7 @@ def answer(
 ) -> dict[str, Any]:
     """Stream one answer to the terminal, unless `quiet`; what was said, with its statistics."""
     if label and not quiet:
-        click.secho(f"--- {name}", bold=True)
+        click.secho(f"--- {visible(name)}", bold=True)  # noqa: TID251
     pieces: list[str] = []
     for event in ask(conversation, message, stopped):
         if isinstance(event, AnswerStatistics):
@@ -110,7 +111,7 @@ def answer(
             return {"model": name, "text": "".join(pieces), **asdict(event)}
         pieces.append(event)
         if not quiet:
-            click.echo(event, nl=False)
+            echo(event, nl=False)
     raise AssertionError("an answer ends with its statistics")
 
 
@@ -123,8 +124,8 @@ def print_statistics(statistics: AnswerStatistics) -> None:
         "context": "; cut off, the context is full",
         "interrupted": "; stopped",
     }[statistics.finish_reason]
-    click.echo()
-    click.echo(
+    echo()
+    echo(
         f"[prompt {counted(statistics.prompt_tokens, 'token')}, {prompt_speed:,.0f}/s; answer {counted(statistics.generated_tokens, 'token')}, {speed:,.0f}/s{why}]\n",
         err=True,
     )
@@ -132,12 +133,12 @@ def print_statistics(statistics: AnswerStatistics) -> None:
 
 def chat_on_terminal(conversations: dict[str, Conversation]) -> None:
     """Ask and answer until an empty line, the end of input, or Ctrl-C at the prompt; during an answer that ends it."""
-    click.echo("Ask something; Ctrl-C stops an answer, an empty line or Ctrl-D ends.", err=True)
+    echo("Ask something; Ctrl-C stops an answer, an empty line or Ctrl-D ends.", err=True)
     while True:
         try:
             message = input("> ").strip()
         except (EOFError, KeyboardInterrupt):
-            click.echo()
+            echo()
             return
         if not message:
             return

@@ -3,13 +3,12 @@
 import sys
 import time
 
-import click
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from pipeline.cli.output import SECONDS_BETWEEN_PLAIN_LINES, counted
+from pipeline.cli.output import SECONDS_BETWEEN_PLAIN_LINES, counted, echo
 from pipeline.compare.run import StudyProgress
 
 
@@ -55,9 +54,7 @@ class StudyDisplay:
             rate = progress.chunks_done / (now - self._started)
             left = f", {(progress.chunks_total - progress.chunks_done) / rate:,.0f} s left" if rate else ""
             chunks = f"{progress.chunks_done} of {counted(progress.chunks_total, 'chunk')}"
-            click.echo(
-                f"comparing: {_cells(progress)}, {chunks}{left}; {progress.doing}; best {_best(progress)}", err=True
-            )
+            echo(f"comparing: {_cells(progress)}, {chunks}{left}; {progress.doing}; best {_best(progress)}", err=True)
 
 
 def _cells(progress: StudyProgress) -> str:

@@ -2,9 +2,7 @@
 
 from typing import Any
 
-import click
-
-from pipeline.cli.output import counted, print_json, print_table
+from pipeline.cli.output import counted, echo, print_json, print_table
 from pipeline.compare.estimate import StudyEstimate
 
 
@@ -14,8 +12,8 @@ def show_study(results: dict[str, Any], as_json: bool) -> None:
         print_json(results)
         return
     study, base = results["study"], results["base"]
-    click.echo(f"{study['model']} on {study['text']}, chunks of {study['n_ctx']} tokens", nl=False)
-    click.echo(f"; its own perplexity {base['ppl']:.4f} +/- {base['ppl_se']:.4f}\n" if base["ppl"] else "\n")
+    echo(f"{study['model']} on {study['text']}, chunks of {study['n_ctx']} tokens", nl=False)
+    echo(f"; its own perplexity {base['ppl']:.4f} +/- {base['ppl_se']:.4f}\n" if base["ppl"] else "\n")
     cells = sorted(results["cells"], key=lambda cell: (cell["kld_mean"] is None, cell["kld_mean"]))
     headings = (
         "cell",
@@ -30,7 +28,7 @@ def show_study(results: dict[str, Any], as_json: bool) -> None:
         "status",
     )
     print_table(headings, [table_row(cell) for cell in cells])
-    click.echo("\n* no other file of at most its size, as it is or if the factors were stored, loses less")
+    echo("\n* no other file of at most its size, as it is or if the factors were stored, loses less")
 
 
 def table_row(cell: dict[str, Any]) -> tuple[str, ...]:
@@ -58,7 +56,7 @@ def show_estimate(estimate: StudyEstimate, count: int, as_json: bool) -> None:
         print_json({"cells": cells, "seconds": estimate.seconds, "work_bytes": estimate.work_bytes})
         return
     print_table(("cell", "MB"), [(cell.label, f"{size / 1e6:,.1f}") for cell, size in estimate.file_bytes.items()])
-    click.echo(
+    echo(
         f"\n{counted(count, 'cell')}, about {estimate.seconds / 60:,.0f} minutes on this machine (calibrating not counted),"
         f" {estimate.work_bytes / 1e9:,.1f} GB on disk meanwhile"
     )

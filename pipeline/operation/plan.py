@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pipeline.attention import ROLES
 from pipeline.decompose.methods import METHODS, METRICS
 from pipeline.decompose.principal_components import MEANS
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, suggestion
 from pipeline.files.encode import OUTTYPES
 
 DEFAULT_THRESHOLD = 0.9
@@ -47,7 +47,9 @@ class Plan:
             ("outtype", self.outtype, OUTTYPES),
         ):
             if value not in allowed:
-                raise UsageError(f"--{option} {value!r}: expected one of {', '.join(allowed)}")
+                raise UsageError(
+                    f"--{option} {value!r}: expected one of {', '.join(allowed)}{suggestion(value, allowed)}"
+                )
         if not self.targets or set(self.targets) - set(ROLES) or len(set(self.targets)) != len(self.targets):
             raise UsageError(
                 f"--targets {self.targets!r}: expected some of the letters q, k and v, such as qkv, kv or q"
