@@ -2,14 +2,14 @@
 
 import codecs
 import time
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import llama_cpp
 import numpy as np
-from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
+from native.chat_template import ChatTemplateError, Message, render_chat
 from native.errors import NativeError
 from native.model import Context, ContextOptions, Model, load_model, open_context
 
@@ -39,51 +39,76 @@ class AnswerStatistics:
     finish_reason: str  # "stop", "length" (max_tokens), "context" (n_ctx is full) or "interrupted"
 
 
+@dataclass(frozen=True)
+class Restart:
+    """Sent instead of a message: what was said is forgotten."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Yielded instead of an answer: why there is none. The message is forgotten, the conversation goes on."""
+
+    reason: str
+
+
+Chat = Generator[str | AnswerStatistics | Refusal | None, str | Restart | None, None]
+
+
 def chat(
-    path: str, options: ContextOptions, sampling: SamplingOptions
-) -> Generator[str | AnswerStatistics | None, str | None, None]:
+    path: str, options: ContextOptions, sampling: SamplingOptions, *, system: str | None = None, plain: bool = False
+) -> Chat:
     """A conversation. First yields None; send it a message, it yields the answer's pieces, then AnswerStatistics.
 
     Send the next message in reply to the statistics; anything in reply to a piece ends the answer. What was said stays
-    in the KV cache. Raises NativeError when the model cannot be loaded or a message does not fit in the context.
+    in the KV cache. `system` is a message that all begins with; `plain` does without the model's chat template. A
+    message that the template does not take or that does not fit in the context is answered by a Refusal; Restart is
+    answered by None. Raises NativeError when the model cannot be loaded or computes NaN.
     """
     with load_model(path, options.gpu_layers) as model:
         n_ctx = options.n_ctx or min(model.n_ctx_train, 4096)
-        with open_context(model, ContextOptions(**{**vars(options), "n_ctx": n_ctx})) as context:
-            messages: list[dict[str, str]] = []
+        with open_context(model, replace(options, n_ctx=n_ctx)) as context:
+            first: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+            messages = first.copy()
             cached = np.empty(0, np.int32)
-            statistics: AnswerStatistics | None = None
+            reply: AnswerStatistics | Refusal | None = None
             while True:
-                messages.append({"role": "user", "content": (yield statistics) or ""})
-                prompt = model.tokenize(render_chat(model, messages), special=True)
+                message = yield reply
+                if isinstance(message, Restart):
+                    messages, reply = first.copy(), None
+                    continue
+                messages.append({"role": "user", "content": message or ""})
+                try:
+                    prompt = prompt_tokens(model, messages, n_ctx, plain=plain)
+                except NativeError as error:
+                    messages.pop()
+                    advice = "; --plain does without it" if isinstance(error, ChatTemplateError) else ""
+                    reply = Refusal(f"{error}{advice}")
+                    continue
                 answer: list[str] = []
-                cached, statistics = yield from _answer(context, n_ctx, prompt, cached, sampling, answer)
+                cached, reply = yield from _answer(context, n_ctx, prompt, cached, sampling, answer)
                 messages.append({"role": "assistant", "content": "".join(answer)})
 
 
-def render_chat(model: Model, messages: list[dict[str, str]]) -> str:
-    """The conversation as the model's chat template writes it; plain text for a model that has none."""
-    template = model.metadata("tokenizer.chat_template")
-    if template is None:
-        return "\n".join(message["content"] for message in messages)
-    formatter = Jinja2ChatFormatter(
-        template, eos_token=_token_text(model, "eos"), bos_token="" if model.adds_bos else _token_text(model, "bos")
-    )
-    return str(formatter(messages=messages).prompt)
+def prompt_tokens(
+    model: Model, messages: Sequence[Message], n_ctx: int | None = None, *, plain: bool = False
+) -> np.ndarray:
+    """The tokens that a conversation begins an answer with, int32 (n,) with 0 < n < `n_ctx`, if that is given.
 
-
-def _token_text(model: Model, name: str) -> str:
-    token = getattr(llama_cpp, f"llama_vocab_{name}")(model.vocab)
-    return "" if token < 0 else llama_cpp.llama_vocab_get_text(model.vocab, token).decode("utf-8", errors="replace")
+    Raises NativeError when the chat template fails, leaves no tokens, or more than fit.
+    """
+    tokens = model.tokenize(render_chat(model, messages, plain=plain), special=True)
+    if not len(tokens):
+        raise NativeError(f"{model.path}: the prompt has no tokens in this model's vocabulary; ask something else")
+    if n_ctx is not None and len(tokens) >= n_ctx:
+        raise NativeError(
+            f"the conversation has {len(tokens)} tokens, the context {n_ctx}; use a larger --ctx or start anew"
+        )
+    return tokens
 
 
 def _answer(
     context: Context, n_ctx: int, prompt: np.ndarray, cached: np.ndarray, sampling: SamplingOptions, answer: list[str]
 ) -> Generator[Any, Any, tuple[np.ndarray, AnswerStatistics]]:
-    if len(prompt) >= n_ctx:
-        raise NativeError(
-            f"the conversation has {len(prompt)} tokens, the context {n_ctx}; use a larger --ctx or start anew"
-        )
     started = time.perf_counter()
     reused = decode_prompt(context, prompt, cached)
     prompt_seconds = time.perf_counter() - started
@@ -104,14 +129,15 @@ def _answer(
         reason = "context"
     seconds = time.perf_counter() - started - prompt_seconds
     statistics = AnswerStatistics(len(prompt), reused, prompt_seconds, len(generated), seconds, reason)
-    return np.concatenate([prompt, np.array(generated[:-1], np.int32)]), statistics
+    decoded = generated if reason == "stop" else generated[:-1]  # the last one was decoded only if one was sampled then
+    return np.concatenate([prompt, np.array(decoded, np.int32)]), statistics
 
 
 def decode_prompt(context: Context, prompt: np.ndarray, cached: np.ndarray, n_batch: int = 512) -> int:
     """Decode what of `prompt` is not in the KV cache yet, with logits for its last token; how many tokens were."""
     shared = min(len(cached), len(prompt) - 1)
     shared = int(np.argmin(np.append(cached[:shared] == prompt[:shared], False)))
-    context.keep_first(shared)
+    shared = context.keep_first(shared)
     for start in range(shared, len(prompt), n_batch):
         part = prompt[start : start + n_batch]
         positions = np.arange(start, start + len(part))

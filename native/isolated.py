@@ -7,14 +7,18 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Generator
+import traceback
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from typing import IO, Any
+from typing import Any
 
 from native.errors import NativeError
+from native.library import native_log
 
-YIELDED, LOGGED, RETURNED, RAISED = range(4)
+YIELDED, LOGGED, BEGUN, RETURNED, RAISED = range(5)
+LINES_KEPT = 200  # of the log, for whoever looks for a fault
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -27,24 +31,29 @@ def isolated(
     """Run the generator `function(*args, **kwargs)` in a fresh process: what it yields, returns and is sent goes across.
 
     `function` and all values must be picklable. `on_log` hears each line of llama.cpp's log; what else the process
-    prints is seen by nobody. Closing this generator ends the process. Raises what the generator raises, and NativeError
-    with the last line of its stderr, else of the log, if the process dies.
+    prints is seen by nobody. Closing this generator ends the process. Raises what the generator raises, if that is a
+    NativeError, OSError or UnicodeError, and else NativeError with the file, what was being done, and the exception or,
+    if the process dies, the last line of its stderr or of the log.
     """
     ours, theirs = multiprocessing.Pipe()
     process = _start(theirs)
     theirs.close()
     stderr = process.stderr
     assert stderr is not None  # `_start` makes it a pipe
-    last_line = ""
+    log: deque[str] = deque(maxlen=LINES_KEPT)
+    activity = ("", f"starting {function.__name__}")
     try:
         ours.send((function, args, kwargs))
         sent = None
         while True:
             ours.send(sent)
-            while (answer := ours.recv())[0] == LOGGED:
-                last_line = answer[1]
+            while (answer := ours.recv())[0] in (LOGGED, BEGUN):
+                if answer[0] == BEGUN:
+                    activity = answer[1]
+                    continue
+                log.append(answer[1])
                 if on_log:
-                    on_log(last_line)
+                    on_log(answer[1])
             kind, value = answer
             if kind == RETURNED:
                 return value
@@ -53,9 +62,7 @@ def isolated(
             sent = yield value
     except (EOFError, ConnectionError):
         process.wait()
-        raise NativeError(
-            f"llama.cpp {_how_it_ended(process.returncode)}; its last words: {_last_words(stderr) or last_line or 'none'}"
-        ) from None
+        raise _death(process.returncode, stderr.read().decode("utf-8", errors="replace"), log, activity) from None
     finally:
         process.kill()
         process.wait()
@@ -84,18 +91,23 @@ def _start(connection: Connection) -> "subprocess.Popen[bytes]":
     )
 
 
-def _last_words(stderr: IO[bytes]) -> str:
-    """The last line that a process which is gone wrote to its stderr, a source file in it without its folders."""
-    lines = [line for line in stderr.read().decode("utf-8", errors="replace").splitlines() if line.strip()]
-    return re.sub(r"^/\S*/(?=[^/\s]+:\d+: )", "", lines[-1].strip()) if lines else ""
+def _death(exitcode: int, stderr: str, log: Sequence[str], activity: tuple[str, str]) -> NativeError:
+    """What to say of a process that is gone: what it did with which file, how it ended, and its last words."""
+    said = [line.strip() for line in stderr.splitlines() if line.strip()]
+    words = re.sub(r"^/\S*/(?=[^/\s]+:\d+: )", "", said[-1]) if said else (log[-1] if log else "none")  # no folders
+    how = f"was stopped by {signal.Signals(-exitcode).name}" if exitcode < 0 else f"ended with code {exitcode}"
+    hint = "; was there too little memory?" if exitcode == -signal.SIGKILL else ""
+    path, what = activity
+    message = f"{path and f'{path}: '}llama.cpp {how} while {what}; its last words: {words}{hint}"
+    return NativeError(message).with_details("\n".join((*log, stderr)))
 
 
-def _how_it_ended(exitcode: int | None) -> str:
-    return (
-        f"was stopped by {signal.Signals(-exitcode).name}"
-        if exitcode and exitcode < 0
-        else f"ended with code {exitcode}"
-    )
+def _unexpected(error: Exception, activity: tuple[str, str]) -> NativeError:
+    """An exception that nobody foresaw, as one line with its traceback as details."""
+    path, what = activity
+    reason = "too little memory" if isinstance(error, MemoryError) else f"{type(error).__name__}: {error}"
+    line = " ".join(f"{path and f'{path}: '}failed while {what or 'starting'} ({reason})".split())
+    return NativeError(line).with_details("".join(traceback.format_exception(error)))
 
 
 def _die_with_parent() -> None:
@@ -109,8 +121,6 @@ def serve(handle: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends this process
     _die_with_parent()
     os.set_blocking(2, False)  # nobody reads it before the end: what does not fit is lost, rather than waited for
-    from native.library import native_log
-
     connection = Connection(handle)
 
     def log(line: str) -> None:
@@ -120,15 +130,23 @@ def serve(handle: int) -> None:
             os._exit(1)
 
     native_log().listeners.append(log)
-    try:
+    native_log().activity_listeners.append(lambda path, what: connection.send((BEGUN, (path, what))))
+    with suppress(EOFError, BrokenPipeError):  # the parent is gone
         function, args, kwargs = connection.recv()
         generator = function(*args, **kwargs)
-        try:
-            while True:
-                connection.send((YIELDED, generator.send(connection.recv())))
-        except StopIteration as stop:
-            connection.send((RETURNED, stop.value))
-    except (EOFError, BrokenPipeError):
-        pass  # the parent is gone
+        kind = YIELDED
+        while kind == YIELDED:
+            kind, value = _advance(generator, connection.recv())
+            connection.send((kind, value))
+
+
+def _advance(generator: Generator[Any, Any, Any], sent: Any) -> tuple[int, Any]:
+    """What comes of sending `sent` to the generator: kind and value of the message to the parent."""
+    try:
+        return YIELDED, generator.send(sent)
+    except StopIteration as stop:
+        return RETURNED, stop.value
+    except (NativeError, OSError, UnicodeError) as error:
+        return RAISED, error
     except Exception as error:
-        connection.send((RAISED, error))
+        return RAISED, _unexpected(error, native_log().activity)

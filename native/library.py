@@ -19,13 +19,19 @@ MOST_ERRORS = 3  # in a message
 MOST_OPERATIONS = 64  # fewer than ggml has, and MUL_MAT is among the first
 
 LogListener = Callable[[str], None]
+ActivityListener = Callable[[str, str], None]
 
 
 class NativeLog:
-    """llama.cpp's log: kept away from the terminal, its complaints at hand for an error message."""
+    """llama.cpp's log: kept away from the terminal, its complaints at hand for an error message.
+
+    And what is being done with it, on which file: it may abort, and then others have to say that.
+    """
 
     def __init__(self) -> None:
         self.listeners: list[LogListener] = []
+        self.activity_listeners: list[ActivityListener] = []
+        self.activity: tuple[str, str] = ("", "")
         self._errors: list[str] = []  # the first ones: what failed first is the reason of the rest
         self._warnings: deque[str] = deque(maxlen=2)
         self._partial = b""
@@ -48,6 +54,13 @@ class NativeLog:
                     self._warnings.append(line)
                 for listener in self.listeners:
                     listener(line)
+
+    def doing(self, path: str, what: str) -> None:
+        """Note that `what` (such as "loading it") begins with the file `path`."""
+        if self.activity != (path, what):
+            self.activity = path, what
+            for listener in self.activity_listeners:
+                listener(path, what)
 
     def error(self, message: str) -> NativeError:
         """An error that ends with llama.cpp's first errors since the last one, or with its warnings if it had none."""

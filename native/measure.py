@@ -15,7 +15,7 @@ import numpy as np
 
 from native.errors import NativeError
 from native.evaluate import decode_columns, scored_positions, text_chunks
-from native.generate import SamplingOptions, decode_prompt, render_chat, sample_tokens
+from native.generate import SamplingOptions, decode_prompt, prompt_tokens, sample_tokens
 from native.model import Context, ContextOptions, Model, load_model, open_context
 from native.scoring import TokenScores, score_tokens
 
@@ -39,10 +39,14 @@ class MeasuredChunk:
 
 @dataclass(frozen=True)
 class MeasuredAnswer:
-    """The text that each token stands for, and the seconds that each token after the first took."""
+    """The text that each token stands for, and the seconds that each token after the first took.
+
+    failure: why there is no answer, such as a chat template that fails; None if there is one
+    """
 
     pieces: list[str]
     seconds: list[float]
+    failure: str | None = None
 
 
 Measurement = Generator[MeasurementStart | MeasuredChunk | MeasuredAnswer, bool | None, None]
@@ -75,7 +79,10 @@ def measure(
                 if (yield MeasuredChunk(number, chunk, seconds)):
                     break
         if max_tokens:
-            yield _answer(model, options, prompt, max_tokens)
+            try:
+                yield _answer(model, options, prompt, max_tokens)
+            except NativeError as error:
+                yield MeasuredAnswer([], [], str(error))
 
 
 def _measure_chunk(
@@ -122,7 +129,7 @@ def read_logits(folder: Path, number: int, shape: tuple[int, int]) -> np.ndarray
 
 
 def _answer(model: Model, options: ContextOptions, prompt: str, max_tokens: int) -> MeasuredAnswer:
-    tokens = model.tokenize(render_chat(model, [{"role": "user", "content": prompt}]), special=True)
+    tokens = prompt_tokens(model, [{"role": "user", "content": prompt}])
     with open_context(model, replace(options, n_ctx=len(tokens) + max_tokens, n_batch=512)) as context:
         decode_prompt(context, tokens, np.empty(0, np.int32))
         pieces, seconds, started = [], [], time.perf_counter()

@@ -54,6 +54,11 @@ class Model:
         return int(llama_cpp.llama_model_n_ctx_train(self.pointer))
 
     @property
+    def cuts_back(self) -> bool:
+        """Whether single tokens can be removed from its memory: not from a state that all have gone into."""
+        return not (llama_cpp.llama_model_is_recurrent(self.pointer) or llama_cpp.llama_model_is_hybrid(self.pointer))
+
+    @property
     def adds_bos(self) -> bool:
         return bool(llama_cpp.llama_vocab_get_add_bos(self.vocab))
 
@@ -71,6 +76,7 @@ class Model:
 
         `special`: whether the text of a control token stands for that token.
         """
+        native_log().doing(self.path, "tokenising a text")
         data = text.encode()
         if len(data) > LONGEST_TEXT:
             raise NativeError(f"the text has {len(data):,} bytes, llama.cpp takes {LONGEST_TEXT:,}: use a shorter one")
@@ -128,6 +134,7 @@ def load_model(path: str, gpu_layers: int = 0) -> Iterator[Model]:
     rests on logits, and llama.cpp hands some out whether they were computed or not.
     """
     initialise()
+    native_log().doing(path, "loading it")
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = gpu_layers
     pointer = llama_cpp.llama_model_load_from_file(path.encode(), params)
@@ -135,6 +142,7 @@ def load_model(path: str, gpu_layers: int = 0) -> Iterator[Model]:
         raise native_log().error(f"{path}: llama.cpp cannot load this model")
     try:
         vocab = llama_cpp.llama_model_get_vocab(pointer)
+        native_log().doing(path, "decoding a first token")
         can = abilities(path, pointer, vocab, default_threads())
         if can.refusal:
             raise NativeError(f"{path}: {can.refusal}")
@@ -159,9 +167,28 @@ class Context:
     def clear(self) -> None:
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.pointer), True)
 
-    def keep_first(self, count: int) -> None:
-        """Forget all but the first `count` tokens of sequence 0."""
-        llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self.pointer), 0, count, -1)
+    def keep_first(self, count: int) -> int:
+        """Forget all but the first `count` tokens of sequence 0; how many are kept.
+
+        None where the memory is a state that cannot be cut back, as in recurrent and hybrid models.
+        """
+        if llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self.pointer), 0, count, -1):
+            return count
+        self.clear()
+        return 0
+
+    def state(self) -> np.ndarray:
+        """What sequence 0 has in memory, for `restore`: uint8 (n,)."""
+        state = np.empty(llama_cpp.llama_state_seq_get_size(self.pointer, 0), np.uint8)
+        pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        return state[: llama_cpp.llama_state_seq_get_data(self.pointer, pointer, len(state), 0)]
+
+    def restore(self, state: np.ndarray) -> None:
+        """Forget everything but what `state` holds. Raises NativeError when llama.cpp does not take it."""
+        self.clear()
+        pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        if not llama_cpp.llama_state_seq_set_data(self.pointer, pointer, len(state), 0):
+            raise native_log().error(f"{self.model.path}: llama.cpp cannot restore the memory of a context")
 
     def forget(self, sequence: int) -> None:
         """Forget all tokens of a sequence."""
@@ -181,6 +208,7 @@ class Context:
         for i, sequence in enumerate(sequences.tolist()):
             batch.seq_id[i][0] = sequence
         batch.n_tokens = n
+        native_log().doing(self.model.path, "decoding")
         if status := llama_cpp.llama_decode(self.pointer, batch):
             raise native_log().error(f"{self.model.path}: llama.cpp failed to decode (status {status})")
 
@@ -201,6 +229,7 @@ def open_context(model: Model, options: ContextOptions, observer: Any = None) ->
             f"{model.path}: has learned positions for {model.n_ctx_train} tokens, and {options.n_ctx} are asked for;"
             " it needs a shorter context (--ctx, if the command has it)"
         )
+    native_log().doing(model.path, f"making a context of {options.n_sequences * options.n_ctx} tokens")
     params = llama_cpp.llama_context_default_params()
     params.n_ctx = options.n_ctx * options.n_sequences
     params.n_batch = params.n_ubatch = min(options.n_batch, params.n_ctx)

@@ -55,6 +55,7 @@ def quantize_file(
     say 32. Raises NativeError with llama.cpp's reason, OSError when `output` cannot be written.
     """
     initialise()
+    native_log().doing(source, f"quantising it to {kind}")
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = FILE_TYPES[file_type(kind)]
     params.nthread = threads or default_threads()

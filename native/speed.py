@@ -56,13 +56,24 @@ def measure_speeds(
                         count = min(PROMPT_TOKENS, depth - start)
                         _decode(context, start, count)
                         yield count
+                states = [None if context.model.cuts_back else context.state() for context in contexts]
                 for _ in range(ROUNDS):
                     for number, context in enumerate(contexts):
-                        context.keep_first(depth)
+                        _rewind(context, depth, states[number])
                         prompt = _decode(context, depth, PROMPT_TOKENS)
                         tokens = [_decode(context, depth + PROMPT_TOKENS + i, 1) for i in range(GENERATED_TOKENS)]
                         yield PROMPT_TOKENS + GENERATED_TOKENS
                         yield SpeedSample(number, depth, n_ctx, context.kv_cache_bytes, prompt, tokens)
+
+
+def _rewind(context: Context, depth: int, state: np.ndarray | None) -> None:
+    """Leave the first `depth` tokens in memory, which are `state` where it is one that cannot be cut back."""
+    if depth == 0:
+        context.clear()
+    elif state is None:
+        context.keep_first(depth)
+    else:
+        context.restore(state)
 
 
 def _decode(context: Context, start: int, count: int) -> float:

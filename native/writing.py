@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 import llama_cpp
 import numpy as np
 
+from native.chat_template import render_chat
 from native.errors import NativeError
-from native.generate import render_chat, require_finite
+from native.generate import require_finite
 from native.model import Context, ContextOptions, Model, load_model, open_context
 
 MOST_TOGETHER = 32  # rows; of 16, each took a tenth longer

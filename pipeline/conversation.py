@@ -1,29 +1,44 @@
 """Talk to a model that runs in a process of its own."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from native.generate import AnswerStatistics, SamplingOptions, chat
+from native.errors import NativeError
+from native.generate import AnswerStatistics, Chat, Refusal, Restart, SamplingOptions, chat
 from native.isolated import isolated
 from native.model import ContextOptions
 
-Conversation = Generator[str | AnswerStatistics | None, str | None, None]
 
+def start_conversation(
+    model: Path, options: ContextOptions, sampling: SamplingOptions, *, system: str | None = None, plain: bool = False
+) -> Chat:
+    """Load `model` and wait for messages, as `native.generate.chat` does; close the result to end its process.
 
-def start_conversation(model: Path, options: ContextOptions, sampling: SamplingOptions) -> Conversation:
-    """Load `model` and wait for messages; close the result to end its process. Raises NativeError."""
-    conversation = isolated(chat, str(model), options, sampling)
+    Raises NativeError.
+    """
+    conversation = isolated(chat, str(model), options, sampling, system=system, plain=plain)
     next(conversation)
     return conversation
 
 
 def ask(
-    conversation: Conversation, message: str, stopped: Callable[[], bool] = lambda: False
+    conversation: Chat, message: str, stopped: Callable[[], bool] = lambda: False
 ) -> Iterator[str | AnswerStatistics]:
-    """Send `message`; the pieces of the answer as they come, then its statistics. `stopped` can end the answer early."""
+    """Send `message`; the pieces of the answer as they come, then its statistics. `stopped` can end the answer early.
+
+    Raises NativeError when the model is not given the message, as its chat template fails, or the context is too small;
+    the conversation can go on.
+    """
     event = conversation.send(message)
     while isinstance(event, str):
         yield event
         event = conversation.send("" if stopped() else None)
+    if isinstance(event, Refusal):
+        raise NativeError(event.reason)
     assert event is not None
     yield event
+
+
+def restart(conversation: Chat) -> None:
+    """Forget what was said."""
+    conversation.send(Restart())

@@ -1,21 +1,24 @@
 """Evaluation: llama.cpp's rules, recomputed from single sequences; the real model against itself and operated."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from scipy.special import log_softmax, rel_entr
 
 from native.errors import NativeError
 from native.model import ContextOptions, load_model, open_context
+from pipeline.cli.main import cli
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.files.texts import EVALUATION_TEXT, Text, read_text
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
-from tests.tiny_model import TinyModel, with_number
+from tests.tiny_model import TinyModel, tensors_of, with_number, write_tiny_model
 
 
 def reference_log_probabilities(model: Path, text: str, n_ctx: int, chunks: int) -> np.ndarray:
@@ -61,6 +64,19 @@ def test_a_context_longer_than_a_batch_is_decoded_in_parts(tiny: Path, english: 
     nll = -rows[np.arange(len(rows)), rows[:, -1].astype(int)]
     assert result["tokens_scored"] == 1499
     assert result["ppl"] == pytest.approx(np.exp(nll.mean()), rel=1e-3)
+
+
+def test_a_perplexity_beyond_what_a_float_holds(tiny: Path, english: Path, tmp_path: Path) -> None:
+    tensors = tensors_of(TinyModel())
+    tensors["output_norm.weight"] = tensors["output_norm.weight"] * 300
+    path = write_tiny_model(tmp_path / "large.gguf", tensors=tensors)
+    arguments = ["--text", str(english), "--ctx", "64", "--chunks", "2", "--base", str(tiny)]
+    result = CliRunner().invoke(cli, ["eval", str(path), *arguments, "--json"])
+    found = json.loads(result.stdout, parse_constant=pytest.fail)
+    assert (found["ppl"], found["ppl_se"]) == (None, None)
+    assert found["nll"] > np.log(np.finfo(float).max)
+    assert found["base_ppl"] > 1
+    assert "\nperplexity      > 1e308\n" in CliRunner().invoke(cli, ["eval", str(path), *arguments]).stdout
 
 
 def test_the_real_model_against_itself_loses_nothing(embedded: Path) -> None:

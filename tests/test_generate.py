@@ -1,19 +1,23 @@
 """Answers: greedy ones against a plain decode of the same tokens, seeds, limits, and conversations."""
 
+import signal
 from contextlib import closing
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 
+from native.chat_template import render_chat
 from native.errors import NativeError
-from native.generate import AnswerStatistics, SamplingOptions, render_chat
+from native.generate import AnswerStatistics, SamplingOptions, decode_prompt
 from native.model import ContextOptions, load_model, open_context
-from pipeline.conversation import ask, start_conversation
+from pipeline.conversation import ask, restart, start_conversation
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
-from tests.tiny_model import with_number
+from tests.tiny_architectures import write_lfm2
+from tests.tiny_model import TinyModel, byte_vocabulary, tensors_of, with_number, write_tiny_model
 
 GREEDY = SamplingOptions(temperature=0, max_tokens=12)
 QUESTION = "What is machine learning?"
@@ -107,6 +111,111 @@ def test_the_context_is_a_limit(tiny: Path) -> None:
 def test_a_model_that_is_not_there() -> None:
     with pytest.raises(NativeError, match="cannot load this model"):
         start_conversation(Path("nowhere.gguf"), ContextOptions(), GREEDY)
+
+
+TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}<assistant>"
+
+
+def test_a_second_message_to_a_model_whose_memory_cannot_be_cut_back(tmp_path: Path) -> None:
+    hybrid = write_lfm2(tmp_path / "lfm2.gguf", TURNS)
+    answers = say(hybrid, ["Hello.", "Again."], GREEDY)
+    assert [(text, statistics.finish_reason) for text, statistics in answers] == [("a", "stop"), ("a", "stop")]
+    assert answers[1][1].cached_tokens == answers[0][1].prompt_tokens + 1  # the answer goes on from where it ended
+
+
+def test_what_is_kept_of_a_memory_gives_the_logits_of_a_fresh_one(tiny: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(0, 256, 60).astype(np.int32), rng.integers(0, 256, 50).astype(np.int32)
+    second[:20] = first[:20]
+    for path, kept in ((tiny, 20), (write_lfm2(tmp_path / "lfm2.gguf", speaks=False), 0)):
+        with load_model(str(path)) as model, open_context(model, ContextOptions()) as context:
+            assert decode_prompt(context, second, np.empty(0, np.int32)) == 0
+            fresh = context.logits(1).copy()
+            context.clear()
+            decode_prompt(context, first, np.empty(0, np.int32))
+            assert decode_prompt(context, second, first) == kept
+            np.testing.assert_allclose(context.logits(1), fresh, atol=1e-3)
+            context.clear()
+            decode_prompt(context, first, np.empty(0, np.int32))
+            state, position = context.state(), np.array([60])
+            one = (np.zeros(1, np.int32), np.ones(1, bool))
+            context.decode([7], position, *one)
+            expected = context.logits(1).copy()
+            context.restore(state)
+            context.decode([7], position, *one)
+            np.testing.assert_allclose(context.logits(1), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ raise_exception('Roles must\nalternate') }}", "fails: Roles must alternate; --plain does without it"),
+        ("\n{% frobnicate %}", "fails: line 2: Encountered unknown tag 'frobnicate'"),
+        ("{{ nothing + messages[0].content }}", "fails: 'nothing' is undefined"),
+        ("{% for t in tools %}{% endfor %}", "fails: TypeError: 'NoneType' object is not iterable"),
+        ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "fails: RecursionError: maximum recursion"),
+        ("{{ ''.__class__.__mro__ }}", "fails: access to attribute '__class__'"),
+        ("", "renders nothing of the conversation"),
+        (" \n", "renders nothing of the conversation"),
+    ],
+)
+def test_a_chat_template_that_fails_is_one_line(tmp_path: Path, template: str, reason: str) -> None:
+    path = with_template(tmp_path / "m.gguf", template)
+    with pytest.raises(NativeError) as caught:
+        say(path, ["abc"], GREEDY)
+    assert str(caught.value).startswith(f"{path}: its chat template (tokenizer.chat_template) {reason}")
+    assert len(str(caught.value).splitlines()) == 1
+    with closing(start_conversation(path, ContextOptions(), GREEDY, plain=True)) as conversation:
+        assert isinstance([*ask(conversation, "abc")][-1], AnswerStatistics)
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}", "does not end within 0.3 s"),
+        ("{{ 9 ** (9 ** 9) }}", "does not end within 0.3 s"),
+        ("{{ 'a' * 10 ** 10 }}", "takes more than 1 GiB"),
+    ],
+)
+def test_a_chat_template_has_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, reason: str
+) -> None:
+    monkeypatch.setattr("native.chat_template.SECONDS", 0.3)
+    with (
+        load_model(str(with_template(tmp_path / "m.gguf", template))) as model,
+        pytest.raises(NativeError, match=reason),
+    ):
+        render_chat(model, [{"role": "user", "content": "abc"}])
+    np.ones(2**20)  # the limits are gone
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+def test_a_message_that_is_refused_does_not_end_the_conversation(tmp_path: Path) -> None:
+    path = with_template(tmp_path / "m.gguf", "{{ raise_exception('no') if 'x' in messages[-1].content }}" + TURNS)
+    with closing(start_conversation(path, ContextOptions(n_ctx=256), GREEDY, system="Short.")) as conversation:
+        first = [*ask(conversation, "abc")]
+        for refused, message in (("x", "fails: no"), ("y" * 300, "use a larger --ctx")):
+            with pytest.raises(NativeError, match=message):
+                [*ask(conversation, refused)]
+        restart(conversation)
+        assert [*ask(conversation, "abc")][:-1] == first[:-1]
+
+
+def with_template(path: Path, template: str) -> Path:
+    return write_tiny_model(path, metadata={"tokenizer.chat_template": (template, gguf.GGUFValueType.STRING)})
+
+
+def test_a_token_may_spell_a_thousand_bytes(tmp_path: Path) -> None:
+    long = "-" * 1000
+    tensors = tensors_of(TinyModel())
+    tensors["token_embd.weight"] = np.vstack([tensors["token_embd.weight"], tensors["token_embd.weight"][:1]])
+    metadata = {
+        "tokenizer.ggml.tokens": ([*byte_vocabulary(), long], gguf.GGUFValueType.ARRAY),
+        "tokenizer.ggml.token_type": ([1] * 256 + [3, 4], gguf.GGUFValueType.ARRAY),
+    }
+    with load_model(str(write_tiny_model(tmp_path / "m.gguf", metadata=metadata, tensors=tensors))) as model:
+        assert model.piece(257) == long.encode()
+        assert model.tokenize(f"a{long}b", special=True).tolist()[1] == 257
 
 
 @pytest.mark.parametrize("temperature", [0, 0.8])

@@ -35,8 +35,26 @@ def failing() -> Generator[int, None, None]:
 
 
 def aborting() -> Generator[int, None, None]:
+    native_log()._receive(2, b"a word before\n", None)  # type: ignore[arg-type]
+    native_log().doing("m.gguf", "decoding")
     yield 1
     ggml_base().ggml_abort(b"file.c", 7, b"GGML_ASSERT(%s) failed", b"the rows fit")
+
+
+def surprising() -> Generator[int, None, None]:
+    native_log().doing("m.gguf", "decoding")
+    yield 1
+    dict[str, int]()["no such thing"]
+
+
+def greedy() -> Generator[int, None, None]:
+    yield 1
+    raise MemoryError
+
+
+def ending_early() -> Generator[int, None, None]:
+    yield 1
+    raise EOFError("not the parent's end")
 
 
 def crashing() -> Generator[int, None, None]:
@@ -100,15 +118,28 @@ def test_errors_come_back() -> None:
 
 
 def test_an_abort_is_explained() -> None:
-    with pytest.raises(NativeError, match=r"stopped by SIGABRT; its last words: .*GGML_ASSERT\(the rows fit\) failed"):
+    message = r"^m.gguf: llama.cpp was stopped by SIGABRT while decoding; its last words: .*GGML_ASSERT\(the rows fit\) failed$"
+    with pytest.raises(NativeError, match=message) as caught:
         list(isolated(aborting))
+    assert "a word before" in caught.value.details
+
+
+def test_what_nobody_foresaw_names_the_file_and_the_work() -> None:
+    with pytest.raises(NativeError, match=r"^m.gguf: failed while decoding \(KeyError: 'no such thing'\)$") as caught:
+        list(isolated(surprising))
+    assert "in surprising" in caught.value.details
+    with pytest.raises(NativeError, match=r"too little memory"):
+        list(isolated(greedy))
+    with pytest.raises(NativeError, match=r"EOFError: not the parent's end"):
+        list(isolated(ending_early))
 
 
 def test_an_abort_of_llama_cpp_prints_nothing_itself(
     make_tiny: Callable[[TinyModel], Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = make_tiny(TinyModel(layers=0))
-    with pytest.raises(NativeError, match=r"last words: llama-model\.cpp:\d+: GGML_ASSERT\(.* failed$"):
+    message = r"\.gguf: llama.cpp was stopped by SIGABRT while loading it; its last words: llama-model\.cpp:\d+: GGML_"
+    with pytest.raises(NativeError, match=message):
         list(isolated(evaluate_chunks, str(path), None, "", chunks=None, options=ContextOptions()))
     assert capfd.readouterr() == ("", "")
 

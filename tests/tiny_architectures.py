@@ -54,15 +54,18 @@ def write_gpt2(path: Path) -> Path:
     return write_tiny_model(path, TinyModel("gpt2", kv_heads=4), metadata=more, tensors=tensors)
 
 
-def write_lfm2(path: Path, chat_template: str | None = None) -> Path:
+def write_lfm2(path: Path, chat_template: str | None = None, *, speaks: bool = True) -> Path:
     """A hybrid: its short convolutions have a state that cannot be cut back; only layers 1 and 3 have attention.
 
-    It answers with an "a" and ends.
+    If it `speaks`, it answers with an "a" and ends, else it is random.
     """
     a = byte_vocabulary().index("a")
     embedding, output = _matrix(VOCABULARY) * 0.01, np.zeros((VOCABULARY, WIDTH), np.float32)
-    embedding[:, 0], embedding[:, 1], embedding[a, 0], embedding[a, 1] = 50, 0, 0, 50
-    output[a, 0] = output[VOCABULARY - 1, 1] = 5
+    if speaks:
+        embedding[:, 0], embedding[:, 1], embedding[a, 0], embedding[a, 1] = 50, 0, 0, 50
+        output[a, 0] = output[VOCABULARY - 1, 1] = 5
+    else:
+        output = _matrix(VOCABULARY)
     ones = np.ones(WIDTH, np.float32)
     tensors: dict[str, np.ndarray] = {
         "token_embd.weight": embedding,

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from native.errors import NativeError
 from native.evaluate import as_reference
 from native.model import ContextOptions
 from pipeline.calibration.overlap import overlap_warning
@@ -16,8 +17,9 @@ from pipeline.cli.options import (
     model_argument,
     threads_option,
 )
-from pipeline.cli.output import ProgressReport, counted, echo, print_json, print_table, warn
+from pipeline.cli.output import ProgressReport, counted, echo, perplexity_text, print_json, print_table, warn
 from pipeline.cli.parameters import WholeNumber
+from pipeline.errors import SurgeryError
 from pipeline.evaluation.evaluate import SMALLEST_CONTEXT, evaluate
 from pipeline.evaluation.speed import speeds_at_depths
 from pipeline.files.models import open_model
@@ -81,18 +83,22 @@ def command(
             progress=report.update,
         )
     result |= {"file_bytes": opened.file_bytes, "base_file_bytes": models[1].file_bytes if base else None}
+    failure: Exception | None = None
     if depths:
-        with ProgressReport("measuring speed", unit="tokens") as report:
-            found = speeds_at_depths(
-                list(zip((m.path for m in models), (options, as_reference(options)), strict=False)),
-                depths,
-                report.update,
-            )
+        found: list[Any] = [None, None]
+        runs = list(zip((m.path for m in models), (options, as_reference(options)), strict=False))
+        try:
+            with ProgressReport("measuring speed", unit="tokens") as report:
+                found = speeds_at_depths(runs, depths, report.update)
+        except (SurgeryError, NativeError) as error:  # told after what was measured before
+            failure = error
         result["speeds"], result["base_speeds"] = found[0], found[1] if base else None
     if as_json:
         print_json(result)
     else:
         print_evaluation(result, base)
+    if failure:
+        raise failure
 
 
 def print_evaluation(result: dict[str, Any], base: str | None) -> None:
@@ -100,9 +106,9 @@ def print_evaluation(result: dict[str, Any], base: str | None) -> None:
     echo(
         f"text            {result['text']}, {counted(result['chunks'], 'chunk')} of {result['n_ctx']} tokens, {result['tokens_scored']:,} scored"
     )
-    echo(f"perplexity      {result['ppl']:.4f} +/- {result['ppl_se']:.4f}")
+    echo(f"perplexity      {perplexity_text(result['ppl'], result['ppl_se'])}")
     if base:
-        echo(f"base            {result['base_ppl']:.4f} +/- {result['base_ppl_se']:.4f}   ({base})")
+        echo(f"base            {perplexity_text(result['base_ppl'], result['base_ppl_se'])}   ({base})")
         echo(
             f"KL divergence   {result['kld_mean']:.5f} +/- {result['kld_se']:.5f} nats a token; median {result['kld_median']:.5f}, 99th percentile {result['kld_p99']:.4f}"
         )
@@ -112,7 +118,7 @@ def print_evaluation(result: dict[str, Any], base: str | None) -> None:
     )
     beside = f", the base's {result['base_file_bytes'] / 1e6:,.1f} MB" if base else ""
     echo(f"file            {result['file_bytes'] / 1e6:,.1f} MB{beside}")
-    if "speeds" in result:
+    if result.get("speeds"):
         echo()
         print_speeds(result["speeds"], result["base_speeds"])
 

@@ -4,8 +4,11 @@ import errno
 import importlib
 import io
 import os
+import shlex
 import signal
 import sys
+import traceback
+import warnings
 from types import FrameType
 from typing import Any
 
@@ -61,24 +64,52 @@ class SurgeryGroup(click.Group):
             raise click.Abort from None
 
     def main(self, *args: Any, **options: Any) -> Any:
-        """As click's own in standalone mode, but for the messages."""
+        """As click's own in standalone mode, but for the messages: whatever goes wrong, one line, and no warning.
+
+        With SURGERY_DEBUG=1 the line has its traceback, and all that is known of a process that died; and warnings.
+        """
+        debugging = os.environ.get("SURGERY_DEBUG", "0") not in ("", "0")
         try:
-            code = super().main(*args, **options | {"standalone_mode": False})
-        except click.exceptions.NoArgsIsHelpError as error:
-            error.show()
-            code = error.exit_code
-        except click.UsageError as error:
-            code = complain(usage_line(error), error.exit_code)
-        except (SurgeryError, NativeError) as error:
-            code = complain(str(error), error.exit_code)
-        except click.Abort:
-            click.echo("\r" if sys.stderr.isatty() else "", nl=False, err=True)  # noqa: TID251  # over the terminal's ^C
-            code = complain("interrupted", 128 + signal.SIGINT)
-        except OSError as error:
-            code = complain(f"{_what_failed(error)}: {error.strerror or error}", 1)
-        except UnicodeError as error:
-            code = complain(f"a path, prompt or text is not UTF-8: {error}", 1)
+            with warnings.catch_warnings():
+                if not debugging and not sys.warnoptions:
+                    warnings.simplefilter("ignore")
+                code = super().main(*args, **options | {"standalone_mode": False})
+        except Exception as error:
+            code = tell(error, shlex.join(map(str, (args and args[0]) or sys.argv[1:])))
+            if debugging:
+                explain(error)
         sys.exit(code)
+
+
+def tell(error: Exception, asked: str) -> int:
+    """Say in one line what went wrong; the exit code. `asked` is the command line, for what nobody foresaw."""
+    match error:
+        case click.exceptions.NoArgsIsHelpError():
+            error.show()
+            return error.exit_code
+        case click.UsageError():
+            return complain(usage_line(error), error.exit_code)
+        case SurgeryError() | NativeError():
+            return complain(str(error), error.exit_code)
+        case click.Abort():
+            click.echo("\r" if sys.stderr.isatty() else "", nl=False, err=True)  # noqa: TID251  # over the terminal's ^C
+            return complain("interrupted", 128 + signal.SIGINT)
+        case OSError():
+            return complain(f"{_what_failed(error)}: {error.strerror or error}", 1)
+        case UnicodeError():
+            return complain(f"a path, prompt or text is not UTF-8: {error}", 1)
+        case MemoryError():
+            return complain(f"{asked}: too little memory", 1)
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    return complain(f"{asked}: failed in a way that nobody foresaw ({what}); SURGERY_DEBUG=1 shows where", 1)
+
+
+def explain(error: BaseException) -> None:
+    """All that is known of an error, on stderr, for whoever looks for a fault."""
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    if isinstance(error, NativeError):
+        text += error.details
+    click.echo(visible(text, keep="\n\t"), err=True)  # noqa: TID251  # as in `complain`
 
 
 def complain(message: str, code: int) -> int:

@@ -1,9 +1,9 @@
 """What a command prints: one JSON object or readable tables on stdout, progress and warnings on stderr."""
 
-import json
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from math import isfinite
 from typing import Any
 
 import click
@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
+from pipeline.json_text import json_text
 from pipeline.visible import visible
 
 SECONDS_BETWEEN_PLAIN_LINES = 10.0
@@ -49,8 +50,16 @@ def echo(message: str = "", *, nl: bool = True, err: bool = False) -> None:
     click.echo(visible(message, keep="\n\t"), nl=nl, err=err)  # noqa: TID251
 
 
+def perplexity_text(value: float, error: float) -> str:
+    """A perplexity and its standard error, however large: a destroyed model's may be beyond what a float holds."""
+    if not isfinite(value):
+        return "> 1e308"
+    kind = ".4f" if value < 1e7 else ".4e"
+    return f"{value:{kind}} +/- {error:{kind}}"
+
+
 def print_json(value: dict[str, Any]) -> None:
-    echo(json.dumps(value, indent=2))
+    echo(json_text(value, indent=2))
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -11,12 +11,12 @@ from typing import Any
 
 import click
 
-from native.generate import AnswerStatistics, SamplingOptions
+from native.generate import AnswerStatistics, Chat, SamplingOptions
 from native.model import ContextOptions
 from pipeline.cli.options import cache_type_options, gpu_layers_option, json_option, model_argument, threads_option
 from pipeline.cli.output import counted, echo, print_json
 from pipeline.cli.parameters import Number, WholeNumber
-from pipeline.conversation import Conversation, ask, start_conversation
+from pipeline.conversation import ask, start_conversation
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.files.models import open_model
 from pipeline.visible import visible
@@ -93,7 +93,7 @@ def piped_text() -> str:
 
 def answer(
     name: str,
-    conversation: Conversation,
+    conversation: Chat,
     message: str,
     *,
     label: bool,
@@ -131,7 +131,7 @@ def print_statistics(statistics: AnswerStatistics) -> None:
     )
 
 
-def chat_on_terminal(conversations: dict[str, Conversation]) -> None:
+def chat_on_terminal(conversations: dict[str, Chat]) -> None:
     """Ask and answer until an empty line, the end of input, or Ctrl-C at the prompt; during an answer that ends it."""
     echo("Ask something; Ctrl-C stops an answer, an empty line or Ctrl-D ends.", err=True)
     while True:

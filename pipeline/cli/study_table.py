@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline.cli.output import counted, echo, print_json, print_table
+from pipeline.cli.output import counted, echo, perplexity_text, print_json, print_table
 from pipeline.compare.estimate import StudyEstimate
 
 
@@ -40,7 +40,7 @@ def table_row(cell: dict[str, Any]) -> tuple[str, ...]:
         cell["label"] + (" *" if "file" in cell["pareto"] or "factored" in cell["pareto"] else ""),
         text("{:.4f} +/- {:.4f}", "kld_mean", "kld_se"),
         text("{:.4f} to {:.4f}", "kld_low", "kld_high"),
-        text("{:.3f}", "ppl"),
+        perplexity_text(cell["ppl"], cell["ppl_se"]).split(" +/-")[0] if cell["ppl"] else "",
         text("{:.1%}", "same_top"),
         f"{cell['file_bytes'] / 1e6:,.1f}" if cell["file_bytes"] else "",
         f"{cell['factored_bytes'] / 1e6:,.1f}" if cell["factored_bytes"] else "",

@@ -132,6 +132,9 @@ def machine_facts(options: ContextOptions) -> dict[str, Any]:
 
 
 def answer_facts(answer: MeasuredAnswer) -> dict[str, Any]:
+    """The answer, or why there is none: what was measured stays either way."""
+    if answer.failure:
+        return {"answer_failure": answer.failure}
     return {"answer": answer.pieces, "token_seconds": [round(seconds, 6) for seconds in answer.seconds]}
 
 

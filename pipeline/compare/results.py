@@ -84,6 +84,7 @@ def ledger_results(ledger: Ledger) -> dict[str, Any]:
             "prompt_speed": prompt_speed(ledger.chunk_seconds(key), facts["n_ctx"]),
             "generation_speed": generation_speed(base_facts.get("token_seconds", [])),
             "answer": base_facts.get("answer"),
+            "answer_failure": base_facts.get("answer_failure"),
         },
         "cells": rows,
         "subspaces": facts.get("subspaces", {}),
@@ -133,6 +134,7 @@ def _cell_result(
         "ranks": (operation and isinstance(cell.plan, Plan) and [_rank(group) for group in operation["layers"]])
         or None,
         "answer": facts.get("answer"),
+        "answer_failure": facts.get("answer_failure"),
         "first_difference": first_difference(base.get("answer"), facts.get("answer")),
         "seconds": sum(seconds) if seconds else None,
         "machine": facts.get("machine"),
@@ -146,12 +148,21 @@ def _divergence(chunks: Sequence[TokenScores]) -> dict[str, Any]:
     nll, kld, same_top = (np.concatenate([getattr(c, name) for c in chunks]) for name in ("nll", "kld", "same_top"))
     low, high = interval_bounds(np.array([c.kld.mean() for c in chunks]))
     ppl, ppl_se = perplexity(nll)
+    mean = float(nll.mean())
     summary = divergence_summary(kld, same_top)
-    return {"chunks": len(chunks), "ppl": ppl, "ppl_se": ppl_se, **summary, "kld_low": low, "kld_high": high}
+    return {
+        "chunks": len(chunks),
+        "nll": mean,
+        "ppl": ppl,
+        "ppl_se": ppl_se,
+        **summary,
+        "kld_low": low,
+        "kld_high": high,
+    }
 
 
 _DIVERGENCE = (
-    "ppl", "ppl_se", "kld_mean", "kld_se", "kld_low", "kld_high", "kld_median", "kld_p99", "same_top",
+    "nll", "ppl", "ppl_se", "kld_mean", "kld_se", "kld_low", "kld_high", "kld_median", "kld_p99", "same_top",
 )  # fmt: skip
 
 

@@ -50,7 +50,7 @@ def evaluate(
         require_finite(f"{model}: the negative log-likelihood", nll)
         require_finite(f"{base}: the negative log-likelihood", base_nll)
         require_finite(f"{model}: the KL divergence", kld)
-        note = f"ppl {np.exp(nll.mean()):.2f}" + (f", KL {kld.mean():.4f}" if base else "")
+        note = f"ppl {perplexity(nll)[0]:.6g}" + (f", KL {kld.mean():.4f}" if base else "")
         progress(len(columns[0]), start.chunks, note)
     seconds = time.perf_counter() - started
     nll, base_nll, kld, same_top = (np.concatenate(column) for column in columns)
@@ -63,6 +63,7 @@ def evaluate(
         "text_sha256": text.sha256,
         "ppl": ppl,
         "ppl_se": ppl_se,
+        "nll": float(nll.mean()),
         "n_ctx": start.n_ctx,
         "chunks": start.chunks,
         "tokens_scored": len(nll),

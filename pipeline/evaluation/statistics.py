@@ -1,7 +1,7 @@
 """Perplexity and KL divergence with their errors, from scores of single tokens, as llama.cpp's tool computes them."""
 
 from collections.abc import Callable, Sequence
-from math import exp, sqrt
+from math import exp, inf, sqrt
 
 import numpy as np
 from scipy.special import stdtrit
@@ -16,9 +16,15 @@ def mean_and_standard_error(values: np.ndarray) -> tuple[float, float]:
 
 
 def perplexity(nll: np.ndarray) -> tuple[float, float]:
-    """exp(mean nll) and its standard error, perplexity times that of the mean; `nll` (n,) in nats, all finite."""
+    """exp(mean nll) and its standard error, perplexity times that of the mean; `nll` (n,) in nats, all finite.
+
+    Both are infinite where the perplexity is beyond what a float holds, above a mean of 709.78 nats.
+    """
     mean, error = mean_and_standard_error(nll)
-    return exp(mean), exp(mean) * error
+    try:
+        return exp(mean), exp(mean) * error
+    except OverflowError:
+        return inf, inf
 
 
 def divergence_summary(kld: np.ndarray, same_top: np.ndarray) -> dict[str, float]:

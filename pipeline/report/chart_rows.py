@@ -1,6 +1,5 @@
 """A study's cells as the rows that charts draw: plain values under names that are also the tooltips' headings."""
 
-import math
 from typing import Any
 
 from pipeline.report.cells import (
@@ -15,12 +14,13 @@ from pipeline.report.cells import (
     quantisation,
     setting,
 )
-from pipeline.report.numbers import NOTHING, interval, with_error
+from pipeline.report.numbers import NOTHING, interval, perplexity, with_error
 from pipeline.report.tables import status
 
 Row = dict[str, Any]
 
 BELOW = 1e-12  # what a log axis has in the place of zero and less
+LARGEST_DRAWN = 1e300  # perplexities beyond have no place on an axis of floats
 MEASURES = {"kld": "KL divergence", "ppl": "perplexity"}
 TOOLTIP = ["combination", "KL divergence", "95% interval", "perplexity", "size", "status"]
 VARIANT = {
@@ -58,7 +58,7 @@ def cell_row(cell: Cell, size: str = "") -> Row:
         "combination": name(cell),
         "KL divergence": with_error(cell["kld_mean"], cell["kld_se"]),
         "95% interval": interval(cell["kld_low"], cell["kld_high"]),
-        "perplexity": with_error(cell["ppl"], cell["ppl_se"], digits=2),
+        "perplexity": perplexity(cell),
         "size": size or NOTHING,
         "status": status(cell),
         "complete": cell["status"] == "done",
@@ -72,7 +72,7 @@ def bounds(cell: Cell, measure: str) -> tuple[float, float, float] | None:
     else:
         value, error = cell["ppl"], 1.96 * (cell["ppl_se"] or 0)
         low, high = (value - error, value + error) if value is not None else (None, None)
-    if value is None or not math.isfinite(value) or value <= 0:
+    if value is None or not 0 < value < LARGEST_DRAWN:
         return None
     return value, value if low is None else max(low, BELOW), value if high is None else high
 

@@ -1,10 +1,18 @@
 """Numbers as people read them. None, and what is not finite, is a dash."""
 
 import math
-from typing import TypeGuard
+from collections.abc import Mapping
+from typing import Any, TypeGuard
 
 NOTHING = "\N{EN DASH}"
 MOST_PLACES = 6
+
+
+def perplexity(cell: Mapping[str, Any]) -> str:
+    """A cell's perplexity with its standard error; of a cell that was measured it can be beyond what a float holds."""
+    if cell["kld_mean"] is not None and not _known(cell["ppl"]):
+        return "> 1e308"
+    return with_error(cell["ppl"], cell["ppl_se"], digits=2)
 
 
 def with_error(value: float | None, error: float | None, *, digits: int = 1) -> str:

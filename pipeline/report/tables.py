@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.report.cells import SIZES, Cell, Results, name, share_stored, share_stored_text
-from pipeline.report.numbers import NOTHING, interval, mebibytes, megabytes, percent, significant, with_error
+from pipeline.report.numbers import (
+    NOTHING,
+    interval,
+    mebibytes,
+    megabytes,
+    percent,
+    perplexity,
+    significant,
+    with_error,
+)
 
 FRONTS = {size.front: size.label for size in SIZES}
 
@@ -55,7 +64,7 @@ COLUMNS = (
     Column("combination", "", name, name),
     Column("KL divergence", "nats a token", lambda c: with_error(c["kld_mean"], c["kld_se"]), lambda c: c["kld_mean"]),
     Column("95% interval", "nats a token", lambda c: interval(c["kld_low"], c["kld_high"]), lambda c: c["kld_low"]),
-    Column("perplexity", "", lambda c: with_error(c["ppl"], c["ppl_se"], digits=2), lambda c: c["ppl"]),
+    Column("perplexity", "", perplexity, lambda c: c["ppl"]),
     _field("same top token", "", "same_top", percent),
     _field("file on disk", "MB", "file_bytes", lambda b: megabytes(b).removesuffix(" MB")),
     _field("if factors were stored", "MB", "factored_bytes", lambda b: megabytes(b).removesuffix(" MB")),

@@ -1,13 +1,12 @@
 """The files of a report: the page, and beside it the tables and the pictures."""
 
-import json
-import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UsageError
 from pipeline.files.output_file import check_output, complete_or_absent
+from pipeline.json_text import json_text, without_infinities
 from pipeline.report.answer import answer
 from pipeline.report.cells import Results, compared
 from pipeline.report.charts import as_png, as_svg
@@ -49,7 +48,7 @@ def write_tables(results: Results, folder: Path) -> list[str]:
     """The cells that are compared as CSV and Markdown, and all results as JSON."""
     folder.mkdir(exist_ok=True)
     grid = compared(results)
-    as_json = json.dumps(results, indent=1, allow_nan=False) + "\n"
+    as_json = json_text(results, indent=1) + "\n"
     tables = {"cells.csv": as_csv(grid), "cells.md": as_markdown(grid), "study.json": as_json}
     return [_write(folder / name, text.encode()) for name, text in tables.items()]
 
@@ -63,15 +62,6 @@ def write_plots(figures: list[Figure], folder: Path) -> list[str]:
         written.append(_write(folder / f"{view.name}.svg", svg.encode()))
         written.append(_write(folder / f"{view.name}.png", as_png(svg)))
     return written
-
-
-def without_infinities(value: Any) -> Any:
-    """`value` with None for every number that is not finite, which JSON has no name for."""
-    if isinstance(value, dict):
-        return {key: without_infinities(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [without_infinities(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write(path: Path, content: bytes) -> str:
