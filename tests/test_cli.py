@@ -307,3 +307,24 @@ def test_the_time_that_is_left_is_never_hidden(monkeypatch: pytest.MonkeyPatch, 
         assert report._bar
         report._bar.refresh()
     assert re.search(r"\d:\d\d:\d\d", shown.getvalue())
+
+
+def test_a_failed_cell_leaves_the_table_readable(tiny: Path, english: Path) -> None:
+    """Heads of 16 numbers do not fit blocks of 32: the reason, which is long, stands below the numbers of all cells."""
+    options = ("--thresholds", 0.5, "--quants", "source", "--cache-types", "f16,q8_0", "--answer-tokens", 0)
+    shown = call("compare", tiny, "-o", "study", *options, "--text", english, "--ctx", 64, "--chunks", 2)
+    assert shown.exit_code == 1
+    (heading,) = (line for line in shown.stdout.splitlines() if line.startswith("cell "))
+    measured = next(line for line in shown.stdout.splitlines() if line.startswith("shared-kv 0.5") and "+/-" in line)
+    assert max(len(heading), len(measured)) < 200
+    assert "\nfailed: shared-kv 0.5, cache q8_0: " in shown.stdout
+    assert "study/work" not in shown.output
+    assert len(call("compare", "--status", "study").stdout.splitlines()) == len(shown.stdout.splitlines()) - 2
+
+
+def test_a_table_is_whole_however_narrow_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    output.print_table(("a", "b"), [("x" * 300, "y" * 300)])
+    assert ("x" * 300) + "  " + ("y" * 300) in capsys.readouterr().out

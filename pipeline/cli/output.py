@@ -69,7 +69,9 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         table.add_column(heading, justify="right" if number else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(Text(visible(str(cell))) for cell in row))
-    Console(width=max(200, Console().width), highlight=False).print(table)
+    console = Console(highlight=False)
+    console.width = max(console.width, console.measure(table, options=console.options.update(width=10_000)).maximum)
+    console.print(table)
 
 
 def warn(message: str) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 from pipeline.cli.output import counted, echo, perplexity_text, print_json, print_table
 from pipeline.compare.estimate import StudyEstimate
+from pipeline.visible import visible
 
 
 def show_study(results: dict[str, Any], as_json: bool) -> None:
@@ -28,6 +29,9 @@ def show_study(results: dict[str, Any], as_json: bool) -> None:
         "status",
     )
     print_table(headings, [table_row(cell) for cell in cells])
+    for cell in cells:
+        if cell["reason"] and cell["status"] == "failed":
+            echo(visible(f"failed: {cell['label']}: {cell['reason']}"))
     echo("\n* no other file of at most its size, as it is or if the factors were stored, loses less")
 
 
@@ -46,7 +50,7 @@ def table_row(cell: dict[str, Any]) -> tuple[str, ...]:
         f"{cell['factored_bytes'] / 1e6:,.1f}" if cell["factored_bytes"] else "",
         f"{interaction['verdict']} ({interaction['ratio']:.2f})" if interaction else "",
         str(cell["chunks"]),
-        cell["status"] + (f": {cell['reason']}" if cell["reason"] else ""),
+        cell["status"] + (f": {cell['reason']}" if cell["reason"] and cell["status"] != "failed" else ""),
     )
 
 

@@ -1,5 +1,6 @@
 """The run over a study's cells: what is missing is measured, on this machine or on a cluster."""
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -122,8 +123,10 @@ class _StudyRun:
         self._close(cell)
 
     def fail(self, cell: Cell, error: Exception) -> None:
-        self.progress.failures.append(f"{cell.label}: {error}")
-        self.study.ledger.set_run(Run(self.study.key(cell), "failed", str(error)))
+        passing = rf"{re.escape(str(self.study.folder))}/work/[^\s:]*"  # what is gone as soon as the cell is measured
+        reason = re.sub(rf"{passing}(: |\b)", lambda found: "" if found[1] else "its file", str(error))
+        self.progress.failures.append(f"{cell.label}: {reason}")
+        self.study.ledger.set_run(Run(self.study.key(cell), "failed", reason))
         self._close(cell)
 
     def _close(self, cell: Cell) -> None:
