@@ -69,10 +69,10 @@ def read_projection(model: GGUFModel, projection: Projection) -> np.ndarray:
     return projection.take(model.read(projection.tensor))
 
 
-def parse_layers(text: str, available: Iterable[int], option: str = "--layers") -> list[int]:
+def parse_layers(text: str, available: Iterable[int], argument: str = "layers") -> list[int]:
     """The layer numbers that `text`, such as `0-10,12` or `all`, names among `available`, in order.
 
-    Raises UsageError, which names `option`, for anything else, and for a layer that has no attention to operate on.
+    Raises UsageError, which names `argument`, for anything else, and for a layer that has no attention to operate on.
     """
     available = sorted(available)
     if text == "all":
@@ -81,11 +81,12 @@ def parse_layers(text: str, available: Iterable[int], option: str = "--layers") 
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         if not match or int(match[2] or match[1]) < int(match[1]):
-            raise UsageError(f"{option} {text!r}: {part!r} is neither a number nor a range; write for example 0-10,12")
+            raise UsageError.of(argument, text, f"{part!r} is neither a number nor a range; write for example 0-10,12")
         first, last = int(match[1]), int(match[2] or match[1])
         if unknown := [layer for layer in (first, last) if layer not in available]:
-            raise UsageError(
-                f"{option} {text!r}: layer {unknown[0]} has no q, k and v; this model has them in {available[0]} to {available[-1]}"
-            )
+            raise UsageError.of(
+                argument, text,
+                f"layer {unknown[0]} has no q, k and v; this model has them in {available[0]} to {available[-1]}",
+            )  # fmt: skip
         chosen |= set(range(first, last + 1)) & set(available)
     return sorted(chosen)

@@ -1,4 +1,7 @@
-"""The exceptions a user can meet. The command line turns each into one line and an exit code."""
+"""The exceptions a user can meet. The command line turns each into one line and an exit code.
+
+Messages name arguments as Python has them, in backticks: `threshold=2`. The command line says --threshold 2 instead.
+"""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -6,15 +9,28 @@ from pathlib import Path
 
 
 class SurgeryError(Exception):
-    """Something went wrong while working: the message names the file or tensor and what to do."""
+    """Something went wrong while working: the message names the file or tensor and what to do.
+
+    `argument` is the name of the argument that was at fault, if one was.
+    """
 
     exit_code = 1
 
+    def __init__(self, message: str, *, argument: str | None = None) -> None:
+        super().__init__(message)
+        self.argument = argument
+
 
 class UsageError(SurgeryError):
-    """What was asked for cannot be done: the message names the option, what was expected and what to do."""
+    """What was asked for cannot be done: the message names the argument, what was expected and what to do."""
 
     exit_code = 2
+
+    @classmethod
+    def of(cls, argument: str, value: object, problem: str) -> "UsageError":
+        """Of an argument whose `value` is the `problem`."""
+        shown = str(value) if isinstance(value, Path) else repr(value)
+        return cls(f"`{argument}={shown}`: {problem}", argument=argument)
 
 
 def suggestion(name: str, names: Iterable[str]) -> str:

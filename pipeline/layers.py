@@ -66,7 +66,7 @@ class Layer:
         """The output projection, float32 (d, heads * b). Raises SurgeryError where there is none by that name."""
         name = f"blk.{self.number}.attn_output.weight"
         if name not in self.model.tensors:
-            raise SurgeryError(f"{self.model.path}: has no tensor {name}; use --metric inputs")
+            raise SurgeryError(f"{self.model.path}: has no tensor {name}; use `metric` inputs")
         return self.once("output", lambda: self.model.read(name))
 
     @property

@@ -118,5 +118,5 @@ def test_parses_layers(text: str, layers: list[int]) -> None:
 
 @pytest.mark.parametrize("text", ["", "x", "1,", "-1", "2-1", "0-9", "3", "1.5"])
 def test_refuses_layers_that_are_not_there(text: str) -> None:
-    with pytest.raises(UsageError, match="--layers"):
+    with pytest.raises(UsageError, match="`layers="):
         parse_layers(text, [0, 1, 2, 5])

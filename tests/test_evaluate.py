@@ -127,9 +127,9 @@ def test_refusals(tiny: Path, embedded: Path, english: Path, make_tiny: Callable
         evaluate(tiny, Text("short", "too short"))
     with pytest.raises(NativeError, match="has another vocabulary"):
         evaluate(tiny, text, base=embedded)
-    with pytest.raises(UsageError, match="--ctx 4"):
+    with pytest.raises(UsageError, match="`n_ctx=4`"):
         evaluate(tiny, text, options=ContextOptions(n_ctx=4))
-    with pytest.raises(UsageError, match="--chunks 0"):
+    with pytest.raises(UsageError, match="`chunks=0`"):
         evaluate(tiny, text, chunks=0)
     with pytest.raises(NativeError, match="cannot make a context"):  # 24 is no multiple of Q8_0's block of 32
         evaluate(

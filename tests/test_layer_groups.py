@@ -68,14 +68,14 @@ def test_neighbours_are_those_among_the_chosen_layers(four: Path) -> None:
 
 @pytest.mark.parametrize("text", ["0", "", "two", "0;1", "stride:", "stride:0", "similar:x", "-1", "nearest:2"])
 def test_what_is_no_grouping_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match=r"--group-layers .*expected N for N neighbours"):
+    with pytest.raises(UsageError, match=r"`group_layers=.*expected N for N neighbours"):
         cross(text)
 
 
 def test_a_grouping_belongs_to_the_method() -> None:
-    with pytest.raises(UsageError, match="--method cross-layer: needs --group-layers"):
+    with pytest.raises(UsageError, match="`method='cross-layer'`: needs `group_layers`"):
         Plan(method="cross-layer")
-    with pytest.raises(UsageError, match="--method shared-kv shares nothing between layers"):
+    with pytest.raises(UsageError, match="`method='shared-kv'` shares nothing between layers"):
         Plan(group_layers="2")
 
 
@@ -90,13 +90,13 @@ def test_a_grouping_belongs_to_the_method() -> None:
     ],
 )
 def test_a_grouping_that_the_model_cannot_follow_is_refused(four: Path, text: str, message: str) -> None:
-    with pytest.raises(UsageError, match=f"--group-layers .*{message}"):
+    with pytest.raises(UsageError, match=f"`group_layers=.*{message}"):
         operate(open_gguf(four), Path("out.gguf"), cross(text))
     assert not Path("out.gguf").exists()
 
 
 def test_a_listed_layer_must_be_operated_on(four: Path) -> None:
-    with pytest.raises(UsageError, match="layer 2 is not among --layers"):
+    with pytest.raises(UsageError, match="layer 2 is not among `layers`"):
         operate(open_gguf(four), Path("out.gguf"), cross("0/2", layers="0,1"))
 
 
@@ -236,5 +236,5 @@ def test_a_grid_crosses_groupings_with_the_method_that_has_them() -> None:
     ]
     assert "shared by all" in Cell(cross("all")).label
     assert effective_plan(cross("all", targets="q")) == Plan(targets="q")
-    with pytest.raises(UsageError, match="--group-layers: no method of the grid"):
+    with pytest.raises(UsageError, match="`group_layers`: no method of the grid"):
         Grid(methods=("separate",), group_layers=("2",), thresholds=(0.5,)).plans()

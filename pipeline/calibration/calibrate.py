@@ -52,7 +52,7 @@ def calibrate(
     range, NativeError when llama.cpp cannot load or run the model or the text is shorter than a chunk.
     """
     if chunks < 1:
-        raise UsageError(f"--chunks {chunks}: expected at least 1")
+        raise UsageError.of("chunks", chunks, "expected at least 1")
     attention = find_attention(model)
     attention.require_plain(model, "calibrating")
     wanted = CalibrationSource(

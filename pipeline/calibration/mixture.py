@@ -28,7 +28,7 @@ def mix(calibrations: Sequence[Calibration]) -> Calibration:
     for other in others:
         for what in ("model_sha256", "tokenizer_sha256", "chunk_size"):
             if getattr(other.source, what) != getattr(first.source, what):
-                raise UsageError(f"--calibration: {first.path} and {other.path} cannot be mixed, their {what} differs")
+                raise UsageError(f"`calibration`: {first.path} and {other.path} cannot be mixed, their {what} differs")
     sources = [calibration.source for calibration in calibrations]
     source = replace(
         first.source,

@@ -35,16 +35,16 @@ def obtain_calibration(
     metric: str = "attention",
     threads: int = 0,
     watch: CalibrationWatch = CalibrationWatch(),
-    option: str = "--calibration",
+    argument: str = "calibration",
 ) -> Calibration:
     """The statistics in the file `names`, or those of the text `names`, which are taken now unless they are cached.
 
     `names` may be several, with commas between: each counts by its chunks, a text by up to `chunks`. `self` is a text
     that the model writes. `metric` says what they are for: `attention` needs sensitivities as well. Raises UsageError
-    for a name that is neither (`option` is where it came from) or statistics of another model, SurgeryError when a file
+    for a name that is neither (`argument` is where it came from) or statistics of another model, SurgeryError when a file
     is damaged, and as `calibrate` and `write_self_text` do.
     """
-    parts = [_find(name, option) for name in split_names(names)]  # all, before anything takes long
+    parts = [_find(name, argument) for name in split_names(names)]  # all, before anything takes long
     calibrations = []
     for part in parts:
         if isinstance(part, Calibration):
@@ -72,7 +72,7 @@ def own_text(model: GGUFModel, name: str, chunks: int, threads: int, watch: Cali
     return write_self_text(model, name, chunks=chunks, threads=threads, progress=watch.writing, announce=watch.announce)
 
 
-def _find(name: str, option: str) -> Calibration | Text | str:
+def _find(name: str, argument: str) -> Calibration | Text | str:
     """Statistics, a text, or the name of a text that is to be written."""
     if is_self(name):
         own_seed(name)
@@ -85,7 +85,8 @@ def _find(name: str, option: str) -> Calibration | Text | str:
     try:
         return read_text(name)
     except UsageError:
-        raise UsageError(
-            f"{option} {name}: {no_file(path)}; name a text, {SELF_TEXT} (which the model writes), statistics that"
-            " surgery calibrate wrote, or several with commas between"
-        ) from None
+        raise UsageError.of(
+            argument, Path(name),
+            f"{no_file(path)}; name a text, {SELF_TEXT} (which the model writes), statistics that surgery calibrate"
+            " wrote, or several with commas between",
+        ) from None  # fmt: skip

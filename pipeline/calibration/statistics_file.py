@@ -22,7 +22,6 @@ from pipeline.files.texts import Text
 from pipeline.gguf_file.metadata import MetadataEntry, metadata_entry
 from pipeline.gguf_file.reader import DEFAULT_ALIGNMENT, GGUFModel, open_gguf
 from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
-from pipeline.program import program
 
 KIND = "surgery.calibration"
 FORMAT_VERSION = 2
@@ -226,7 +225,7 @@ def open_calibration(path: Path) -> Calibration:
     calibration, done = _open(path)
     if done != calibration.source.chunk_count:
         raise SurgeryError(
-            f"{path}: covers {done} of {calibration.source.chunk_count} chunks; run {program()} calibrate again to go on"
+            f"{path}: covers {done} of {calibration.source.chunk_count} chunks; run surgery calibrate again to go on"
         )
     return calibration
 
@@ -283,16 +282,18 @@ def require_fit(calibration: Calibration, model: GGUFModel) -> None:
         reason = "is another file (SHA-256 differs)"
     else:
         return
-    raise UsageError(
-        f"--calibration {calibration.path}: was taken from {source.model_name}, and {model.path} {reason};"
-        f" run {program()} calibrate on {model.name}, or leave the option out"
+    raise UsageError.of(
+        "calibration",
+        calibration.path,
+        f"was taken from {source.model_name}, and {model.path} {reason}; run surgery calibrate on"
+        f" {model.name}, or name a text",
     )
 
 
 def _open(path: Path) -> tuple[Calibration, int]:
     file = open_gguf(path)
     if file.get("general.type") != KIND:
-        raise SurgeryError(f"{path}: not calibration statistics; make them with {program()} calibrate")
+        raise SurgeryError(f"{path}: not calibration statistics; make them with surgery calibrate")
     if file.get("calibration.version") != FORMAT_VERSION:
         raise SurgeryError(
             f"{path}: has version {file.get('calibration.version')} of the format, {FORMAT_VERSION} is read; calibrate again"

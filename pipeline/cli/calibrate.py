@@ -79,7 +79,7 @@ def command(
     with calibration_progress(source, text) as watch:
         calibration = obtain_calibration(
             source, text,
-            chunks=chunks, metric="attention" if probes else "inputs", threads=threads, watch=watch, option="--text",
+            chunks=chunks, metric="attention" if probes else "inputs", threads=threads, watch=watch, argument="text",
         )  # fmt: skip
     if output is not None:
         copy_calibration(calibration, output, force=force, sources=source.paths)

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -13,64 +13,30 @@ import click
 from pipeline.calibration.overlap import SHARED_ENOUGH, shared_lines
 from pipeline.calibration.statistics_file import Calibration
 from pipeline.cli.calibrate import calibration_for_metric
-from pipeline.cli.options import calibration_option, force_option, json_option, list_option, threads_option
+from pipeline.cli.grid_options import grid_options
+from pipeline.cli.options import calibration_option, force_option, json_option, threads_option
 from pipeline.cli.output import counted, echo, warn
 from pipeline.cli.parameters import Choice, Number, WholeNumber
+from pipeline.cli.program import program
 from pipeline.cli.study_display import StudyDisplay
 from pipeline.cli.study_table import show_estimate, show_study
-from pipeline.compare.cell import CACHE_TYPES, LATENT, Cell
+from pipeline.compare.cell import Cell
 from pipeline.compare.cluster import ClusterRunner
 from pipeline.compare.estimate import estimate_study
 from pipeline.compare.grid import PRESETS, Grid, grid_cells, load_grids, save_grids
 from pipeline.compare.measuring import StopRule
+from pipeline.compare.operations import kind_of
 from pipeline.compare.results import ledger_results, study_results
 from pipeline.compare.run import run_here, run_study
 from pipeline.compare.source_subspaces import look_into_source
 from pipeline.compare.study import StudySettings, open_study
-from pipeline.decompose.methods import METHODS, METRICS
-from pipeline.decompose.principal_components import MEANS
+from pipeline.decompose.methods import METRICS
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.files.importance_matrix import match_importance, read_importance_matrix
 from pipeline.files.models import open_model
 from pipeline.files.texts import EVALUATION_TEXT, read_text
 from pipeline.gguf_file.reader import GGUFModel
-from pipeline.latent.plan import LatentPlan, choose_layout
-from pipeline.latent.source import require_convertible
-from pipeline.operation.layer_groups import check_plan
-from pipeline.operation.plan import STORED_SHARE, VARIANCE_SHARE
-from pipeline.program import program
 from pipeline.quantization import quantized_types
-
-
-def names(text: str, values: Iterable[str]) -> tuple[Any, str]:
-    return Choice(list(values)), f"Any of {', '.join(values)}.{text}"
-
-
-GRID_OPTIONS = (
-    list_option("--methods", *names("", (*METHODS, LATENT))),
-    list_option("--targets", str, "Such as qkv,kv.  [default: qkv]"),
-    list_option(
-        "--thresholds", Number(VARIANCE_SHARE, 0, 1, above=True), "Shares of the variance to keep, such as 0.99,0.9."
-    ),
-    list_option("--ranks", WholeNumber(1), "Components to keep."),
-    list_option("--budgets", Number(STORED_SHARE, 0, 1, above=True), "Shares of the stored numbers to keep."),
-    list_option("--metrics", *names("  [default: weights]", METRICS)),
-    list_option("--means", *names("  [default: keep]", MEANS)),
-    click.option("--layers", help="Layers to operate on, such as 0-10,12.  [default: all]"),
-    list_option(
-        "--group-layers", str, "Which layers share components, for method cross-layer: such as 2,5,all,similar:2."
-    ),
-    list_option("--caches", float, "Shares of the KV cache to keep, for method latent.  [default: 0.5]"),
-    list_option("--seeds", WholeNumber(0, 2**32 - 1), "Seeds of the random control.  [default: 0]"),
-    list_option("--quants", str, "source (types as they are), F16, Q8_0, Q4_K_M, ...  [default: source,Q4_K_M]"),
-    list_option("--cache-types", *names("  [default: f16]", CACHE_TYPES)),
-)
-
-
-def grid_options(command: Any) -> Any:
-    for option in reversed(GRID_OPTIONS):
-        command = option(command)
-    return command
 
 
 @click.command("compare")
@@ -133,10 +99,7 @@ def command(model: str | None, folder: Path | None, status_of: Path | None, as_j
         if match.without:
             warn(f"--imatrix {imatrix}: {match}")
     for plan in dict.fromkeys(cell.plan for cell in cells if cell.plan):
-        if isinstance(plan, LatentPlan):
-            choose_layout(plan, require_convertible(source))
-        else:
-            check_plan(source, plan)
+        kind_of(plan.method).check(source, plan)
     if options["dry_run"]:
         show_estimate(estimate_study(source, cells, settings), len(cells), as_json)
         return

@@ -6,20 +6,21 @@ from typing import Any
 import click
 
 from pipeline.attention import find_attention
+from pipeline.choices import choices_of
 from pipeline.cli.calibrate import calibration_for_metric
+from pipeline.cli.choices import choice_type, metric_options
 from pipeline.cli.damage import damage, print_damage
 from pipeline.cli.inspection_tables import print_overlap, print_spectrum, print_summary
 from pipeline.cli.options import (
     force_option,
     given,
     json_option,
-    metric_options,
     model_argument,
     refuse_idle_calibration,
     threads_option,
 )
 from pipeline.cli.output import ProgressReport, echo, print_json
-from pipeline.cli.parameters import Number, WholeNumber
+from pipeline.cli.parameters import WholeNumber
 from pipeline.errors import UsageError
 from pipeline.files.models import resolve_model
 from pipeline.files.output_file import check_output
@@ -27,7 +28,7 @@ from pipeline.files.texts import EVALUATION_TEXT
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.inspection import summarise
 from pipeline.layers import AttentionLayers
-from pipeline.operation.plan import DEFAULT_THRESHOLD, VARIANCE_SHARE
+from pipeline.operation.plan import DEFAULT_THRESHOLD, Plan
 from pipeline.report.charts import FORMATS, require_charts, write_chart
 from pipeline.subspaces.outline import overlap_outline, spectrum_outline
 from pipeline.subspaces.similarity import SPECTRUM_THRESHOLDS, Lens, overlap, spectra
@@ -51,7 +52,7 @@ from pipeline.subspaces.similarity import SPECTRUM_THRESHOLDS, Lens, overlap, sp
     "--threshold",
     default=DEFAULT_THRESHOLD,
     show_default=True,
-    type=Number(VARIANCE_SHARE, 0, 1, above=True),
+    type=choice_type(choices_of(Plan)["threshold"][0]),
     help="Share of the variance that --damage keeps.",
 )
 @click.option("--text", default=EVALUATION_TEXT, show_default=True, help="The text that --damage measures on.")

@@ -2,11 +2,13 @@
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 
 from pipeline.calibration.obtain import obtain_calibration
 from pipeline.cli.calibrate import calibration_progress
+from pipeline.cli.choices import plan_options
 from pipeline.cli.options import (
     calibration_option,
     force_option,
@@ -16,35 +18,20 @@ from pipeline.cli.options import (
     threads_option,
 )
 from pipeline.cli.output import ProgressReport, echo, print_json, print_table, warn
-from pipeline.cli.parameters import Choice
+from pipeline.cli.program import program
 from pipeline.files.models import open_model
 from pipeline.files.output_file import check_output
 from pipeline.latent.convert import LatentReport, convert_to_latent
-from pipeline.latent.plan import OUTTYPES, LatentPlan, choose_layout
-from pipeline.latent.source import require_convertible
-from pipeline.program import program
+from pipeline.latent.kind import check_latent
+from pipeline.latent.plan import LatentPlan
 
 
 @click.command("latent")
 @model_argument
 @output_option
-@click.option(
-    "--cache",
-    default=0.5,
-    show_default=True,
-    help="What to cache: a share of the source's numbers, 0 < S <= 1, rounded down to a multiple of 32 of them; above 1, how"
-    " many per token and layer.",
-)
-@click.option("--rotary", type=int, help="How many of them keep RoPE.  [default: as many as a head has, at most half]")
+@plan_options(LatentPlan)
 @calibration_option(
     "A text to calibrate on, like what the model is to read, or statistics that surgery calibrate made of one."
-)
-@click.option(
-    "--outtype",
-    default="auto",
-    show_default=True,
-    type=Choice(OUTTYPES),
-    help="Type of the new matrices. auto: the source's if it is a float type, else F16. All others keep theirs.",
 )
 @threads_option
 @force_option
@@ -52,21 +39,19 @@ from pipeline.program import program
 def command(
     model: str,
     output: Path,
-    cache: float,
-    rotary: int | None,
     calibration: str,
-    outtype: str,
     threads: int,
     force: bool,
     as_json: bool,
+    **choices: Any,
 ) -> None:
     """Write OUTPUT: MODEL, a Llama, with keys and values cached as one small latent (multi-head latent attention).
 
     Any llama.cpp that knows DeepSeek's architecture runs it. Nothing is trained.
     """
-    plan = LatentPlan(cache=cache, rotary=rotary, outtype=outtype)
+    plan = LatentPlan(**choices)
     source = open_model(model)
-    choose_layout(plan, require_convertible(source))  # before anything takes long
+    check_latent(source, plan)  # before anything takes long
     check_output(output, force=force, sources=source.paths)
     with calibration_progress(source, calibration) as watch:
         statistics = obtain_calibration(source, calibration, threads=threads, watch=watch)

@@ -16,8 +16,9 @@ import click
 
 from native.errors import NativeError
 from pipeline.cli.parameters import parameter_name
+from pipeline.cli.program import program
+from pipeline.cli.wording import spoken
 from pipeline.errors import SurgeryError, UsageError, suggestion
-from pipeline.program import program
 from pipeline.visible import visible
 
 COMMANDS = {
@@ -114,7 +115,7 @@ def explain(error: BaseException) -> None:
 
 def complain(message: str, code: int) -> int:
     """Print `message` as one line on stderr; the exit code is `code`."""
-    click.echo(f"surgery: {visible(message)}", err=True)  # noqa: TID251  # what `echo` rests on takes long to import
+    click.echo(f"surgery: {visible(spoken(message))}", err=True)  # noqa: TID251  # what `echo` rests on takes long to import
     return code
 
 

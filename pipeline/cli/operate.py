@@ -9,95 +9,41 @@ import click
 
 from pipeline.attention import ROLES
 from pipeline.cli.calibrate import calibration_for_metric
+from pipeline.cli.choices import metric_options, plan_options
 from pipeline.cli.options import (
     force_option,
     json_option,
-    metric_options,
     model_argument,
     output_option,
     refuse_idle_calibration,
     threads_option,
 )
 from pipeline.cli.output import ProgressReport, echo, print_json, print_table, warn
-from pipeline.cli.parameters import Choice, Number, WholeNumber
+from pipeline.cli.program import program
 from pipeline.cli.quantize import print_quantization
-from pipeline.decompose.methods import METHODS
-from pipeline.decompose.principal_components import MEANS
 from pipeline.errors import UsageError
-from pipeline.files.encode import OUTTYPES
 from pipeline.files.models import gguf_name, is_checkpoint, open_source
 from pipeline.files.output_file import check_output
 from pipeline.operation.layer_groups import check_plan
 from pipeline.operation.operate import OperationReport, operate
 from pipeline.operation.operate_and_quantize import operate_and_quantize
-from pipeline.operation.plan import DEFAULT_THRESHOLD, GROUP_LAYERS, STORED_SHARE, VARIANCE_SHARE, Plan
-from pipeline.program import program
+from pipeline.operation.plan import Plan
 from pipeline.quantization import known_type, quantized_types
 
 
 @click.command("operate")
 @model_argument
 @output_option
-@click.option(
-    "--method",
-    default="shared-kv",
-    show_default=True,
-    type=Choice(list(METHODS)),
-    help="; ".join(f"{k}: {m.summary}" for k, m in METHODS.items()) + ".",
-)
-@click.option(
-    "--targets",
-    default="qkv",
-    show_default=True,
-    callback=lambda ctx, param, value: value.replace(",", "").replace(" ", ""),
-    help="Which projections to replace: any of the letters q, k and v.",
-)
-@click.option(
-    "--threshold",
-    type=Number(VARIANCE_SHARE, 0, 1, above=True),
-    help=f"Share of the variance to keep, 0 < T <= 1; 1 leaves every byte alone.  [default: {DEFAULT_THRESHOLD}]",
-)
-@click.option("--rank", type=WholeNumber(1), help="Components to keep, instead of a threshold.")
-@click.option(
-    "--budget",
-    type=Number(STORED_SHARE, 0, 1, above=True),
-    help="Share of the stored numbers to keep, 0 < B <= 1, spread over layers where it helps most, instead of a threshold.",
-)
+@plan_options(Plan, but=("metric",))
 @metric_options
-@click.option(
-    "--mean",
-    default="keep",
-    show_default=True,
-    type=Choice(MEANS),
-    help="keep: PCA, the mean is added back; none: not centred; drop: centred, the mean is lost (even at threshold 1).",
-)
-@click.option(
-    "--group-layers",
-    metavar="GROUPS",
-    help=f"Which layers share components, for --method cross-layer: {GROUP_LAYERS}.",
-)
-@click.option("--layers", default="all", show_default=True, help="Layers to operate on, such as 0-10,12.")
-@click.option(
-    "--outtype",
-    default="auto",
-    show_default=True,
-    type=Choice(OUTTYPES),
-    help="Type of the replaced tensors. auto: a float type stays, a quantised one becomes F16; keep: the tensor's own.",
-)
 @click.option("--quant", metavar="TYPE", help="Then quantise the whole file to TYPE, such as Q4_K_M.")
 @click.option("--pre", metavar="NAME", help="A checkpoint's pre-tokenizer, as llama.cpp calls it.")
-@click.option(
-    "--seed", default=0, show_default=True, type=WholeNumber(0, 2**32 - 1), help="Seed of the random control."
-)
 @threads_option
 @force_option
 @json_option
 def command(
     model: str,
     output: Path,
-    threshold: float | None,
-    rank: int | None,
-    budget: float | None,
     calibration: str,
     quant: str | None,
     pre: str | None,
@@ -110,9 +56,7 @@ def command(
 
     Everything else in the file stays byte-identical, and surgery.* metadata says what was done.
     """
-    if threshold is None and rank is None and budget is None:
-        threshold = DEFAULT_THRESHOLD
-    plan = Plan(threshold=threshold, rank=rank, budget=budget, **choices)
+    plan = Plan(**choices)
     if quant:
         known_type(quant)  # before anything takes long
     refuse_idle_calibration(plan.metric)

@@ -8,7 +8,6 @@ import click
 from click.core import ParameterSource
 
 from pipeline.cli.parameters import Choice, WholeNumber
-from pipeline.decompose.methods import METRICS
 from pipeline.errors import UsageError
 from pipeline.files.texts import CALIBRATION_TEXT
 
@@ -50,21 +49,6 @@ def calibration_option(text: str) -> Callable[[Any], Any]:
     return click.option(
         "--calibration", metavar="STATS_OR_TEXT", default=CALIBRATION_TEXT, show_default=True, help=text
     )
-
-
-def metric_options(command: Any) -> Any:
-    """--metric and --calibration."""
-    command = calibration_option(
-        "Statistics that surgery calibrate wrote, or a text to calibrate on, for a metric other than weights."
-    )(command)
-    summaries = "; ".join(f"{name}: {summary}" for name, summary in METRICS.items())
-    return click.option(
-        "--metric",
-        default="weights",
-        show_default=True,
-        type=Choice(list(METRICS)),
-        help=f"How much a direction counts. {summaries}.",
-    )(command)
 
 
 def refuse_idle_calibration(metric: str) -> None:

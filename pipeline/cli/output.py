@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
+from pipeline.cli.wording import spoken
 from pipeline.json_text import json_text
 from pipeline.visible import visible
 
@@ -75,7 +76,7 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
 
 def warn(message: str) -> None:
-    echo(f"surgery: warning: {visible(message)}", err=True)
+    echo(f"surgery: warning: {visible(spoken(message))}", err=True)
 
 
 class ProgressReport:

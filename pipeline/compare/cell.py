@@ -6,15 +6,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline import __version__
-from pipeline.decompose.methods import METHODS
-from pipeline.latent.plan import LatentPlan
-from pipeline.operation.plan import Plan
+from pipeline.compare.operations import read_operation, written_operation
+from pipeline.protocol import Operation
 
 AS_IT_IS = "source"  # as a quantisation: every tensor keeps the type that it has in the source
 CACHE_TYPES = ("f16", "q8_0", "q4_0")
-LATENT = "latent"  # among the methods: its plan is a LatentPlan
-
-Operation = Plan | LatentPlan
 
 
 @dataclass(frozen=True)
@@ -39,33 +35,28 @@ class Cell:
     @property
     def method(self) -> str:
         """The operation's method; `none` for the source itself."""
-        return LATENT if isinstance(self.plan, LatentPlan) else self.plan.method if self.plan else "none"
+        return self.plan.method if self.plan else "none"
 
     @property
     def calibrated(self) -> bool:
         """Whether the operation needs calibration statistics."""
-        return isinstance(self.plan, LatentPlan) or (self.plan is not None and self.plan.metric != "weights")
+        return self.plan is not None and self.plan.metric != "weights"
 
     @property
     def label(self) -> str:
         """Such as `shared-kv 0.9 attention, Q4_K_M, cache q8_0`; what is usual is left out."""
         cache = f"cache {self.cache_type}" if self.cache_type != "f16" else ""
         quant = "" if self.quant == AS_IT_IS else self.quant
-        return ", ".join(filter(None, (plan_label(self.plan) if self.plan else "source", quant, cache)))
+        return ", ".join(filter(None, (self.plan.label if self.plan else "source", quant, cache)))
 
     def parameters(self) -> dict[str, Any]:
         """The cell as JSON, from which `Cell.of` makes it again."""
-        plan = {"method": self.method, **asdict(self.plan)} if self.plan else None
+        plan = self.plan and written_operation(self.plan)
         return {"plan": plan, "quant": self.quant, "cache_type": self.cache_type}
 
     @staticmethod
     def of(parameters: dict[str, Any]) -> "Cell":
-        choices = dict(parameters["plan"] or {})
-        plan: Operation | None = None
-        if choices.get("method") == LATENT:
-            plan = LatentPlan(**{name: value for name, value in choices.items() if name != "method"})
-        elif choices:
-            plan = Plan(**choices)
+        plan = parameters["plan"] and read_operation(parameters["plan"])
         return Cell(plan, parameters["quant"], parameters["cache_type"])
 
     def key(self, subject: StudySubject) -> str:
@@ -86,42 +77,9 @@ def base_key(subject: StudySubject) -> str:
     return sha256_of(["base", Cell(None).key(subject)])
 
 
-def plan_label(plan: Operation) -> str:
-    """A plan in a few words: its method and rank rule, then whatever is not usual."""
-    if isinstance(plan, LatentPlan):
-        rotary = f" rotary {plan.rotary}" if plan.rotary else ""
-        return f"{LATENT} {plan.cache:g}{rotary}"
-    rule = next(
-        text
-        for text, value in (
-            (f"{plan.threshold:g}" if plan.threshold is not None else "", plan.threshold),
-            (f"rank {plan.rank}", plan.rank),
-            (f"budget {plan.budget}", plan.budget),
-        )
-        if value is not None
-    )
-    unusual = (
-        f"{plan.targets} only" if plan.targets != "qkv" else "",
-        plan.metric if plan.metric != "weights" else "",
-        f"mean {plan.mean}" if plan.mean != "keep" else "",
-        f"layers {plan.layers}" if plan.layers != "all" else "",
-        f"shared by {plan.group_layers}" if plan.group_layers else "",
-        f"seed {plan.seed}" if METHODS[plan.method].random and plan.seed else "",
-    )
-    return " ".join(filter(None, (plan.method, rule, *unusual)))
-
-
 def effective_plan(plan: Operation | None) -> Operation | None:
-    """The plan with what makes no difference set to its default; None when it changes nothing."""
-    if isinstance(plan, LatentPlan):
-        return plan
-    if plan is None or (plan.rank is None and plan.keeps_everything(0)):
-        return None
-    if not METHODS[plan.method].random:
-        plan = replace(plan, seed=0)
-        if plan.targets == "q":
-            plan = replace(plan, method="shared-kv", group_layers=None)  # the methods differ in what they do to k and v
-    return replace(plan, targets="".join(sorted(plan.targets, key="qkv".index)))
+    """What a cell does to the model, see `Operation.effective`; None if nothing."""
+    return plan.effective() if plan else None
 
 
 def sha256_of(value: Any) -> str:

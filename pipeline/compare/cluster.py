@@ -28,11 +28,11 @@ class ClusterRunner:
         try:
             from dask.distributed import Client
         except ImportError:
-            raise UsageError("--scheduler: needs Dask; run: pip install 'surgery[cluster]'") from None
+            raise UsageError("`scheduler`: needs Dask; run: pip install 'surgery[cluster]'") from None
         try:
             self.client: Any = Client(address, timeout=SECONDS_TO_CONNECT, set_as_default=False)
         except (OSError, ValueError) as error:
-            raise UsageError(f"--scheduler {address}: no Dask scheduler answers there ({error})") from None
+            raise UsageError.of("scheduler", address, f"no Dask scheduler answers there ({error})") from None
 
     def __call__(self, jobs: Iterator[CellJob]) -> "Iterator[tuple[Cell, CellEvent]]":
         from dask.distributed import KilledWorker, as_completed

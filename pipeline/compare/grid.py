@@ -1,18 +1,27 @@
 """The grid: products of choices as cells, presets, and the file that a grid is kept in."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pipeline.compare.cell import AS_IT_IS, CACHE_TYPES, LATENT, Cell, Operation
-from pipeline.decompose.methods import METHODS
+from pipeline.choices import CHOICE, Choice, choices_of
+from pipeline.compare.cell import AS_IT_IS, CACHE_TYPES, Cell
+from pipeline.compare.operations import KINDS, KNOWN_METHODS, kind_of
 from pipeline.errors import UsageError
 from pipeline.files.output_file import complete_or_absent
 from pipeline.latent.plan import LatentPlan
 from pipeline.operation.plan import Plan
+from pipeline.protocol import Operation
 from pipeline.quantization import known_type
+
+HELP = "help"  # the key of a field's metadata: for the command line, without the default
+
+
+def _several(default: Any, plan: type, name: str, help: str) -> Any:
+    """A field with several values of a plan's choice `name`."""
+    return field(default=default, metadata={CHOICE: choices_of(plan)[name][0], HELP: help})
 
 
 @dataclass(frozen=True)
@@ -23,52 +32,43 @@ class Grid:
     shares of the KV cache. Of thresholds, ranks and budgets any may be given; each value makes cells of its own.
     """
 
-    methods: Sequence[str] = ("shared-kv", "separate")
-    targets: Sequence[str] = ("qkv",)
-    thresholds: Sequence[float] = ()
-    ranks: Sequence[int] = ()
-    budgets: Sequence[float] = ()
-    metrics: Sequence[str] = ("weights",)
-    means: Sequence[str] = ("keep",)
-    layers: str = "all"
-    group_layers: Sequence[str] = ()
-    seeds: Sequence[int] = (0,)
-    caches: Sequence[float] = (0.5,)
-    quants: Sequence[str] = (AS_IT_IS, "Q4_K_M")
-    cache_types: Sequence[str] = ("f16",)
+    methods: Sequence[str] = field(
+        default=("shared-kv", "separate"), metadata={CHOICE: Choice(str, "", names=KNOWN_METHODS), HELP: ""}
+    )
+    targets: Sequence[str] = _several(("qkv",), Plan, "targets", "Such as qkv,kv.")
+    thresholds: Sequence[float] = _several((), Plan, "threshold", "Shares of the variance to keep, such as 0.99,0.9.")
+    ranks: Sequence[int] = _several((), Plan, "rank", "Components to keep.")
+    budgets: Sequence[float] = _several((), Plan, "budget", "Shares of the stored numbers to keep.")
+    metrics: Sequence[str] = _several(("weights",), Plan, "metric", "")
+    means: Sequence[str] = _several(("keep",), Plan, "mean", "")
+    layers: str = _several("all", Plan, "layers", "Layers to operate on, such as 0-10,12.")
+    group_layers: Sequence[str] = _several(
+        (), Plan, "group_layers", "Which layers share components, for method cross-layer: such as 2,5,all,similar:2."
+    )
+    caches: Sequence[float] = _several(
+        (0.5,), LatentPlan, "cache", "Shares of the KV cache to keep, for method latent."
+    )
+    seeds: Sequence[int] = _several((0,), Plan, "seed", "Seeds of the random control.")
+    quants: Sequence[str] = field(
+        default=(AS_IT_IS, "Q4_K_M"),
+        metadata={CHOICE: Choice(str, ""), HELP: "source (types as they are), F16, Q8_0, Q4_K_M, ..."},
+    )
+    cache_types: Sequence[str] = field(
+        default=("f16",), metadata={CHOICE: Choice(str, "", names=CACHE_TYPES), HELP: ""}
+    )
 
     def plans(self) -> list[Operation]:
         """The operations. Raises UsageError for a value that no plan can have."""
-        latent = [LatentPlan(cache=cache) for cache in self.caches] if LATENT in self.methods else []
-        return [*self._low_rank_plans(), *latent]
-
-    def _low_rank_plans(self) -> list[Plan]:
-        rules: list[dict[str, Any]] = [
-            *({"threshold": value} for value in self.thresholds),
-            *({"threshold": None, "rank": value} for value in self.ranks),
-            *({"threshold": None, "budget": value} for value in self.budgets),
-        ]
-        known = [method for method in self.methods if method in METHODS]
-        if self.group_layers and not any(METHODS[method].across_layers for method in known):
-            raise UsageError("--group-layers: no method of the grid shares components between layers")
-        methods = [method for method in self.methods if method != LATENT]
-        choices = product(methods, self.targets, self.metrics, self.means, self.seeds, rules)
-        return [
-            Plan(
-                method=method, targets=targets, metric=metric, mean=mean, seed=seed,
-                layers=self.layers, group_layers=groups, **rule,
-            )
-            for method, targets, metric, mean, seed, rule in choices
-            for groups in (self.group_layers if method in known and METHODS[method].across_layers else ()) or (None,)
-            if seed == self.seeds[0] or method == "random"
-        ]  # fmt: skip
+        for method in self.methods:
+            kind_of(method)
+        return [plan for kind in KINDS for plan in kind.of_grid(asdict(self))]
 
     def cells(self) -> list[Cell]:
         """The source in every quantisation first, then the operations. Raises UsageError for unknown types."""
         quants = [known_quant(quant) for quant in self.quants]
         for cache_type in self.cache_types:
             if cache_type not in CACHE_TYPES:
-                raise UsageError(f"--cache-types {cache_type}: expected one of {', '.join(CACHE_TYPES)}")
+                raise UsageError.of("cache_types", cache_type, f"expected one of {', '.join(CACHE_TYPES)}")
         return [
             Cell(plan, quant, cache) for plan, quant, cache in product((None, *self.plans()), quants, self.cache_types)
         ]
@@ -81,7 +81,9 @@ def known_quant(name: str) -> str:
     try:
         return known_type(name)
     except UsageError as error:
-        raise UsageError(f"--quants {error}; or {AS_IT_IS}, which keeps the types of the source") from None
+        raise UsageError(
+            f"`quants` {error}; or {AS_IT_IS}, which keeps the types of the source", argument="quants"
+        ) from None
 
 
 PRESETS = {
@@ -106,7 +108,7 @@ def grid_cells(grids: Iterable[Grid]) -> list[Cell]:
     """All cells, each once, those without surgery first. Raises UsageError when no cell operates or quantises."""
     cells = list(dict.fromkeys(cell for grid in grids for cell in grid.cells() if cell != Cell(None)))
     if not cells:
-        raise UsageError("the grid is empty: give --thresholds, --ranks or --budgets, or --quants to compare")
+        raise UsageError("the grid is empty: give `thresholds`, `ranks` or `budgets`, or `quants` to compare")
     return sorted(cells, key=lambda cell: cell.plan is not None)
 
 
@@ -131,24 +133,21 @@ def load_grids(path: Path) -> list[Grid]:
     try:
         content = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"--plan {path}: cannot be read: {' '.join(str(error).split())}") from None
+        raise UsageError.of("plan_file", path, f"cannot be read: {' '.join(str(error).split())}") from None
     blocks = content.get("grids") if isinstance(content, Mapping) and "grids" in content else [content]
     if not isinstance(blocks, list) or not all(isinstance(block, Mapping) for block in blocks):
-        raise UsageError(f"--plan {path}: expected `grids:`, a list of blocks such as --save-plan writes")
+        raise UsageError.of("plan_file", path, "expected `grids:`, a list of blocks such as `save_plan` writes")
     return [Grid(**_choices(path, block)) for block in blocks]
 
 
 def _choices(path: Path, block: Mapping[str, Any]) -> dict[str, Any]:
-    known = {field.name: field.default for field in fields(Grid)}
-    kinds = {"thresholds": (int, float), "budgets": (int, float), "caches": (int, float), "ranks": int, "seeds": int}
+    known = {field.name: field.metadata[CHOICE] for field in fields(Grid)}
+    found = {}
     for key, value in block.items():
         if key not in known:
-            raise UsageError(f"--plan {path}: unknown key {key!r}; known are {', '.join(known)}")
-        wanted: Any = kinds.get(key, str)
+            raise UsageError.of("plan_file", path, f"unknown key {key!r}; known are {', '.join(known)}")
         values = value if isinstance(value, list) and key != "layers" else [value]
-        if not all(isinstance(item, wanted) and not isinstance(item, bool) for item in values):
-            raise UsageError(f"--plan {path}: {key}: {value!r} is not what {key} can be")
-    return {
-        key: value if key == "layers" else tuple(value if isinstance(value, list) else [value])
-        for key, value in block.items()
-    }
+        if not all(known[key].allows(item) for item in values):
+            raise UsageError.of("plan_file", path, f"{key}: {value!r} is not what {key} can be")
+        found[key] = value if key == "layers" else tuple(values)
+    return found

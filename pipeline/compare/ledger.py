@@ -15,7 +15,6 @@ import numpy as np
 from native.scoring import TokenScores
 from pipeline.compare.cell import Cell
 from pipeline.errors import SurgeryError, UsageError
-from pipeline.program import program
 
 LEDGER = "ledger.sqlite"
 FORMAT_VERSION = 1
@@ -130,7 +129,7 @@ def open_ledger(folder: Path, *, create: bool = False) -> Iterator[Ledger]:
     path = folder / LEDGER
     if not create and not path.is_file():
         raise UsageError(
-            f"{folder}: holds no study ({LEDGER} is missing); make one with {program()} compare MODEL -o {folder}"
+            f"{folder}: holds no study ({LEDGER} is missing); make one with surgery compare MODEL -o {folder}"
         )
     connection = None
     try:
@@ -175,7 +174,7 @@ def _check_format(connection: sqlite3.Connection, path: Path) -> None:
     application = connection.execute("PRAGMA application_id").fetchone()[0]
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-        raise UsageError(f"{path}: is empty; make a study with {program()} compare MODEL -o {path.parent}")
+        raise UsageError(f"{path}: is empty; make a study with surgery compare MODEL -o {path.parent}")
     if application != APPLICATION_ID:
         raise SurgeryError(f"{path}: is another program's database; name another folder")
     if version > FORMAT_VERSION:

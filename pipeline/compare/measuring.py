@@ -12,12 +12,11 @@ import numpy as np
 from native.isolated import isolated
 from native.measure import MeasuredAnswer, MeasuredChunk, MeasurementStart, measure
 from native.model import ContextOptions, default_threads
-from pipeline.compare.cell import AS_IT_IS, LATENT, Cell
+from pipeline.compare.cell import AS_IT_IS, Cell
+from pipeline.compare.operations import kind_of
 from pipeline.evaluation.statistics import interval, mean_and_standard_error, require_finite
-from pipeline.files.importance_matrix import read_importance_matrix
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
-from pipeline.operation.patch import write_operated, write_patched
-from pipeline.quantization import quantize
+from pipeline.protocol import CellFile
 from pipeline.resources import machine_name
 
 FEWEST_FOR_PRECISION = 4  # chunks; of fewer, the standard error itself is hardly known
@@ -111,8 +110,8 @@ def measure_cell(job: CellJob) -> Iterator[MeasuredChunk | CellFinished]:
 
 def _size_facts(model: GGUFModel, job: CellJob) -> dict[str, Any]:
     """Bytes of the cell's file, and the operated tensors' bytes and numbers in it."""
-    patched = job.operated if job.cell.method != LATENT else None
-    operated = [model.tensors[name] for name in (open_gguf(patched).tensors if patched else ())]
+    names = kind_of(job.cell.method).replaced(open_gguf(job.operated)) if job.operated else ()
+    operated = [model.tensors[name] for name in names]
     return {
         "file_bytes": model.file_bytes,
         "operated_bytes": sum(info.nbytes for info in operated),
@@ -142,15 +141,6 @@ def write_cell_file(job: CellJob, path: Path) -> Path:
     """The file that the cell is measured on: written to `path`, or one that is there already."""
     if job.operated is None:
         return job.model
-    if job.cell.method == LATENT:  # other tensors altogether: nothing to put into the source's quantisation
-        if job.cell.quant == AS_IT_IS:
-            return job.operated
-        quantize(open_gguf(job.operated), path, job.cell.quant, threads=job.options.threads)
-        return path
-    model, operated = open_gguf(job.model), open_gguf(job.operated)
-    if job.cell.quant == AS_IT_IS:
-        write_operated(model, operated, path)
-    else:
-        importance = read_importance_matrix(job.importance) if job.importance else None
-        write_patched(model, operated, path, importance=importance)
-    return path
+    quant = None if job.cell.quant == AS_IT_IS else job.cell.quant
+    file = CellFile(job.model, job.operated, quant, job.importance, job.options.threads)
+    return kind_of(job.cell.method).cell_file(file, path)

@@ -24,8 +24,6 @@ from pipeline.evaluation.statistics import (
     perplexity,
     quartiles,
 )
-from pipeline.latent.plan import LatentPlan
-from pipeline.operation.plan import Plan
 
 WARM_UP_TOKENS = 8
 FRONTS = {"file": "file_bytes", "factored": "factored_bytes", "stored": "factors", "kv": "kv_cache_bytes"}
@@ -119,7 +117,7 @@ def _cell_result(
         "reason": run.reason,
         "method": cell.method,
         **{name: getattr(cell.plan, name, None) for name in PLAN_CHOICES},
-        "cache": cell.plan.cache if isinstance(cell.plan, LatentPlan) else None,
+        "cache": getattr(cell.plan, "cache", None),
         "quant": cell.quant,
         "cache_type": cell.cache_type,
         **_divergence(chunks),
@@ -131,8 +129,7 @@ def _cell_result(
         if cell not in (alone, unoperated)
         else None,
         "pareto": [],
-        "ranks": (operation and isinstance(cell.plan, Plan) and [_rank(group) for group in operation["layers"]])
-        or None,
+        "ranks": [_rank(group) for group in (operation or {}).get("layers", []) if "rank" in group] or None,
         "answer": facts.get("answer"),
         "answer_failure": facts.get("answer_failure"),
         "first_difference": first_difference(base.get("answer"), facts.get("answer")),

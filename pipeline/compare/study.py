@@ -15,17 +15,15 @@ from native.measure import MeasuredAnswer, MeasurementStart, logits_file, measur
 from native.model import ContextOptions
 from pipeline import __version__
 from pipeline.calibration.statistics_file import Calibration, calibration_facts
-from pipeline.compare.cell import AS_IT_IS, Cell, Operation, StudySubject, base_key, effective_plan, sha256_of
+from pipeline.compare.cell import AS_IT_IS, Cell, StudySubject, base_key, effective_plan, sha256_of
 from pipeline.compare.ledger import Ledger, Run, make_folder, open_ledger, sole_writer
 from pipeline.compare.measuring import CellJob, StopRule, answer_facts, machine_facts
+from pipeline.compare.operations import kind_of, written_operation
 from pipeline.errors import UsageError
 from pipeline.evaluation.statistics import require_finite
 from pipeline.files.texts import Text
 from pipeline.gguf_file.reader import GGUFModel
-from pipeline.latent.convert import convert_to_latent
-from pipeline.latent.plan import LatentPlan
-from pipeline.operation.operate import operate_family
-from pipeline.operation.plan import Plan
+from pipeline.protocol import Operation
 from pipeline.quantization import quantize
 
 CELLS = "cells"  # the folder of the files that are being measured
@@ -153,21 +151,11 @@ class Study:
         """Make the operated tensors of a family's cells, whichever are missing, from one decomposition."""
         plans = {self.operated(plan): plan for cell in cells if (plan := effective_plan(cell.plan))}
         missing = {path: plan for path, plan in plans.items() if not path.exists() or not self.operation(plan)}
-        low_rank = {path: plan for path, plan in missing.items() if isinstance(plan, Plan)}
-        if low_rank:
-            reports = operate_family(
-                self.model, low_rank, calibration=self.calibration,
-                operated_only=True, threads=self.settings.threads, force=True,
-            )  # fmt: skip
-            for plan, report in zip(low_rank.values(), reports, strict=True):
+        if missing:
+            perform = kind_of(cells[0].method).perform
+            reports = perform(self.model, missing, self.calibration, self.settings.threads)
+            for plan, report in zip(missing.values(), reports, strict=True):
                 self.ledger.add_operation(self._plan_key(plan), report.to_dict())
-        for path, plan in missing.items():
-            if isinstance(plan, LatentPlan):
-                assert self.calibration is not None  # the caller sees to it
-                latent = convert_to_latent(
-                    self.model, path, plan, self.calibration, threads=self.settings.threads, force=True
-                )
-                self.ledger.add_operation(self._plan_key(plan), latent.to_dict())
 
     def operation_key(self, cell: Cell) -> str | None:
         """Under which key the ledger has what was done to the cell's model."""
@@ -207,9 +195,7 @@ class Study:
 def family_of(cell: Cell) -> str:
     """A name for all cells whose operations come from one decomposition; empty for the source's own."""
     plan = effective_plan(cell.plan)
-    if isinstance(plan, Plan):
-        plan = replace(plan, threshold=1.0, rank=None, budget=None)
-    return json.dumps(asdict(plan), sort_keys=True) if plan else ""
+    return json.dumps(written_operation(plan.family()), sort_keys=True) if plan else ""
 
 
 def families(cells: Sequence[Cell]) -> Iterator[tuple[str, list[Cell]]]:

@@ -45,7 +45,7 @@ def find_pre_tokenizer(path: Path, tokenizer: dict[str, Any]) -> str:
         known = ", ".join(sorted(KNOWN.values()))
         raise SurgeryError(
             f"{path}: splits text in a way that is not recognised; if llama.cpp has a name for it, such as {known},"
-            " add --pre NAME"
+            " add `pre` NAME"
         )
     return name
 

@@ -63,7 +63,7 @@ class ConvertedTensor:
             written.check_finite()
         except SurgeryError:
             raise SurgeryError(
-                f"tensor {self.name} holds values too large for {self.type.name}; use --outtype f32"
+                f"tensor {self.name} holds values too large for {self.type.name}; use `outtype` f32"
                 if self.type != GGMLQuantizationType.F32
                 else f"{self.stored.path}: tensor {self.stored.name} holds values too large for F32"
             ) from None

@@ -20,7 +20,7 @@ METHODS = {
     "shared-kv": Method(("q", "kv"), False, "q alone; k and v stacked, one PCA for both"),
     "separate": Method(("q", "k", "v"), False, "a PCA for each of q, k and v"),
     "cross-layer": Method(
-        ("q", "kv"), False, "q alone; k and v of the layers that --group-layers puts together, one PCA for all", ("kv",)
+        ("q", "kv"), False, "q alone; k and v of the layers that `group_layers` puts together, one PCA for all", ("kv",)
     ),
     "random": Method(("q", "kv"), True, "the control: a random subspace of the rank that shared-kv would use"),
 }

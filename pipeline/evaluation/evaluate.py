@@ -33,9 +33,9 @@ def evaluate(
     NativeError when llama.cpp refuses, SurgeryError on NaN or infinity.
     """
     if options.n_ctx < SMALLEST_CONTEXT:
-        raise UsageError(f"--ctx {options.n_ctx}: expected at least {SMALLEST_CONTEXT} tokens")
+        raise UsageError.of("n_ctx", options.n_ctx, f"expected at least {SMALLEST_CONTEXT} tokens")
     if chunks is not None and chunks < 1:
-        raise UsageError(f"--chunks {chunks}: expected at least 1")
+        raise UsageError.of("chunks", chunks, "expected at least 1")
     events = isolated(evaluate_chunks, str(model), base and str(base), text.content, chunks=chunks, options=options)
     start = next(events)
     assert isinstance(start, EvaluationStart)

@@ -46,7 +46,7 @@ def encode_rows(
     does not fit in F16 (largest magnitude 65504).
     """
     if kind == GGMLQuantizationType.F16 and np.abs(values).max(initial=0) > np.finfo(np.float16).max:
-        raise SurgeryError(f"tensor {name} holds values too large for F16; use --outtype f32 or bf16")
+        raise SurgeryError(f"tensor {name} holds values too large for F16; use `outtype` f32 or bf16")
     if kind in FLOAT_TYPES:
         return quantize(values, kind).view(np.uint8)
     return quantize_rows(values, kind, importance)

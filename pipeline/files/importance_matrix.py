@@ -18,7 +18,6 @@ from pipeline.files.output_file import check_output
 from pipeline.gguf_file.metadata import metadata_entry
 from pipeline.gguf_file.reader import DEFAULT_ALIGNMENT, GGUFModel, TensorInfo, open_gguf
 from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
-from pipeline.program import program
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 SHOWN = 3  # names of matrices that are not covered
@@ -49,16 +48,18 @@ def read_importance_matrix(path: Path) -> dict[str, np.ndarray]:
     is something else or cannot be.
     """
     if not path.is_file():
-        raise UsageError(f"--imatrix {path}: {no_file(path)}; make one with {program()} calibrate --imatrix-output")
+        raise UsageError(
+            f"`importance_matrix` {path}: {no_file(path)}; make one with surgery calibrate `imatrix_output`"
+        )
     try:
         file = open_gguf(path)
     except SurgeryError as error:
-        raise SurgeryError(f"--imatrix {error}; make one with {program()} calibrate --imatrix-output") from None
+        raise SurgeryError(f"`importance_matrix` {error}; make one with surgery calibrate `imatrix_output`") from None
     names = [name.removesuffix(SUMS) for name in file.tensors if name.endswith(SUMS)]
     if not names or any(name + COUNTS not in file.tensors for name in names):
         raise SurgeryError(
-            f"--imatrix {path}: not an importance matrix in llama.cpp's GGUF form; make one with"
-            f" {program()} calibrate --imatrix-output"
+            f"`importance_matrix` {path}: not an importance matrix in llama.cpp's GGUF form; make one with"
+            f" surgery calibrate `imatrix_output`"
         )
     return {name: _mean_squares(file, name) for name in names}
 
@@ -67,12 +68,14 @@ def _mean_squares(file: GGUFModel, name: str) -> np.ndarray:
     sums, counts = file.read(name + SUMS), file.read(name + COUNTS).reshape(-1, 1)
     if not counts.size or sums.size % counts.size:
         raise SurgeryError(
-            f"--imatrix {file.path}: {name} has {counts.size} counts for {sums.size} sums, which they do not divide;"
+            f"`importance_matrix` {file.path}: {name} has {counts.size} counts for {sums.size} sums, which they do not divide;"
             " it was merged or made wrongly, make it anew"
         )
     sums = sums.reshape(len(counts), -1)
     if (sums < 0).any() or (counts < 0).any():
-        raise SurgeryError(f"--imatrix {file.path}: {name} has sums of squares or counts below 0; make it anew")
+        raise SurgeryError(
+            f"`importance_matrix` {file.path}: {name} has sums of squares or counts below 0; make it anew"
+        )
     return np.where(counts > 0, sums / np.where(counts > 0, counts, 1), np.float32(1)).astype(np.float32).ravel()
 
 
@@ -82,15 +85,15 @@ def match_importance(importance: Mapping[str, np.ndarray], model: GGUFModel, pat
     covered = matrices.keys() & importance.keys()
     if not covered:
         raise UsageError(
-            f"--imatrix {path}: names none of the matrices of {model.name} (it has {min(importance)}, the model"
-            f" {min(matrices, default='no matrix')}); make one of this model with {program()} calibrate --imatrix-output"
+            f"`importance_matrix` {path}: names none of the matrices of {model.name} (it has {min(importance)}, the model"
+            f" {min(matrices, default='no matrix')}); make one of this model with surgery calibrate `imatrix_output`"
         )
     for name in sorted(covered - {MAY_DIFFER}):
         shape = matrices[name].shape
         expected = shape[-1] * (shape[0] if len(shape) == 3 else 1)
         if importance[name].size != expected:
             raise UsageError(
-                f"--imatrix {path}: has {importance[name].size} numbers for {name}, whose shape needs {expected};"
+                f"`importance_matrix` {path}: has {importance[name].size} numbers for {name}, whose shape needs {expected};"
                 " it is of another model, or of another split of its experts"
             )
     return Match(len(covered), tuple(name for name in matrices if name not in covered))

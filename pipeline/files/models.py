@@ -9,7 +9,6 @@ from pipeline.convert.hub import download, is_hub_id
 from pipeline.errors import SurgeryError, UsageError, suggestion
 from pipeline.files.hub_gguf import find_hub_file, parse_hub_file
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
-from pipeline.program import program
 
 MOST_FILES = 1000  # of a folder, among which a mistyped name is looked for
 EMBEDDED_NAME = "smollm2-135m"
@@ -26,7 +25,7 @@ def resolve_model(name: str) -> Path:
         kind = "a folder" if path.is_dir() else "no file here"
         raise UsageError(
             f"{name}: is {kind}, and this needs a GGUF file; if it is a Hugging Face checkpoint, convert it first:"
-            f" {program()} convert {shlex.quote(name)} {shlex.quote(gguf_name(name))}"
+            f" surgery convert {shlex.quote(name)} {shlex.quote(gguf_name(name))}"
         )
     if path.exists():
         return path

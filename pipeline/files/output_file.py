@@ -44,7 +44,7 @@ def complete_or_absent(path: Path, *, force: bool, sources: Iterable[Path] = (),
             else:
                 _name(temporary, target)
     except FileExistsError:
-        raise UsageError(f"{path}: exists by now, another process made it; add --force to overwrite it") from None
+        raise UsageError(f"{path}: exists by now, another process made it; add `force` to overwrite it") from None
     except OSError as error:
         raise SurgeryError(f"{path}: cannot be written: {_reason(error)}") from error
 
@@ -147,7 +147,7 @@ def _check_place(path: Path, *, force: bool, sources: Iterable[Path]) -> None:
         if any(path.samefile(source) for source in sources):
             raise UsageError(f"{path}: is the input itself; name another output")
         if not force:
-            raise UsageError(f"{path}: exists already; add --force to overwrite it")
+            raise UsageError(f"{path}: exists already; add `force` to overwrite it")
     if not folder.is_dir():
         raise UsageError(f"{path}: the folder {folder} does not exist; make it first")
     if followed(path).is_symlink():

@@ -111,7 +111,7 @@ def convert_to_latent(
     check_output(output, force=force, sources=model.paths)
     require_fit(calibration, model)
     if not calibration.has_sensitivities:
-        raise UsageError(f"--calibration {calibration.path}: lacks sensitivities; make it with surgery calibrate")
+        raise UsageError.of("calibration", calibration.path, "lacks sensitivities; make it with surgery calibrate")
     report = LatentReport(str(output), plan, layout, source.cached_numbers)
     declared, new = declare_tensors(model, source, layout, plan.outtype)
     metadata = [*latent_metadata(model, source, layout), *_provenance(model, plan, layout, source, calibration)]

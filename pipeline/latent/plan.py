@@ -1,10 +1,14 @@
 """How much to cache, and how it is divided."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
+from pipeline.choices import check_choices, choice, choices_of
 from pipeline.errors import UsageError
 from pipeline.latent.source import LatentSource
 
+METHOD = "latent"
 OUTTYPES = ("auto", "f32", "f16", "bf16")
 BLOCK = 32  # numbers in a block of a quantised cache, of which a token's must be a whole number
 
@@ -14,23 +18,56 @@ class LatentPlan:
     """`cache`: a share of the source's cached numbers in (0, 1], or if above 1 how many per token and layer.
 
     `rotary`: how many of them keep RoPE, an even number; None for a pair at each of the source's frequencies, but not
-    more than half of the cache.
+    more than half of the cache. Raises UsageError, which names the argument, for what makes no sense.
     """
 
-    cache: float = 0.5
-    rotary: int | None = None
-    outtype: str = "auto"
+    cache: float = choice(
+        0.5, float, "What to cache: a share of the source's numbers, 0 < S <= 1, rounded down to a multiple of 32 of"
+        " them; above 1, how many per token and layer.",
+        expected="a share above 0 and at most 1, such as 0.5, or a whole number of numbers per token and layer",
+        low=0, above=True,
+    )  # fmt: skip
+    rotary: int | None = choice(
+        None, int, "How many of them keep RoPE.  [default: as many as a head has, at most half]",
+        expected="an even number, at least 2", low=2,
+    )  # fmt: skip
+    outtype: str = choice(
+        "auto", str, "Type of the new matrices. auto: the source's if it is a float type, else F16. All others keep"
+        " theirs.",
+        names=OUTTYPES,
+    )  # fmt: skip
+
+    method: ClassVar[str] = METHOD
+    metric: ClassVar[str] = "attention"  # what it needs of a calibration
 
     def __post_init__(self) -> None:
-        if not self.cache > 0 or (self.cache > 1 and self.cache != int(self.cache)):
-            raise UsageError(
-                f"--cache {self.cache:g}: expected a share above 0 and at most 1, such as 0.5, or a whole number of"
-                " numbers per token and layer"
-            )
-        if self.rotary is not None and (self.rotary < 2 or self.rotary % 2):
-            raise UsageError(f"--rotary {self.rotary}: expected an even number, at least 2")
-        if self.outtype not in OUTTYPES:
-            raise UsageError(f"--outtype {self.outtype!r}: expected one of {', '.join(OUTTYPES)}")
+        check_choices(self)
+        for name, wrong in (
+            ("cache", self.cache > 1 and self.cache != int(self.cache)),
+            ("rotary", self.rotary is not None and self.rotary % 2),
+        ):
+            if wrong:
+                raise UsageError.of(
+                    name, getattr(self, name), f"expected {choices_of(LatentPlan)[name][0].expectation}"
+                )
+
+    @property
+    def label(self) -> str:
+        """The plan in a few words, whatever is not usual last."""
+        return f"{METHOD} {self.cache:g}" + (f" rotary {self.rotary}" if self.rotary else "")
+
+    def effective(self) -> "LatentPlan":
+        """The plan itself: all that it chooses makes a difference."""
+        return self
+
+    def family(self) -> "LatentPlan":
+        """The plan itself: nothing is shared with other plans."""
+        return self
+
+
+def latent_plans(choices: Mapping[str, Any]) -> list[LatentPlan]:
+    """A plan for each of a grid's `caches`, if `latent` is among its methods."""
+    return [LatentPlan(cache=cache) for cache in choices["caches"]] if METHOD in choices["methods"] else []
 
 
 @dataclass(frozen=True)
@@ -55,13 +92,13 @@ def choose_layout(plan: LatentPlan, source: LatentSource) -> CacheLayout:
         numbers = int(plan.cache * source.cached_numbers + 1e-9)
         numbers = numbers // BLOCK * BLOCK or numbers
     if numbers > source.cached_numbers:
-        raise UsageError(
-            f"--cache {plan.cache:g}: the source caches {source.cached_numbers} numbers per token and layer"
+        raise UsageError.of(
+            "cache", plan.cache, f"the source caches {source.cached_numbers} numbers per token and layer"
         )
     if plan.rotary is not None and plan.rotary > source.head_size:
-        raise UsageError(f"--rotary {plan.rotary}: the source rotates {source.head_size} numbers of a head")
+        raise UsageError.of("rotary", plan.rotary, f"the source rotates {source.head_size} numbers of a head")
     pairs = plan.rotary // 2 if plan.rotary else max(1, min(source.pairs, numbers // 4))
     rank = min(numbers - 2 * pairs, source.cached_numbers - 2 * pairs, source.width)
     if rank < 1:
-        raise UsageError(f"--cache {plan.cache:g}: {numbers} numbers leave no latent beside {2 * pairs} rotary ones")
+        raise UsageError.of("cache", plan.cache, f"{numbers} numbers leave no latent beside {2 * pairs} rotary ones")
     return CacheLayout(rank, pairs)

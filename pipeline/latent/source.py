@@ -104,5 +104,5 @@ def _what_it_is(name: str) -> str:
 def _refusal(model: GGUFModel, what: str) -> SurgeryError:
     return SurgeryError(
         f"{model.path}: {what}; llama.cpp's deepseek2 has no place for it: convert a plain Llama, such as SmolLM2"
-        " or TinyLlama, or leave the model and use --cache-type-k and --cache-type-v"
+        " or TinyLlama, or leave the model and use `cache_type_k` and `cache_type_v`"
     )

@@ -84,13 +84,14 @@ def plan_groups(layers: AttentionLayers, together: Iterable[tuple[int, ...]], pl
     ]
     groups = [group for group in groups if group.targets(plan)]
     if not groups:
-        raise UsageError(f"--targets {plan.targets}: none of the chosen layers has a matrix for that alone")
+        raise UsageError.of("targets", plan.targets, "none of the chosen layers has a matrix for that alone")
     for group in groups:
         if plan.rank is not None and plan.rank > group.full_rank:
             members = " and ".join(group.roles)
-            raise UsageError(
-                f"--rank {plan.rank}: {members} of {group.described_layers} has {group.full_rank} components at the most"
-            )
+            raise UsageError.of(
+                "rank", plan.rank,
+                f"{members} of {group.described_layers} has {group.full_rank} components at the most",
+            )  # fmt: skip
     return groups
 
 
@@ -99,5 +100,5 @@ def _stacks(layers: Mapping[int, Collection[str]], numbers: tuple[int, ...], nam
     if len(numbers) == 1:
         return stacks(layers[numbers[0]], name)
     if others := [number for number in numbers if not set(layers[number]) >= set(name)]:
-        raise UsageError(f"--method cross-layer: layer {others[0]} has no {' and '.join(name)} that could share")
+        raise UsageError.of("method", "cross-layer", f"layer {others[0]} has no {' and '.join(name)} that could share")
     return [tuple(name)]

@@ -1,4 +1,4 @@
-"""Which layers share components: what --group-layers means for the layers of a model."""
+"""Which layers share components: what `group_layers` means for the layers of a model."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,7 +30,7 @@ def layer_groups(layers: AttentionLayers, chosen: Sequence[int], plan: Plan) -> 
         return _listed(text, layers, chosen)
     size = int(digits)
     if size > len(chosen):
-        raise UsageError(f"--group-layers {text}: {len(chosen)} layers are operated on")
+        raise UsageError.of("group_layers", text, f"{len(chosen)} layers are operated on")
     if kind == "similar":
         return similar_layers(Lens(layers, plan.metric, plan.mean), chosen, size)
     if kind == "stride":
@@ -47,15 +47,15 @@ def check_plan(model: GGUFModel, plan: Plan) -> None:
 
 
 def _listed(text: str, layers: AttentionLayers, chosen: Sequence[int]) -> list[tuple[int, ...]]:
-    groups = [tuple(parse_layers(part, layers, "--group-layers")) for part in text.split("/")]
+    groups = [tuple(parse_layers(part, layers, "group_layers")) for part in text.split("/")]
     named = [number for group in groups for number in group]
     if others := set(named) - set(chosen):
-        raise UsageError(f"--group-layers {text}: layer {min(others)} is not among --layers")
+        raise UsageError.of("group_layers", text, f"layer {min(others)} is not among `layers`")
     if twice := [number for number in named if named.count(number) > 1]:
-        raise UsageError(f"--group-layers {text}: layer {twice[0]} is in two groups")
+        raise UsageError.of("group_layers", text, f"layer {twice[0]} is in two groups")
     return sorted([*groups, *((number,) for number in chosen if number not in named)])
 
 
 def written_groups(groups: Sequence[tuple[int, ...]]) -> str:
-    """The list that --group-layers takes, such as 0,1/2,3."""
+    """The list that `group_layers` takes, such as 0,1/2,3."""
     return "/".join(",".join(map(str, group)) for group in groups)

@@ -28,7 +28,6 @@ from pipeline.operation.groups import Group, plan_groups
 from pipeline.operation.layer_groups import layer_groups
 from pipeline.operation.plan import Plan
 from pipeline.operation.reconstruct import RebuiltGroup, rebuild_group
-from pipeline.program import program
 from pipeline.progress import Progress, Stopwatch, silent
 from pipeline.resources import peak_rss_bytes
 
@@ -244,10 +243,10 @@ def _required_calibration(model: GGUFModel, plan: Plan, calibration: Calibration
     if plan.metric == "weights":
         return None
     if calibration is None:
-        raise UsageError(f"--metric {plan.metric}: needs calibration statistics")
+        raise UsageError.of("metric", plan.metric, "needs calibration statistics")
     require_fit(calibration, model)
     if plan.metric == "attention" and not calibration.has_sensitivities:
-        raise UsageError(f"--calibration {calibration.path}: lacks sensitivities; make it with {program()} calibrate")
+        raise UsageError.of("calibration", calibration.path, "lacks sensitivities; make it with surgery calibrate")
     return calibration
 
 

@@ -1,83 +1,157 @@
-"""What to do to a model: the choices of one operation, checked."""
+"""What to do to a model: the choices of one low-rank operation, checked."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
 
-from pipeline.attention import ROLES
+from pipeline.choices import check_choices, choice
 from pipeline.decompose.methods import METHODS, METRICS
 from pipeline.decompose.principal_components import MEANS
-from pipeline.errors import UsageError, suggestion
+from pipeline.errors import UsageError
 from pipeline.files.encode import OUTTYPES
 
 DEFAULT_THRESHOLD = 0.9
-VARIANCE_SHARE = "a share of the variance above 0 and at most 1, such as 0.9"
-STORED_SHARE = "a share of the stored numbers above 0 and at most 1, such as 0.5"
+LARGEST_SEED = 2**32 - 1
+MOST = 2**31 - 1  # llama.cpp counts in 32 bits
+RANK_RULES = ("threshold", "rank", "budget")
 GROUP_LAYERS = (
     "N for N neighbours, all, stride:N for every Nth, similar:N for N alike, or a list such as 0-9/10-19/20,22"
 )
-GROUP_LAYERS_SYNTAX = r"all|(stride:|similar:)?0*[1-9]\d*|(?!0+$)\d[\d,\s-]*(/\s*\d[\d,\s-]*)*"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do to a model. Exactly one of `threshold` (0 < T <= 1), `rank` (>= 1) and `budget` (0 < B <= 1) is set.
+    """What to do to a model. One of `threshold` (0 < T <= 1), `rank` (>= 1) and `budget` (0 < B <= 1) says how much stays.
 
-    `budget` is the share of stored numbers that remains, spread over layers and groups. A metric other than `weights`
-    needs calibration statistics, which are not part of the plan. `group_layers`, see `pipeline.operation.layer_groups`,
-    is set for the methods that share components between layers, and for no other.
+    Without any of them it is DEFAULT_THRESHOLD. `budget` is the share of stored numbers that remains, spread over
+    layers and groups. A metric other than `weights` needs calibration statistics, which are not part of the plan.
+    `group_layers`, see `pipeline.operation.layer_groups`, is set for the methods that share components between layers,
+    and for no other. Raises UsageError, which names the argument, for what makes no sense.
     """
 
-    method: str = "shared-kv"
-    targets: str = "qkv"
-    threshold: float | None = DEFAULT_THRESHOLD
-    rank: int | None = None
-    budget: float | None = None
-    metric: str = "weights"
-    mean: str = "keep"
-    layers: str = "all"
-    group_layers: str | None = None
-    outtype: str = "auto"
-    seed: int = 0
+    method: str = choice(
+        "shared-kv",
+        str,
+        "; ".join(f"{name}: {method.summary}" for name, method in METHODS.items()) + ".",
+        names=METHODS,
+    )
+    targets: str = choice(
+        "qkv", str, "Which projections to replace: any of the letters q, k and v.",
+        expected="some of the letters q, k and v, such as qkv, kv or q", pattern=r"(?!.*(.).*\1)[qkv]+",
+    )  # fmt: skip
+    threshold: float | None = choice(
+        None, float, "Share of the variance to keep, 0 < T <= 1; 1 leaves every byte alone."
+        f"  [default: {DEFAULT_THRESHOLD}]",
+        expected="a share of the variance above 0 and at most 1, such as 0.9", low=0, high=1, above=True,
+    )  # fmt: skip
+    rank: int | None = choice(
+        None,
+        int,
+        "Components to keep, instead of a threshold.",
+        expected=f"a whole number from 1 to {MOST}",
+        low=1,
+        high=MOST,
+    )
+    budget: float | None = choice(
+        None, float, "Share of the stored numbers to keep, 0 < B <= 1, spread over layers where it helps most, instead"
+        " of a threshold.",
+        expected="a share of the stored numbers above 0 and at most 1, such as 0.5", low=0, high=1, above=True,
+    )  # fmt: skip
+    metric: str = choice(
+        "weights", str, f"How much a direction counts. {'; '.join(f'{n}: {text}' for n, text in METRICS.items())}.",
+        names=METRICS,
+    )  # fmt: skip
+    mean: str = choice(
+        "keep", str, "keep: PCA, the mean is added back; none: not centred; drop: centred, the mean is lost (even at"
+        " threshold 1).",
+        names=MEANS,
+    )  # fmt: skip
+    layers: str = choice("all", str, "Layers to operate on, such as 0-10,12.")
+    group_layers: str | None = choice(
+        None, str, f"Which layers share components, for method cross-layer: {GROUP_LAYERS}.",
+        expected=GROUP_LAYERS, metavar="GROUPS",
+        pattern=r"all|(stride:|similar:)?0*[1-9]\d*|(?!0+$)\d[\d,\s-]*(/\s*\d[\d,\s-]*)*",
+    )  # fmt: skip
+    outtype: str = choice(
+        "auto", str, "Type of the replaced tensors. auto: a float type stays, a quantised one becomes F16; keep: the"
+        " tensor's own.",
+        names=OUTTYPES,
+    )  # fmt: skip
+    seed: int = choice(
+        0, int, "Seed of the random control.", expected=f"a whole number from 0 to {LARGEST_SEED}", low=0,
+        high=LARGEST_SEED,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
-        for option, value, allowed in (
-            ("method", self.method, METHODS),
-            ("metric", self.metric, METRICS),
-            ("mean", self.mean, MEANS),
-            ("outtype", self.outtype, OUTTYPES),
-        ):
-            if value not in allowed:
-                raise UsageError(
-                    f"--{option} {value!r}: expected one of {', '.join(allowed)}{suggestion(value, allowed)}"
-                )
-        if not self.targets or set(self.targets) - set(ROLES) or len(set(self.targets)) != len(self.targets):
-            raise UsageError(
-                f"--targets {self.targets!r}: expected some of the letters q, k and v, such as qkv, kv or q"
-            )
-        if [self.threshold, self.rank, self.budget].count(None) != 2:
-            raise UsageError("give one of --threshold, --rank and --budget")
-        if self.threshold is not None and not 0 < self.threshold <= 1:
-            raise UsageError(f"--threshold {self.threshold}: expected {VARIANCE_SHARE}")
-        if self.budget is not None and not 0 < self.budget <= 1:
-            raise UsageError(f"--budget {self.budget}: expected {STORED_SHARE}")
-        if self.rank is not None and self.rank < 1:
-            raise UsageError(f"--rank {self.rank}: expected at least 1")
-        self._check_group_layers()
-        if not 0 <= self.seed < 2**32:
-            raise UsageError(f"--seed {self.seed}: expected a number from 0 to {2**32 - 1}")
-
-    def _check_group_layers(self) -> None:
+        if isinstance(self.targets, str):  # q,k is as good as qk
+            object.__setattr__(self, "targets", re.sub(r"[,\s]", "", self.targets))
+        rules = [name for name in RANK_RULES if getattr(self, name) is not None]
+        if len(rules) > 1:
+            raise UsageError("give one of `threshold`, `rank` and `budget`", argument=rules[1])
+        if not rules:
+            object.__setattr__(self, "threshold", DEFAULT_THRESHOLD)
+        check_choices(self)
         across = METHODS[self.method].across_layers
         if self.group_layers is None and across:
-            raise UsageError(f"--method {self.method}: needs --group-layers: {GROUP_LAYERS}")
+            raise UsageError.of("method", self.method, f"needs `group_layers`: {GROUP_LAYERS}")
         if self.group_layers is not None and not across:
-            raise UsageError(
-                f"--group-layers {self.group_layers}: --method {self.method} shares nothing between layers"
+            raise UsageError.of(
+                "group_layers", self.group_layers, f"`method={self.method!r}` shares nothing between layers"
             )
-        if self.group_layers is not None and not re.fullmatch(GROUP_LAYERS_SYNTAX, self.group_layers):
-            raise UsageError(f"--group-layers {self.group_layers!r}: expected {GROUP_LAYERS}")
 
     def keeps_everything(self, full_rank: int) -> bool:
         """Whether a group that has `full_rank` components loses nothing, so that its bytes can stay as they are."""
         everything = 1 in (self.threshold, self.budget) if self.rank is None else self.rank >= full_rank
         return self.mean != "drop" and everything
+
+    @property
+    def label(self) -> str:
+        """The plan in a few words: its method and rank rule, then whatever is not usual."""
+        rule = next(name for name in RANK_RULES if getattr(self, name) is not None)
+        value = f"{self.threshold:g}" if rule == "threshold" else f"{rule} {getattr(self, rule)}"
+        unusual = (
+            f"{self.targets} only" if self.targets != "qkv" else "",
+            self.metric if self.metric != "weights" else "",
+            f"mean {self.mean}" if self.mean != "keep" else "",
+            f"layers {self.layers}" if self.layers != "all" else "",
+            f"shared by {self.group_layers}" if self.group_layers else "",
+            f"seed {self.seed}" if METHODS[self.method].random and self.seed else "",
+        )
+        return " ".join(filter(None, (self.method, value, *unusual)))
+
+    def effective(self) -> "Plan | None":
+        """The plan with what makes no difference set to its default; None when it changes nothing."""
+        if self.rank is None and self.keeps_everything(0):
+            return None
+        plan = replace(self, targets="".join(sorted(self.targets, key="qkv".index)))
+        if METHODS[plan.method].random:
+            return plan
+        if plan.targets == "q":  # the methods differ in what they do to k and v
+            plan = replace(plan, method="shared-kv", group_layers=None)
+        return replace(plan, seed=0)
+
+    def family(self) -> "Plan":
+        """A plan that is equal for all plans which one decomposition serves."""
+        return replace(self, threshold=1.0, rank=None, budget=None)
+
+
+def low_rank_plans(choices: Mapping[str, Any]) -> list[Plan]:
+    """All combinations of a grid's `choices`, such as `thresholds`. Raises UsageError for a value that no plan can have."""
+    methods = [method for method in choices["methods"] if method in METHODS]
+    rules = [{rule: value} for rule in RANK_RULES for value in choices[f"{rule}s"]]
+    sharing = [method for method in methods if METHODS[method].across_layers]
+    if choices["group_layers"] and not sharing:
+        raise UsageError("`group_layers`: no method of the grid shares components between layers")
+    return [
+        Plan(
+            method=method, targets=targets, metric=metric, mean=mean, seed=seed,
+            layers=choices["layers"], group_layers=groups, **rule,
+        )
+        for method, targets, metric, mean, seed, rule in product(
+            methods, choices["targets"], choices["metrics"], choices["means"], choices["seeds"], rules
+        )
+        for groups in (choices["group_layers"] if method in sharing else ()) or (None,)
+        if METHODS[method].random or seed == choices["seeds"][0]
+    ]  # fmt: skip

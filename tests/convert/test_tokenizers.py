@@ -130,7 +130,7 @@ def test_an_unknown_pre_tokenizer_needs_its_name(checkpoint: MakeFolder, tmp_pat
     tokenizer = json.loads(path.read_text())
     tokenizer["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "[aeiou]+"
     path.write_text(json.dumps(tokenizer))
-    with pytest.raises(SurgeryError, match=r"not recognised.*--pre NAME"):
+    with pytest.raises(SurgeryError, match=r"not recognised.*`pre` NAME"):
         list(tokenizer_metadata(folder, 512, None))
     for command in (["convert", folder, "out.gguf"], ["operate", folder, "-o", "out.gguf", "--force"]):
         assert run(*command).exit_code == 1
