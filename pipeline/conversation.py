@@ -3,10 +3,14 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from native.errors import NativeError
 from native.generate import AnswerStatistics, Chat, Refusal, Restart, SamplingOptions, chat
 from native.isolated import isolated
 from native.model import ContextOptions
+from pipeline.errors import SurgeryError
+
+
+class Refused(SurgeryError):
+    """A message cannot be given to the model; others may."""
 
 
 def start_conversation(
@@ -26,15 +30,15 @@ def ask(
 ) -> Iterator[str | AnswerStatistics]:
     """Send `message`; the pieces of the answer as they come, then its statistics. `stopped` can end the answer early.
 
-    Raises NativeError when the model is not given the message, as its chat template fails, or the context is too small;
-    the conversation can go on.
+    Raises Refused when the model is not given the message, as its chat template fails, or the context is too small:
+    the conversation can go on. Raises NativeError when it cannot.
     """
     event = conversation.send(message)
     while isinstance(event, str):
         yield event
         event = conversation.send("" if stopped() else None)
     if isinstance(event, Refusal):
-        raise NativeError(event.reason)
+        raise Refused(event.reason)
     assert event is not None
     yield event
 

@@ -5,21 +5,25 @@ import json
 import os
 import re
 import time
+import warnings
 from pathlib import Path
 
 import click
+import gguf
 import pytest
 import rich.console
 from click.testing import CliRunner, Result
 
 from native.model import MOST_THREADS
 from pipeline.cli import output
+from pipeline.cli.answering import BrokenLines
 from pipeline.cli.main import COMMANDS, cli
 from pipeline.cli.output import ProgressReport, counted
 from pipeline.gguf_file.metadata import metadata_entry
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
 from pipeline.visible import visible
+from tests.tiny_model import write_tiny_model
 
 
 def call(*arguments: object, stdin: str | None = None) -> Result:
@@ -132,6 +136,55 @@ def test_run(tiny: Path) -> None:
     assert result.stderr.count("[prompt 3 tokens") == 2
     piped = call("run", tiny, "--max-tokens", "5", "--temperature", "0", "--json", stdin="abc\n")
     assert json.loads(piped.stdout)["answers"][0]["generated_tokens"] <= 5
+
+
+def test_lines_are_broken_between_words() -> None:
+    text = "  The quick   brown fox\njumps over internationalisation and on.\n\n\u4f60\u597d\u4e16\u754c\u4f60\u597d\u4e16 end"
+    for size in (1, 3, len(text)):
+        lines = BrokenLines(12)
+        shown = "".join(lines.add(text[i : i + size]) for i in range(0, len(text), size)) + lines.rest()
+        assert shown.splitlines() == [
+            "  The quick", "brown fox", "jumps over", "internationalisation", "and on.", "",
+            "\u4f60\u597d\u4e16\u754c\u4f60\u597d", "\u4e16 end",
+        ]  # fmt: skip
+
+
+def test_a_prompt_may_stand_behind_the_model(tiny: Path) -> None:
+    options = ("--temperature", "0", "--max-tokens", "3", "--json")
+    prompts = [call_json("run", tiny, *prompt, *options)["prompt"] for prompt in (("a", "b"), ("--prompt", "a b"))]
+    assert prompts == ["a b", "a b"]
+    assert call("run", tiny, "a", "--prompt", "b").exit_code == 2
+
+
+def test_a_system_message_and_no_template_at_all(tmp_path: Path) -> None:
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    metadata = {"tokenizer.chat_template": (template, gguf.GGUFValueType.STRING)}
+    model = write_tiny_model(tmp_path / "m.gguf", metadata=metadata)
+    options = ("--max-tokens", "1", "--json")
+
+    def length(*arguments: str) -> int:
+        return call_json("run", model, *arguments, *options)["answers"][0]["prompt_tokens"]  # type: ignore[index]
+
+    assert length("abc") == len("<user>abc")
+    assert length("abc", "--system", "Be short.") == len("<system>Be short.<user>abc")
+    assert length("abc", "--plain") == len("abc")
+
+
+def test_what_nobody_foresaw_is_one_line(monkeypatch: pytest.MonkeyPatch, tiny: Path) -> None:
+    def surprised(name: str) -> None:
+        warnings.warn("nobody should see this", stacklevel=1)
+        raise KeyError("no such\nthing")
+
+    monkeypatch.setattr("pipeline.cli.quantize.open_model", surprised)
+    arguments = ("quantize", str(tiny), "o.gguf", "Q8_0")
+    result = call(*arguments)
+    assert result.exit_code == 1
+    line = f"surgery: quantize {tiny} o.gguf Q8_0: failed in a way that nobody foresaw (KeyError: 'no such\\nthing'); "
+    assert result.stderr.startswith(line)
+    assert len(result.stderr.splitlines()) == 1
+    monkeypatch.setenv("SURGERY_DEBUG", "1")
+    with pytest.warns(UserWarning, match="nobody should see this"):
+        assert "in surprised" in call(*arguments).stderr
 
 
 def test_every_kv_cache_type_on_offer_is_llama_cpps() -> None:

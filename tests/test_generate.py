@@ -12,7 +12,7 @@ from native.chat_template import render_chat
 from native.errors import NativeError
 from native.generate import AnswerStatistics, SamplingOptions, decode_prompt
 from native.model import ContextOptions, load_model, open_context
-from pipeline.conversation import ask, restart, start_conversation
+from pipeline.conversation import Refused, ask, restart, start_conversation
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
@@ -104,7 +104,7 @@ def test_the_context_is_a_limit(tiny: Path) -> None:
     [(_, statistics)] = say(tiny, ["abc"], SamplingOptions(temperature=0, max_tokens=1000), n_ctx=256)
     assert statistics.finish_reason in ("context", "stop")
     assert statistics.prompt_tokens + statistics.generated_tokens <= 256
-    with pytest.raises(NativeError, match="use a larger --ctx"):
+    with pytest.raises(Refused, match="use a larger --ctx"):
         say(tiny, ["x" * 300], GREEDY, n_ctx=256)
 
 
@@ -161,7 +161,7 @@ def test_what_is_kept_of_a_memory_gives_the_logits_of_a_fresh_one(tiny: Path, tm
 )
 def test_a_chat_template_that_fails_is_one_line(tmp_path: Path, template: str, reason: str) -> None:
     path = with_template(tmp_path / "m.gguf", template)
-    with pytest.raises(NativeError) as caught:
+    with pytest.raises(Refused) as caught:
         say(path, ["abc"], GREEDY)
     assert str(caught.value).startswith(f"{path}: its chat template (tokenizer.chat_template) {reason}")
     assert len(str(caught.value).splitlines()) == 1
@@ -195,7 +195,7 @@ def test_a_message_that_is_refused_does_not_end_the_conversation(tmp_path: Path)
     with closing(start_conversation(path, ContextOptions(n_ctx=256), GREEDY, system="Short.")) as conversation:
         first = [*ask(conversation, "abc")]
         for refused, message in (("x", "fails: no"), ("y" * 300, "use a larger --ctx")):
-            with pytest.raises(NativeError, match=message):
+            with pytest.raises(Refused, match=message):
                 [*ask(conversation, refused)]
         restart(conversation)
         assert [*ask(conversation, "abc")][:-1] == first[:-1]

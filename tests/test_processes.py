@@ -148,6 +148,23 @@ def test_ctrl_c_ends_an_answer_and_then_the_chat() -> None:
     assert "; stopped]" in read_until("\n> ")
     time.sleep(0.3)  # a signal between the prompt and the system call that reads would wait for a line
     os.write(terminal, b"\x03")
+    read_until("End the chat? [y/N] ")
+    os.write(terminal, b"no\n")
+    read_until("> ")
+    os.write(terminal, b"/hlep\n")
+    read_until("/hlep: no such command")
+    read_until("> ")
+    os.write(terminal, b"/reset\n")
+    read_until("forgotten.")
+    read_until("> ")
+    os.write(terminal, b"\x1b[A\x1b[A\n")  # arrow up twice: the line before the last
+    read_until("/hlep: no such command")
+    read_until("> ")
+    time.sleep(0.3)
+    os.write(terminal, b"\x03")
+    read_until("End the chat? [y/N] ")
+    time.sleep(0.3)
+    os.write(terminal, b"\x03")
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 

@@ -35,6 +35,9 @@ COMMANDS = {
 }
 
 
+LONGEST_COMMAND = 300  # characters of it in a message
+
+
 class SurgeryGroup(click.Group):
     """Imports a command's module when it is asked for, so that --help stays instant; what goes wrong is one line."""
 
@@ -76,7 +79,10 @@ class SurgeryGroup(click.Group):
                     warnings.simplefilter("ignore")
                 code = super().main(*args, **options | {"standalone_mode": False})
         except Exception as error:
-            code = tell(error, shlex.join(map(str, (args and args[0]) or sys.argv[1:])))
+            code = tell(
+                error,
+                shlex.join(map(str, (args[0] if args else options.get("args")) or sys.argv[1:]))[:LONGEST_COMMAND],
+            )
             if debugging:
                 explain(error)
         sys.exit(code)

@@ -1,30 +1,28 @@
 """`surgery run`: answer a prompt, or chat."""
 
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict
-from types import FrameType
-from typing import Any
+from contextlib import AbstractContextManager, ExitStack, closing
 
 import click
 
-from native.generate import AnswerStatistics, Chat, SamplingOptions
+from native.generate import Chat, SamplingOptions
 from native.model import ContextOptions
+from pipeline.cli.answering import answer
+from pipeline.cli.chat import chat_on_terminal
 from pipeline.cli.options import cache_type_options, gpu_layers_option, json_option, model_argument, threads_option
-from pipeline.cli.output import counted, echo, print_json
+from pipeline.cli.output import print_json
 from pipeline.cli.parameters import Number, WholeNumber
-from pipeline.conversation import ask, start_conversation
+from pipeline.conversation import start_conversation
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.files.models import open_model
-from pipeline.visible import visible
 
 
 @click.command("run")
 @model_argument
+@click.argument("words", nargs=-1, metavar="[PROMPT]...")
 @click.option("--prompt", help="What to ask; without it, standard input, or a chat if that is a terminal.")
+@click.option("--system", metavar="TEXT", help="What the model is told before all else, as a system message.")
+@click.option("--plain", is_flag=True, help="Give it the text as it is, without the model's chat template.")
 @click.option("--beside", metavar="OTHER", help="Answer the same prompt with this model too, one after the other.")
 @click.option(
     "--temperature",
@@ -49,7 +47,7 @@ from pipeline.visible import visible
 @threads_option
 @json_option
 def command(
-    model: str, prompt: str | None, beside: str | None, temperature: float, top_p: float, seed: int, max_tokens: int, ctx: int,
+    model: str, words: tuple[str, ...], prompt: str | None, system: str | None, plain: bool, beside: str | None, temperature: float, top_p: float, seed: int, max_tokens: int, ctx: int,
     cache_type_k: str, cache_type_v: str, gpu_layers: int, threads: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Answer with MODEL in its own chat template, the text streamed as it comes."""
@@ -57,25 +55,27 @@ def command(
         n_ctx=ctx, threads=threads, type_k=cache_type_k, type_v=cache_type_v, gpu_layers=gpu_layers
     )
     sampling = SamplingOptions(temperature, top_p, seed, max_tokens)
+    if words and prompt is not None:
+        raise UsageError("--prompt: was given, and words after MODEL as well; give one of them")
+    prompt = " ".join(words) if words else prompt
     names = [name for name in (model, beside) if name is not None]
     paths = {name: open_model(name).path for name in names}
+
+    def started(name: str) -> AbstractContextManager[Chat]:
+        return closing(start_conversation(paths[name], options, sampling, system=system, plain=plain))
+
     if prompt is None and sys.stdin and sys.stdin.isatty():
         if as_json:
-            raise UsageError("--json: needs a --prompt, or text on standard input")
+            raise UsageError("--json: needs a prompt, or text on standard input")
         with ExitStack() as stack:
-            chat_on_terminal(
-                {
-                    name: stack.enter_context(closing(start_conversation(paths[name], options, sampling)))
-                    for name in names
-                }
-            )
+            chat_on_terminal({name: stack.enter_context(started(name)) for name in names})
         return
     message = (prompt if prompt is not None else piped_text()).strip()
     if not message:
         raise UsageError("--prompt: is empty; ask something")
     answers = []
     for name in names:
-        with closing(start_conversation(paths[name], options, sampling)) as conversation:
+        with started(name) as conversation:
             answers.append(answer(name, conversation, message, label=bool(beside), quiet=as_json))
     if as_json:
         print_json({"prompt": message, "answers": answers})
@@ -89,76 +89,3 @@ def piped_text() -> str:
         return sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as error:
         raise SurgeryError(f"standard input: not UTF-8 text (byte {error.start}); convert it first") from None
-
-
-def answer(
-    name: str,
-    conversation: Chat,
-    message: str,
-    *,
-    label: bool,
-    quiet: bool = False,
-    stopped: Callable[[], bool] = lambda: False,
-) -> dict[str, Any]:
-    """Stream one answer to the terminal, unless `quiet`; what was said, with its statistics."""
-    if label and not quiet:
-        click.secho(f"--- {visible(name)}", bold=True)  # noqa: TID251
-    pieces: list[str] = []
-    for event in ask(conversation, message, stopped):
-        if isinstance(event, AnswerStatistics):
-            if not quiet:
-                print_statistics(event)
-            return {"model": name, "text": "".join(pieces), **asdict(event)}
-        pieces.append(event)
-        if not quiet:
-            echo(event, nl=False)
-    raise AssertionError("an answer ends with its statistics")
-
-
-def print_statistics(statistics: AnswerStatistics) -> None:
-    prompt_speed = (statistics.prompt_tokens - statistics.cached_tokens) / statistics.prompt_seconds
-    speed = statistics.generated_tokens / statistics.generation_seconds
-    why = {
-        "stop": "; ended by itself",
-        "length": "; cut off by --max-tokens",
-        "context": "; cut off, the context is full",
-        "interrupted": "; stopped",
-    }[statistics.finish_reason]
-    echo()
-    echo(
-        f"[prompt {counted(statistics.prompt_tokens, 'token')}, {prompt_speed:,.0f}/s; answer {counted(statistics.generated_tokens, 'token')}, {speed:,.0f}/s{why}]\n",
-        err=True,
-    )
-
-
-def chat_on_terminal(conversations: dict[str, Chat]) -> None:
-    """Ask and answer until an empty line, the end of input, or Ctrl-C at the prompt; during an answer that ends it."""
-    echo("Ask something; Ctrl-C stops an answer, an empty line or Ctrl-D ends.", err=True)
-    while True:
-        try:
-            message = input("> ").strip()
-        except (EOFError, KeyboardInterrupt):
-            echo()
-            return
-        if not message:
-            return
-        with first_interrupt() as interrupted:
-            for name, conversation in conversations.items():
-                if not interrupted.is_set():
-                    answer(name, conversation, message, label=len(conversations) > 1, stopped=interrupted.is_set)
-
-
-@contextmanager
-def first_interrupt() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets, so that an answer can end in order; a second one is as always."""
-    interrupted = threading.Event()
-
-    def note(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, before)
-        interrupted.set()
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, before)
