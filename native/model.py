@@ -67,12 +67,24 @@ class Model:
         return int(llama_cpp.llama_vocab_bos(self.vocab))
 
     @property
+    def eos(self) -> int:
+        """The token that ends a text; -1 where the vocabulary has none."""
+        return int(llama_cpp.llama_vocab_eos(self.vocab))
+
+    @property
+    def branches(self) -> bool:
+        """Whether sequences can have a beginning in common: a recurrent state belongs to one alone."""
+        return not (
+            llama_cpp.llama_model_is_recurrent(self.pointer) or llama_cpp.llama_model_is_hybrid(self.pointer)
+        )
+
+    @property
     def rope(self) -> str:
         """How rotary positions pair a head's dimensions: `norm` (2i, 2i + 1), `neox` (i, i + half) or `none`."""
         return {-1: "none", 0: "norm"}.get(int(llama_cpp.llama_model_rope_type(self.pointer)), "neox")
 
-    def tokenize(self, text: str, *, special: bool) -> np.ndarray:
-        """Token ids, int32 of shape (n,), with BOS where the vocabulary asks for it.
+    def tokenize(self, text: str, *, special: bool, whole: bool = True) -> np.ndarray:
+        """Token ids, int32 of shape (n,), with BOS where the vocabulary asks for it, unless it is not a `whole` text.
 
         `special`: whether the text of a control token stands for that token.
         """
@@ -83,7 +95,7 @@ class Model:
         buffer = np.empty(len(data) + 16, np.int32)
         while True:
             pointer = buffer.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-            count = llama_cpp.llama_tokenize(self.vocab, data, len(data), pointer, len(buffer), True, special)
+            count = llama_cpp.llama_tokenize(self.vocab, data, len(data), pointer, len(buffer), whole, special)
             if count >= 0:
                 return buffer[:count].copy()
             if -count <= len(buffer):  # not the number of tokens, for which there would have been room
@@ -124,6 +136,7 @@ class ContextOptions:
     type_v: str = "f16"
     gpu_layers: int = 0
     flash_attention: bool = True  # where llama.cpp has it; it rounds V to half precision, whatever the cache's type
+    shared: bool = False  # one cache of n_ctx tokens for all sequences, which may have tokens in common
 
 
 @contextmanager
@@ -194,19 +207,41 @@ class Context:
         """Forget all tokens of a sequence."""
         llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self.pointer), sequence, -1, -1)
 
+    def fork(self, source: int, target: int, count: int = -1) -> None:
+        """Let sequence `target` begin with the first `count` tokens of `source`, which share a cache; -1: with all."""
+        llama_cpp.llama_memory_seq_cp(llama_cpp.llama_get_memory(self.pointer), source, target, 0, count)
+
+    def keep_sequence(self, sequence: int, count: int) -> None:
+        """Forget everything but the first `count` tokens of `sequence`, which becomes sequence 0."""
+        memory = llama_cpp.llama_get_memory(self.pointer)
+        llama_cpp.llama_memory_seq_keep(memory, sequence)
+        if sequence:
+            self.fork(sequence, 0)
+            llama_cpp.llama_memory_seq_keep(memory, 0)
+        self.keep_first(count)
+
     def decode(
-        self, tokens: Sequence[int] | np.ndarray, positions: np.ndarray, sequences: np.ndarray, outputs: np.ndarray
+        self,
+        tokens: Sequence[int] | np.ndarray,
+        positions: Sequence[int] | np.ndarray,
+        sequences: np.ndarray | Sequence[Sequence[int]],
+        outputs: Sequence[bool] | np.ndarray,
     ) -> None:
-        """Decode up to n_batch tokens; all arguments have one entry a token, `outputs` says where logits are wanted."""
+        """Decode up to n_batch tokens; all arguments have one entry a token, `outputs` says where logits are wanted.
+
+        `sequences`: the sequence of each token, or, where the cache is shared, all sequences that it belongs to.
+        """
         batch, n = self._batch, len(tokens)
         if n > self.n_batch:  # llama.cpp's arrays end there
             raise ValueError(f"{n} tokens in a batch of {self.n_batch}")
         np.ctypeslib.as_array(batch.token, (n,))[:] = tokens
         np.ctypeslib.as_array(batch.pos, (n,))[:] = positions
-        np.ctypeslib.as_array(batch.n_seq_id, (n,))[:] = 1
+        owners = sequences[:, np.newaxis].tolist() if isinstance(sequences, np.ndarray) else sequences
+        np.ctypeslib.as_array(batch.n_seq_id, (n,))[:] = [len(owner) for owner in owners]
         np.ctypeslib.as_array(batch.logits, (n,))[:] = outputs
-        for i, sequence in enumerate(sequences.tolist()):
-            batch.seq_id[i][0] = sequence
+        for i, owner in enumerate(owners):
+            for j, sequence in enumerate(owner):
+                batch.seq_id[i][j] = sequence
         batch.n_tokens = n
         native_log().doing(self.model.path, "decoding")
         if status := llama_cpp.llama_decode(self.pointer, batch):
@@ -231,7 +266,8 @@ def open_context(model: Model, options: ContextOptions, observer: Any = None) ->
         )
     native_log().doing(model.path, f"making a context of {options.n_sequences * options.n_ctx} tokens")
     params = llama_cpp.llama_context_default_params()
-    params.n_ctx = options.n_ctx * options.n_sequences
+    params.n_ctx = options.n_ctx * (1 if options.shared else options.n_sequences)
+    params.kv_unified = options.shared
     params.n_batch = params.n_ubatch = min(options.n_batch, params.n_ctx)
     params.n_ubatch = min(params.n_ubatch, 512)
     params.n_seq_max = options.n_sequences
@@ -256,7 +292,7 @@ def open_context(model: Model, options: ContextOptions, observer: Any = None) ->
             f"{model.path}: llama.cpp cannot make a context of {params.n_ctx} tokens"
             f" with KV cache types {options.type_k} and {options.type_v}"
         )
-    batch = llama_cpp.llama_batch_init(params.n_batch, 0, 1)
+    batch = llama_cpp.llama_batch_init(params.n_batch, 0, options.n_sequences if options.shared else 1)
     try:
         yield Context(model, pointer, batch, params.n_batch, kv_cache_bytes=round(sum(sizes) * 2**20))
     finally:

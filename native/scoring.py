@@ -37,11 +37,11 @@ def score_tokens(logits: np.ndarray, targets: np.ndarray, base_logits: np.ndarra
     work = np.empty(logits.shape[1], np.float32)
     for i, target in enumerate(targets.tolist()):
         row = logits[i]
-        log_total, _ = _log_sum_exp(row, work)
+        log_total, _ = log_sum_exp(row, work)
         nll[i] = log_total - row[target]
         if base_logits is not None:
             base = base_logits[i]
-            base_log_total, total = _log_sum_exp(base, work)
+            base_log_total, total = log_sum_exp(base, work)
             base_nll[i] = base_log_total - base[target]
             probability = work  # still exp(base - max), whose sum is `total`
             kld[i] = np.dot(probability, base - row) / total - base_log_total + log_total
@@ -49,7 +49,7 @@ def score_tokens(logits: np.ndarray, targets: np.ndarray, base_logits: np.ndarra
     return TokenScores(nll, base_nll, kld, same_top)
 
 
-def _log_sum_exp(row: np.ndarray, work: np.ndarray) -> tuple[float, float]:
+def log_sum_exp(row: np.ndarray, work: np.ndarray) -> tuple[float, float]:
     """log(sum(exp(row))), and the sum of `work`, which is left holding exp(row - max(row))."""
     largest = float(row.max())
     np.subtract(row, np.float32(largest), out=work)
