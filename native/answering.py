@@ -4,8 +4,8 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from native.chat_template import render_chat
 from native.completion import Prompt, complete
-from native.generate import render_chat
 from native.likelihood import Continuation, score_continuations
 from native.model import ContextOptions, load_model
 
@@ -45,9 +45,10 @@ class Complete:
 
 @dataclass(frozen=True)
 class Render:
-    """Answered by one text: the conversation as the model's chat template has it."""
+    """Answered by one text: the conversation as `render_chat` has it."""
 
     messages: list[dict[str, str]]
+    answering: bool
 
 
 Request = Tokenize | Score | Complete | Render
@@ -70,5 +71,5 @@ def answer_requests(path: str, options: ContextOptions) -> Generator[Any, Reques
             elif isinstance(request, Complete):
                 yield from complete(model, request.prompts, options)
             elif isinstance(request, Render):
-                yield render_chat(model, request.messages)
+                yield render_chat(model, request.messages, answering=request.answering)
             request = yield None

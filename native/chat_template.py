@@ -31,9 +31,10 @@ class ChatTemplateError(NativeError):
     """A chat template fails, whatever it is given, or on this conversation."""
 
 
-def render_chat(model: Model, messages: Sequence[Message], *, plain: bool = False) -> str:
+def render_chat(model: Model, messages: Sequence[Message], *, plain: bool = False, answering: bool = True) -> str:
     """The conversation as the model's chat template writes it; plain text if `plain`, or for a model that has none.
 
+    `answering`: an answer comes next; otherwise the last message goes on, and what closes it is left out.
     Raises ChatTemplateError when the template cannot be compiled, raises, does not end in time, or leaves nothing.
     """
     template = None if plain else model.metadata(KEY)
@@ -43,12 +44,16 @@ def render_chat(model: Model, messages: Sequence[Message], *, plain: bool = Fals
     eos, bos = _token_text(model, "eos"), "" if model.adds_bos else _token_text(model, "bos")
     try:
         with _limits():
-            text = str(Jinja2ChatFormatter(template, eos_token=eos, bos_token=bos)(messages=list(messages)).prompt)
+            formatter = Jinja2ChatFormatter(
+                template, eos_token=eos, bos_token=bos, add_generation_prompt=answering
+            )
+            text = str(formatter(messages=list(messages)).prompt)
     except (Exception, _OutOfTime) as error:  # it is a program: anything can come of it
         raise _failure(model, f"fails: {_reason(error)}") from None
     if not text.strip():
         raise _failure(model, "renders nothing of the conversation")
-    return text
+    last = "" if answering else messages[-1]["content"].strip()
+    return text[: text.rindex(last) + len(last)] if last and last in text else text
 
 
 def _failure(model: Model, what: str) -> ChatTemplateError:

@@ -90,7 +90,9 @@ def _next_group(model: Model, prompts: Sequence[Prompt], order: list[int], cells
     group, room = _Group(), cells
     while order and len(group.numbers) < TOGETHER:
         tokens = prompts[order[0]].tokens.astype(np.int32)
-        shared = group.tree.shared(tokens, 1, True) if model.branches else 0  # a state has been through all that follows
+        shared = (
+            group.tree.shared(tokens, 1, True) if model.branches else 0
+        )  # a state has been through all that follows
         needed = len(tokens) - shared + prompts[order[0]].limit
         if group.numbers and needed > room:
             break
@@ -119,9 +121,10 @@ def _complete_group(context: Context, group: _Group, prompts: Sequence[Prompt]) 
     alive = group.numbers
     while True:
         for number in alive:
-            token = chosen[number]
+            token, text = chosen[number], texts[number]
             ended = model.ends_generation(token)
-            texts[number].add(b"" if ended else model.piece(token), last=ended)
+            spelled = b"" if ended else model.piece(token) if text.count else model.first_piece(token)
+            text.add(spelled, last=ended)
             if texts[number].ended:
                 context.forget(own[number])
         alive = [number for number in alive if not texts[number].ended]

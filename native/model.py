@@ -74,9 +74,7 @@ class Model:
     @property
     def branches(self) -> bool:
         """Whether sequences can have a beginning in common: a recurrent state belongs to one alone."""
-        return not (
-            llama_cpp.llama_model_is_recurrent(self.pointer) or llama_cpp.llama_model_is_hybrid(self.pointer)
-        )
+        return not (llama_cpp.llama_model_is_recurrent(self.pointer) or llama_cpp.llama_model_is_hybrid(self.pointer))
 
     @property
     def rope(self) -> str:
@@ -110,6 +108,12 @@ class Model:
             buffer = ctypes.create_string_buffer(-count)
             count = llama_cpp.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, False)
         return buffer.raw[:count]
+
+    def first_piece(self, token: int) -> bytes:
+        """As `piece`, of a text's first token: without the space that some vocabularies put before every text."""
+        buffer = ctypes.create_string_buffer(len(self.piece(token)) + 1)
+        count = llama_cpp.llama_detokenize(self.vocab, (ctypes.c_int32 * 1)(token), 1, buffer, len(buffer), True, False)
+        return buffer.raw[: max(count, 0)]
 
     def ends_generation(self, token: int) -> bool:
         return bool(llama_cpp.llama_vocab_is_eog(self.vocab, token))
@@ -259,7 +263,7 @@ def open_context(model: Model, options: ContextOptions, observer: Any = None) ->
     `observer`, a `ggml_backend_sched_eval_callback`, sees every node of the graph as it is computed; flash attention
     is off then, so that the attention probabilities are among them.
     """
-    if model.learned_positions and options.n_ctx > model.n_ctx_train:
+    if model.learned_positions and not options.shared and options.n_ctx > model.n_ctx_train:
         raise NativeError(
             f"{model.path}: has learned positions for {model.n_ctx_train} tokens, and {options.n_ctx} are asked for;"
             " it needs a shorter context (--ctx, if the command has it)"
