@@ -44,9 +44,7 @@ def render_chat(model: Model, messages: Sequence[Message], *, plain: bool = Fals
     eos, bos = _token_text(model, "eos"), "" if model.adds_bos else _token_text(model, "bos")
     try:
         with _limits():
-            formatter = Jinja2ChatFormatter(
-                template, eos_token=eos, bos_token=bos, add_generation_prompt=answering
-            )
+            formatter = Jinja2ChatFormatter(template, eos_token=eos, bos_token=bos, add_generation_prompt=answering)
             text = str(formatter(messages=list(messages)).prompt)
     except (Exception, _OutOfTime) as error:  # it is a program: anything can come of it
         raise _failure(model, f"fails: {_reason(error)}") from None
