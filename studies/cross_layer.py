@@ -125,7 +125,7 @@ def measure(model: GGUFModel, plan: Plan, calibration: Calibration, base: Evalua
         "kld_se": error,
         "kld_chunks": divergences.mean(axis=1).tolist(),
         "stored_share": report.factor_numbers / report.dense_numbers,
-        "ranks": {",".join(map(str, group.layers)): group.rank for group in report.layers if group.group == "kv"},
+        "ranks": {",".join(map(str, group.layers)): group.rank for group in report.groups if group.group == "kv"},
         "decomposition_seconds": report.decomposition_seconds,
     }
 

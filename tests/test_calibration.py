@@ -126,7 +126,7 @@ def test_operating_under_a_metric(statistics: Path, tiny: Path, tmp_path: Path, 
         assert np.linalg.matrix_rank(written.read(name), tol=1e-3) == 12
     assert written.get("surgery.metric") == metric
     assert written.get("surgery.calibration.text_sha256") == calibration.source.text_sha256
-    assert all(0 < group.explained < 1 for group in report.layers)
+    assert all(0 < group.explained < 1 for group in report.groups)
 
 
 def test_under_its_metric_a_model_loses_less_than_by_its_weights(statistics: Path, tiny: Path, tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ from pipeline.errors import UsageError
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
 from pipeline.layers import AttentionLayers
 from pipeline.operation.layer_groups import layer_groups
-from pipeline.operation.operate import OperationReport, operate
+from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
+from pipeline.operation.report import OperationReport
 from pipeline.resources import on_disk
 from tests.same_weights import assert_alike, assert_same_weights
 from tests.tiny_model import TinyModel
@@ -117,7 +118,7 @@ def test_what_is_written_is_scikit_learns_pca_of_the_stack(four: Path) -> None:
     expected = pca.inverse_transform(pca.fit_transform(stack))
     after, report = perform(four, Path("out.gguf"), cross("1,3/2", threshold=0.8, layers="1-3"))
     assert np.allclose(np.vstack([after.read(name) for name in names]), expected, atol=1e-5)
-    result = next(group for group in report.layers if group.group == "kv")
+    result = next(group for group in report.groups if group.group == "kv")
     assert (result.layer, result.layers, result.rows, result.rank) == (1, (1, 3), 128, pca.n_components_)
     assert result.factor_numbers == result.rank * (128 + 64) + 64
     assert result.dense_numbers == 128 * 64
@@ -134,9 +135,9 @@ def test_provenance_says_which_layers_share(four: Path) -> None:
     after, report = perform(four, Path("out.gguf"), cross("stride:2", threshold=0.5))
     assert after.get("surgery.method") == "cross-layer"
     assert after.get("surgery.group_layers") == "0,2/1,3"
-    ranks = {group.layers: group.rank for group in report.layers if group.group == "kv"}
+    ranks = {group.layers: group.rank for group in report.groups if group.group == "kv"}
     assert after.get("surgery.ranks.kv") == [ranks[0, 2], ranks[1, 3]] * 2
-    q = {group.layer: group.rank for group in report.layers if group.group == "q"}
+    q = {group.layer: group.rank for group in report.groups if group.group == "q"}
     assert after.get("surgery.ranks.q") == [q[layer] for layer in range(4)]
     again, _ = perform(four, Path("again.gguf"), cross(after.get("surgery.group_layers"), threshold=0.5))
     assert_same_weights(after, again)
@@ -153,7 +154,7 @@ def test_equal_layers_need_the_rank_of_one(tiny: Path, tmp_path: Path) -> None:
             file.write(model.read_raw(f"blk.0.attn_{role}.weight").tobytes())
     alone, one = perform(path, tmp_path / "alone.gguf", Plan(targets="kv", threshold=0.7))
     shared, both = perform(path, tmp_path / "shared.gguf", cross("all", targets="kv", threshold=0.7))
-    assert [group.rank for group in one.layers] == [group.rank for group in both.layers] * 2
+    assert [group.rank for group in one.groups] == [group.rank for group in both.groups] * 2
     for name in alone.tensors:
         assert np.allclose(alone.read(name), shared.read(name), atol=1e-5)
     assert both.factor_numbers < one.factor_numbers
@@ -164,7 +165,7 @@ def test_layers_share_under_metrics_of_their_own(tiny: Path, taken: Path, metric
     calibration = open_calibration(taken)
     choices: dict[str, Any] = {"targets": "kv", "metric": metric, "mean": "none"}
     _, shared = perform(tiny, Path("a.gguf"), cross("all", threshold=0.9, **choices), calibration=calibration)
-    assert shared.layers[0].explained >= 0.9
+    assert shared.groups[0].explained >= 0.9
     _, spread = perform(
         tiny, Path("b.gguf"), cross("all", threshold=None, budget=0.5, **choices), calibration=calibration
     )

@@ -151,7 +151,7 @@ def test_a_budget_is_kept_to(tiny: Path, tmp_path: Path) -> None:
     for mean in ("keep", "none"):
         plan = Plan(threshold=None, budget=0.6, mean=mean)
         report = operate(open_gguf(tiny), tmp_path / f"{mean}.gguf", plan)
-        cost = max(group.rows + group.columns for group in report.layers)
+        cost = max(group.rows + group.columns for group in report.groups)
         assert 0.6 * report.dense_numbers - cost <= report.factor_numbers <= 0.6 * report.dense_numbers
 
 

@@ -15,8 +15,9 @@ from pipeline import layers
 from pipeline.attention import read_projection
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
-from pipeline.operation.operate import OperationReport, operate
+from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
+from pipeline.operation.report import OperationReport
 from tests.same_weights import assert_alike, assert_same_weights
 from tests.tiny_model import TinyModel, tensors_of, with_number, write_tiny_model
 
@@ -56,7 +57,7 @@ def test_shared_kv_on_the_real_model_is_the_reference(embedded: Path, tmp_path: 
         expected = {"q": expected_q, "k": expected_kv[:192], "v": expected_kv[192:]}
         for role, name in names.items():
             assert np.linalg.norm(after.read(name) - expected[role]) < 5e-5 * np.linalg.norm(expected[role])
-            result = next(g for g in report.layers if g.layer == layer and role in g.group)
+            result = next(g for g in report.groups if g.layer == layer and role in g.group)
             error = np.linalg.norm(expected[role] - source[role]) / np.linalg.norm(source[role])
             assert result.relative_error[role] == pytest.approx(error, rel=1e-4)
     assert_others_untouched(before, after, {f"blk.{layer}.attn_{role}.weight" for layer in layers for role in "qkv"})
@@ -67,7 +68,7 @@ def test_threshold_one_leaves_every_byte_alone(embedded: Path, tmp_path: Path, m
     _, report = perform(embedded, tmp_path / "o.gguf", Plan(method=method, threshold=1))
     assert (tmp_path / "o.gguf").read_bytes() == embedded.read_bytes()
     assert report.factor_numbers == report.dense_numbers
-    assert all(group.explained == 1 and not any(group.relative_error.values()) for group in report.layers)
+    assert all(group.explained == 1 and not any(group.relative_error.values()) for group in report.groups)
 
 
 def test_dropping_the_mean_loses_it_even_at_threshold_one(tiny: Path, tmp_path: Path) -> None:
@@ -83,7 +84,7 @@ def test_the_published_script_changed_q_alone(tiny: Path, tmp_path: Path) -> Non
         weights = tensors_of(TinyModel())[f"blk.{layer}.attn_q.weight"]
         expected = pca(weights, 0.5) - weights.mean(axis=0)
         assert np.allclose(after.read(f"blk.{layer}.attn_q.weight"), expected, atol=1e-5)
-    assert {group.group for group in report.layers} == {"q"}
+    assert {group.group for group in report.groups} == {"q"}
     assert_others_untouched(open_gguf(tiny), after, {"blk.0.attn_q.weight", "blk.1.attn_q.weight"})
 
 
@@ -92,7 +93,7 @@ def test_targets_are_replaced_from_a_basis_fitted_on_the_whole_group(tiny: Path,
     only_v, report = perform(tiny, tmp_path / "v.gguf", Plan(targets="v", threshold=0.5))
     assert_same_weights(only_v, both, ["blk.0.attn_v.weight"])
     assert_others_untouched(open_gguf(tiny), only_v, {"blk.0.attn_v.weight", "blk.1.attn_v.weight"})
-    group = report.layers[0]
+    group = report.groups[0]
     assert (group.group, group.rows, list(group.relative_error)) == ("kv", 64, ["v"])
     assert group.factor_numbers == group.rank * (32 + 64) + 64
     assert group.dense_numbers == 32 * 64
@@ -164,7 +165,7 @@ def test_values_too_large_for_f16_are_refused(tiny: Path, tmp_path: Path) -> Non
 
 def test_rank_is_taken_and_one_too_large_refused(tiny: Path, tmp_path: Path) -> None:
     _, report = perform(tiny, tmp_path / "o.gguf", Plan(threshold=None, rank=7))
-    assert {group.rank for group in report.layers} == {7}
+    assert {group.rank for group in report.groups} == {7}
     with pytest.raises(UsageError, match="`rank=65`: q of layer 0 has 64 components at the most"):
         operate(open_gguf(tiny), tmp_path / "p.gguf", Plan(threshold=None, rank=65))
     assert not (tmp_path / "p.gguf").exists()
@@ -172,7 +173,7 @@ def test_rank_is_taken_and_one_too_large_refused(tiny: Path, tmp_path: Path) -> 
 
 def test_provenance_says_what_was_done(tiny: Path, tmp_path: Path) -> None:
     once, report = perform(tiny, tmp_path / "once.gguf", Plan(threshold=0.5, layers="1"))
-    ranks = {group.group: [group.rank] for group in report.layers}
+    ranks = {group.group: [group.rank] for group in report.groups}
     assert once.get("surgery.method") == "shared-kv"
     assert once.get("surgery.threshold") == 0.5
     assert once.get("surgery.layers") == [1]
@@ -191,8 +192,8 @@ def test_random_control_uses_the_rank_of_shared_kv_and_loses_more(embedded: Path
     plan = Plan(threshold=0.5, layers="3")
     _, shared = perform(embedded, tmp_path / "s.gguf", plan)
     one, random = perform(embedded, tmp_path / "r.gguf", replace(plan, method="random"))
-    assert [group.rank for group in random.layers] == [group.rank for group in shared.layers]
-    assert all(r.explained < s.explained for r, s in zip(random.layers, shared.layers, strict=True))
+    assert [group.rank for group in random.groups] == [group.rank for group in shared.groups]
+    assert all(r.explained < s.explained for r, s in zip(random.groups, shared.groups, strict=True))
     again, _ = perform(embedded, tmp_path / "again.gguf", replace(plan, method="random"))
     other, _ = perform(embedded, tmp_path / "other.gguf", replace(plan, method="random", seed=1))
     name = "blk.3.attn_k.weight"

@@ -25,9 +25,10 @@ from pipeline.errors import UsageError
 from pipeline.files.models import gguf_name, is_checkpoint, open_source
 from pipeline.files.output_file import check_output
 from pipeline.operation.layer_groups import check_plan
-from pipeline.operation.operate import OperationReport, operate
+from pipeline.operation.operate import operate
 from pipeline.operation.operate_and_quantize import operate_and_quantize
 from pipeline.operation.plan import Plan
+from pipeline.operation.report import OperationReport
 from pipeline.quantization import known_type, quantized_types
 
 
@@ -124,7 +125,7 @@ def print_report(model: str, report: OperationReport) -> None:
             f"{group.explained:.4f}",
             "  ".join(f"{role} {error:.4f}" for role, error in group.relative_error.items()),
         )
-        for group in report.layers
+        for group in report.groups
     ]
     print_table(("layer", "group", "n x d", "rank", "variance kept", "relative error"), rows)
     for reason, numbers in report.skipped_by_reason.items():

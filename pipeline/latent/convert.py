@@ -1,9 +1,9 @@
 """Convert a Llama to latent attention: a file of `deepseek2`'s, some layers at a time, in the memory of these."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from pipeline.layers import AttentionLayers, Layer
 from pipeline.parallel import side_by_side
 from pipeline.progress import Progress, silent
 from pipeline.resources import peak_rss_bytes
+from pipeline.tabular import Tabular
 
 
 @dataclass(frozen=True)
@@ -55,22 +56,34 @@ class LatentLayer:
     score_error: float
 
 
-@dataclass
-class LatentReport:
-    """What `convert_to_latent` did; `to_dict` is the JSON object that the command prints."""
+@dataclass(frozen=True)
+class LatentReport(Tabular):
+    """What `convert_to_latent` did; `to_dict` is the JSON object that the command prints.
+
+    source_numbers: what the source caches per token and layer; output_bytes: of the file; seconds: of all
+    """
 
     output: str
     plan: LatentPlan
     layout: CacheLayout
     source_numbers: int
-    layers: list[LatentLayer] = field(default_factory=list)
-    output_bytes: int = 0
-    seconds: float = 0.0
+    layers: tuple[LatentLayer, ...]
+    output_bytes: int
+    seconds: float
 
     @property
     def share(self) -> float:
         """The cache's share of the source's."""
         return self.layout.cached_numbers / self.source_numbers
+
+    def headline(self) -> str:
+        return (
+            f"{self.output}: {self.layout.cached_numbers} numbers per token and layer, {self.share:.0%} of the source's"
+        )
+
+    def rows(self) -> Sequence[Mapping[str, Any]]:
+        """A row a layer."""
+        return [asdict(layer) for layer in self.layers]
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -112,7 +125,7 @@ def convert_to_latent(
     require_fit(calibration, model)
     if not calibration.has_sensitivities:
         raise UsageError.of("calibration", calibration.path, "lacks sensitivities; make it with surgery calibrate")
-    report = LatentReport(str(output), plan, layout, source.cached_numbers)
+    layers: list[LatentLayer] = []
     declared, new = declare_tensors(model, source, layout, plan.outtype)
     metadata = [*latent_metadata(model, source, layout), *_provenance(model, plan, layout, source, calibration)]
     with ExitStack() as stack:
@@ -121,21 +134,22 @@ def convert_to_latent(
             create_gguf(output, metadata, declared, alignment=model.alignment, force=force, sources=model.paths)
         )
         _carry_over(model, writer, declared, new)
-        layers = AttentionLayers(model, calibration)
+        attention = AttentionLayers(model, calibration)
         fitted = side_by_side(
-            lambda number: _fit_layer(source, layers[number], layout, samples.of_layer(number)),
+            lambda number: _fit_layer(source, attention[number], layout, samples.of_layer(number)),
             source.layers,
             threads or default_threads(),
         )
         for number, (tensors, layer) in zip(source.layers, fitted, strict=True):
             progress(number, len(source.layers), "")
-            report.layers.append(layer)
+            layers.append(layer)
             for name, values in tensors.items():
                 writer.put(name, encode_rows(name, values, new[name].type))
         progress(len(source.layers), len(source.layers), "")
-    report.output_bytes = output.stat().st_size
-    report.seconds = time.perf_counter() - started
-    return report
+    return LatentReport(
+        str(output), plan, layout, source.cached_numbers, tuple(layers), output.stat().st_size,
+        time.perf_counter() - started,
+    )  # fmt: skip
 
 
 def _fit_layer(

@@ -19,24 +19,24 @@ class Decomposer:
         self.layers, self.groups, self.plans, self._threads = layers, groups, plans, threads
         self._kept: dict[Group, Decomposition] = {}
 
-    def decompositions(self) -> Iterator[Decomposition | None]:
-        """In the order of the groups; what `kept_decompositions` kept is handed over."""
+    def decompositions(self) -> Iterator[tuple[Group, Decomposition | None]]:
+        """Each group with its decomposition, in their order; what `kept_decompositions` kept is handed over."""
 
         def work() -> Iterator[tuple[Group, Layer]]:
             for group in self.groups:
                 layer = self.layers[group.layer]  # held until its next group has it, too
                 yield group, layer
 
-        def decompose(item: tuple[Group, Layer]) -> Decomposition | None:
-            kept = self._kept.pop(item[0], None)
-            return kept or decompose_group(self.layers, item[0], self.plans)
+        def decompose(item: tuple[Group, Layer]) -> tuple[Group, Decomposition | None]:
+            group, _ = item
+            return group, self._kept.pop(group, None) or decompose_group(self.layers, group, self.plans)
 
         return side_by_side(decompose, work(), self._threads)
 
     def kept_decompositions(self) -> Iterator[Decomposition | None]:
         """As `decompositions`, for which the first MOST_KEPT bytes are kept."""
         room = MOST_KEPT
-        for group, decomposition in zip(self.groups, self.decompositions(), strict=True):
+        for group, decomposition in self.decompositions():
             room -= array_bytes(decomposition)
             if decomposition is not None and room >= 0:
                 self._kept[group] = decomposition

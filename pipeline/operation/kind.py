@@ -14,10 +14,11 @@ from pipeline.layers import AttentionLayers
 from pipeline.operation.decomposer import Decomposer
 from pipeline.operation.groups import plan_groups
 from pipeline.operation.layer_groups import check_plan
-from pipeline.operation.operate import OperationReport, operate_family
+from pipeline.operation.operate import operate_family
 from pipeline.operation.patch import write_operated, write_patched
 from pipeline.operation.plan import Plan, low_rank_plans
 from pipeline.operation.reconstruct import rebuild_group
+from pipeline.operation.report import OperationReport
 from pipeline.protocol import CellFile, OperationKind
 
 
@@ -50,9 +51,10 @@ def _seconds(model: GGUFModel, plans: Sequence[Plan]) -> float:
     layers = AttentionLayers(model)
     started = time.perf_counter()
     groups = plan_groups(layers, [(min(layers),)], plans[0])
-    for group, found in zip(groups, Decomposer(layers, groups, plans, 1).decompositions(), strict=True):
-        for _ in rebuild_group(group, found, plans, [{}] * len(plans)):
-            pass
+    for group, found in Decomposer(layers, groups, plans, 1).decompositions():
+        for plan in plans:
+            for _ in rebuild_group(group, found, plan, {}).matrices:
+                pass
     return (time.perf_counter() - started) * len(layers)
 
 

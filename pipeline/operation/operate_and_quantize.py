@@ -1,13 +1,15 @@
 """Operate on a model, then put the whole file through llama.cpp's quantiser."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.calibration.statistics_file import Calibration
 from pipeline.files.output_file import check_output, folder_beside
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
-from pipeline.operation.operate import OperationReport, operate
+from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
+from pipeline.operation.report import OperationReport
 from pipeline.progress import Progress, silent
 from pipeline.quantization import quantize
 
@@ -30,6 +32,6 @@ def operate_and_quantize(
         between = folder / output.name
         report = operate(model, between, plan, calibration=calibration, threads=threads, progress=operating)
         quantization = quantize(open_gguf(between), output, kind, threads=threads, force=force, progress=quantizing)
-    report.output, report.output_bytes = str(output), quantization["output_bytes"]
-    report.seconds += quantization["seconds"]
-    return report, quantization
+    seconds = report.seconds + quantization["seconds"]
+    done = replace(report, output=str(output), output_bytes=quantization["output_bytes"], seconds=seconds)
+    return done, quantization

@@ -91,21 +91,16 @@ def decompose_group(layers: AttentionLayers, group: Group, plans: Sequence[Plan]
 
 
 def rebuild_group(
-    group: Group,
-    decomposition: Decomposition | None,
-    plans: Sequence[Plan],
-    budgeted: Sequence[Mapping[Group, int]],
-) -> Iterator[RebuiltGroup]:
-    """Rebuild a group under each of `plans`, in their order, from the decomposition that `decompose_group` gave for them.
+    group: Group, decomposition: Decomposition | None, plan: Plan, budgeted: Mapping[Group, int]
+) -> RebuiltGroup:
+    """Rebuild a group under a plan from the decomposition that `decompose_group` gave for it, perhaps with others.
 
-    It may be None when all of them keep everything. `budgeted` holds the ranks that a budget gave, for each plan.
+    It may be None where the plan keeps everything. `budgeted` holds the ranks that a budget gave.
     """
-    for plan, ranks in zip(plans, budgeted, strict=True):
-        if plan.keeps_everything(group.full_rank):
-            yield RebuiltGroup(group, group.full_rank, 1.0, [])
-            continue
-        assert decomposition is not None
-        yield _rebuild(decomposition, plan, ranks[group] if plan.budget else _rank(decomposition, plan))
+    if plan.keeps_everything(group.full_rank):
+        return RebuiltGroup(group, group.full_rank, 1.0, [])
+    assert decomposition is not None
+    return _rebuild(decomposition, plan, budgeted[group] if plan.budget else _rank(decomposition, plan))
 
 
 def _rank(decomposition: Decomposition, plan: Plan) -> int:
