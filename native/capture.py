@@ -3,7 +3,7 @@
 llama.cpp shows every node of its graph to a callback as it is computed. From the product with a layer's query weights
 comes the normalised input `x` of its attention block, from the node `kq_soft_max` the attention probabilities `p`
 (hence no flash attention). One chunk is decoded at a time, as one micro-batch, so that a layer's `x` and `p` belong
-together and only those of one layer are held.
+together and only those of one layer are held. Where q, k and v are made of latents, these are inputs as well.
 """
 
 from collections.abc import Generator, Iterator, Mapping
@@ -12,12 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from native.errors import NativeError
-from native.library import GGMLTensor
+from native.library import GGMLTensor, op_number
 from native.model import ContextOptions, load_model, open_context
-from native.observer import GraphObserver, node_values, product_inputs, require_layers
+from native.observer import GraphObserver, node_values, product_inputs, require_layers, routed_inputs, rows_of
 
 CHUNKS_BETWEEN_PARTS = 8
 TOKENS_AFTER = 64  # that the covered text goes on for, so that it has no chunk less when it is tokenised again
+PROBABILITIES = "kq_soft_max"
+NOT_ROTATED = np.array([0, 0])
 
 
 @dataclass(frozen=True)
@@ -35,95 +37,134 @@ class CaptureStart:
 
 
 @dataclass(frozen=True)
+class Watched:
+    """An input of a layer that is to be observed: that of a product with a weight, or the result of a norm's weight."""
+
+    layer: int
+    name: str
+
+
+@dataclass(frozen=True)
 class CapturedPart:
     """Sums over the `chunks` that were decoded since the part before; arrays are float64.
 
-    attention: for each layer, `sum` (d,) and `second_moment` (d, d) of the inputs: sum x, sum x x^T over all tokens;
-        `received` (d, d): sum x x^T with each token weighted by the attention that it receives, summed over the
-        queries and averaged over the heads; its weights sum to the number of tokens.
-    products: for each weight that is multiplied with activations, the sum of their squares, (columns,), and their count
+    inputs: for each layer, by the input's name and then: `count` (1,) of tokens; `sum` (d,) and `second_moment` (d, d):
+        sum x, sum x x^T over all tokens; `received` (d, d): sum x x^T with each token weighted by the attention that it
+        receives, summed over the queries and averaged over the heads, so that the weights sum to the number of tokens.
+        With it comes `rope` (2,): how many features of a head were rotated, and ggml's mode of doing so. Both are
+        lacking where llama.cpp shows no attention probabilities.
+    products: for each weight that is multiplied with activations, the sums of their squares, (matrices * columns,), and
+        the numbers of activations: (1,), or (matrices,) where each is multiplied with a choice of them, as experts are
     """
 
     chunks: int
-    attention: dict[int, dict[str, np.ndarray]]
-    products: dict[str, tuple[np.ndarray, int]]
+    inputs: dict[int, dict[str, dict[str, np.ndarray]]]
+    products: dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 class ActivationSums(GraphObserver):
-    """Adds up a CapturedPart. `layers` maps names of query weights to layers' numbers."""
+    """Adds up a CapturedPart. `watched` maps names of weights to the inputs that are to be summed there."""
 
-    def __init__(self, layers: Mapping[str, int]) -> None:
+    def __init__(self, watched: Mapping[str, Watched]) -> None:
         super().__init__()
-        self.layers = layers
+        self.watched = watched
         self.chunks = 0
-        self.attention: dict[int, dict[str, np.ndarray]] = {}
-        self.products: dict[str, tuple[np.ndarray, int]] = {}
-        self._observed = frozenset(layers.values())
-        self._inputs: dict[int, np.ndarray] = {}
+        self.inputs: dict[int, dict[str, dict[str, np.ndarray]]] = {}
+        self.products: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._scaling, self._turning = op_number("MUL"), op_number("ROPE")
+        self._layer: int | None = None  # whose attention comes next: layers' weights may be used several times over
+        self._new: dict[str, np.ndarray] = {}
+        self._rotated = NOT_ROTATED
 
     def take(self) -> Iterator[CapturedPart]:
         """What was added up since the last call, a layer at a time; only the last part counts the chunks."""
-        while self.attention:
-            layer, arrays = self.attention.popitem()
+        while self.inputs:
+            layer, arrays = self.inputs.popitem()
             yield CapturedPart(0, {layer: arrays}, {})
         part = CapturedPart(self.chunks, {}, self.products)
         self.chunks, self.products = 0, {}
         yield part
 
     def missing(self) -> set[int]:
-        """The layers whose attention was not among the nodes of a decode."""
-        return set(self._observed - {layer for layer, arrays in self.attention.items() if "received" in arrays})
+        """The layers of which an input was not among the nodes of a decode."""
+        return {each.layer for each in self.watched.values() if each.name not in self.inputs.get(each.layer, {})}
 
-    def recognise(self, node: GGMLTensor) -> str | int | None:
-        """The weight's name for a product, the layer's number for attention probabilities."""
-        if node.name.startswith(b"kq_soft_max-") and (layer := int(node.name[12:])) in self._observed:
-            return layer
+    def recognise(self, node: GGMLTensor) -> str | None:
+        """The weight's name for a product or a norm, `kq_soft_max` for attention probabilities."""
+        if node.name.startswith(b"kq_soft_max-"):
+            return PROBABILITIES
+        if node.op == self._turning and self._layer is not None:
+            self._rotated = np.array([node.op_params[1], node.op_params[2]])
+        if node.op == self._scaling and node.src[1]:
+            name: str = GGMLTensor.from_address(node.src[1]).name.decode(errors="replace")
+            return name if name in self.watched else None
         return self.weight_of(node)
 
-    def receive(self, name: str | int, node: GGMLTensor) -> None:
-        if isinstance(name, int):
-            self._add_attention(name, node_values(node))
+    def receive(self, name: str, node: GGMLTensor) -> None:
+        if name == PROBABILITIES:
+            self._add_attention(node_values(node))
+        elif node.op == self._scaling:
+            self._add_input(self.watched[name], rows_of(node_values(node)))
+        elif self.is_routed(node):
+            self._add_routed(name, *routed_inputs(node), GGMLTensor.from_address(node.src[0]).ne[2])
         else:
-            self._add_product(name, product_inputs(node))
+            values = product_inputs(node)
+            self._add_product(name, np.einsum("mnd,mnd->md", values, values), np.array([values.shape[1]]))
+            if name in self.watched:
+                self._add_input(self.watched[name], values[0])
 
-    def _add_product(self, name: str, values: np.ndarray) -> None:
-        squares, count = self.products.get(name, (np.zeros(values.shape[1]), 0))
-        squares += np.einsum("nd,nd->d", values, values)
-        self.products[name] = squares, count + len(values)
-        if name in self.layers:
-            layer = self.layers[name]
-            self._inputs[layer] = values.copy()
-            self._add(layer, "sum", values.sum(axis=0, dtype=np.float64))
-            self._add(layer, "second_moment", values.T @ values)
+    def _add_product(self, name: str, squares: np.ndarray, counts: np.ndarray) -> None:
+        total, count = self.products.get(name, (np.zeros(squares.size), np.zeros(counts.shape, np.int64)))
+        self.products[name] = total + squares.ravel(), count + counts
 
-    def _add_attention(self, layer: int, probabilities: np.ndarray) -> None:
+    def _add_routed(self, name: str, values: np.ndarray, experts: np.ndarray, matrices: int) -> None:
+        squares = np.zeros((matrices, values.shape[1]))
+        for expert in np.unique(experts):
+            mine = values[experts == expert]
+            squares[expert] = np.einsum("nd,nd->d", mine, mine)
+        self._add_product(name, squares, np.bincount(experts, minlength=matrices))
+
+    def _add_input(self, watched: Watched, values: np.ndarray) -> None:
+        if self._layer != watched.layer:
+            self._layer, self._new, self._rotated = watched.layer, {}, NOT_ROTATED
+        self._new[watched.name] = values.copy()
+        self._add(watched, "count", np.array([len(values)]))
+        self._add(watched, "sum", values.sum(axis=0, dtype=np.float64))
+        self._add(watched, "second_moment", values.T @ values)
+
+    def _add_attention(self, probabilities: np.ndarray) -> None:
         """`probabilities`: (1, heads, queries, cells of the cache)."""
-        x = self._inputs.pop(layer)
-        n = len(x)
-        if len(probabilities) != 1 or probabilities.shape[2] != n or probabilities.shape[3] < n:
-            raise NativeError(f"layer {layer}: attention of shape {probabilities.shape} is not that of {n} new tokens")
-        weighted = x * np.sqrt(probabilities[0, :, :, :n].sum(axis=1).mean(axis=0))[:, None]
-        self._add(layer, "received", weighted.T @ weighted)
+        if self._layer is None:
+            return
+        for name, x in self._new.items():
+            n = len(x)
+            if len(probabilities) != 1 or probabilities.shape[2] != n or probabilities.shape[3] < n:
+                shape = probabilities.shape
+                raise NativeError(f"layer {self._layer}: attention of shape {shape} is not that of {n} new tokens")
+            weighted = x * np.sqrt(probabilities[0, :, :, :n].sum(axis=1).mean(axis=0))[:, None]
+            self._add(Watched(self._layer, name), "received", weighted.T @ weighted)
+            self.inputs[self._layer][name]["rope"] = self._rotated
+        self._layer, self._new = None, {}
 
-    def _add(self, layer: int, name: str, values: np.ndarray) -> None:
-        sums = self.attention.setdefault(layer, {})
-        if name in sums:
-            sums[name] += values
+    def _add(self, watched: Watched, what: str, values: np.ndarray) -> None:
+        sums = self.inputs.setdefault(watched.layer, {}).setdefault(watched.name, {})
+        if what in sums:
+            sums[what] += values
         else:
-            sums[name] = values.astype(np.float64)
+            sums[what] = values.astype(np.float64)
 
 
 def capture_moments(
-    path: str, text: str, layers: Mapping[str, int], *, chunks: int | None, skip: int, options: ContextOptions
+    path: str, text: str, watched: Mapping[str, Watched], *, chunks: int | None, skip: int, options: ContextOptions
 ) -> Generator[CaptureStart | int | CapturedPart, None, None]:
     """Decode `text` in chunks of n_ctx tokens, without the first `skip`.
 
     Yields a CaptureStart, then after each chunk the number of chunks done in all, and every few chunks a CapturedPart
-    to be added to those before. `layers` maps the name of each layer's query weight to the layer's number. Raises
+    to be added to those before. `watched` maps names of weights to the inputs that are to be observed there. Raises
     NativeError when the model cannot be loaded or observed or computes NaN or infinity, or the text is too short.
     """
     n_ctx = options.n_ctx
-    sums = ActivationSums(layers)
+    sums = ActivationSums(watched)
     with load_model(path) as model, open_context(model, options, sums.callback) as context:
         tokens = model.tokenize(text, special=False)
         if len(tokens) < n_ctx:
@@ -147,7 +188,10 @@ def capture_moments(
 
 def require_finite(path: str, part: CapturedPart) -> None:
     """Raise NativeError for NaN or infinity among the sums: a broken model has no statistics."""
-    sums = {f"the attention of layer {layer}": [*arrays.values()] for layer, arrays in part.attention.items()}
+    sums = {
+        f"the attention of layer {layer}": [values for arrays in inputs.values() for values in arrays.values()]
+        for layer, inputs in part.inputs.items()
+    }
     sums |= {f"the inputs of {name}": [squares] for name, (squares, _) in part.products.items()}
     for what, arrays in sums.items():
         if not all(np.isfinite(values).all() for values in arrays):

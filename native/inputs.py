@@ -22,7 +22,7 @@ class InputObserver(GraphObserver):
         return self.layers.get(self.weight_of(node) or "")
 
     def receive(self, name: int, node: GGMLTensor) -> None:
-        self.inputs[name] = product_inputs(node).copy()
+        self.inputs[name] = product_inputs(node)[0].copy()
 
 
 def capture_inputs(

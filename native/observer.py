@@ -18,7 +18,7 @@ class GraphObserver(ABC):
 
     def __init__(self) -> None:
         self._error: Exception | None = None
-        self._product = op_number("MUL_MAT")
+        self._product, self._routed_product = op_number("MUL_MAT"), op_number("MUL_MAT_ID")
         self.callback = llama_cpp.ggml_backend_sched_eval_callback(self._observe)
 
     @abstractmethod
@@ -30,13 +30,20 @@ class GraphObserver(ABC):
         """Take a computed node that was recognised by this name."""
 
     def weight_of(self, node: GGMLTensor) -> str | None:
-        """The name of the weight in a product of a weight with float32 activations; None for other nodes."""
-        if node.op != self._product:
+        """The name of the weight in a product of a weight with float32 activations; None for other nodes.
+
+        Products with the experts that a token is routed to are among them, see `routed_inputs`.
+        """
+        if node.op not in (self._product, self._routed_product):
             return None
         name: bytes = GGMLTensor.from_address(node.src[0]).name
         if not name.endswith(b".weight") or GGMLTensor.from_address(node.src[1]).type != llama_cpp.GGML_TYPE_F32:
             return None
         return name.decode()
+
+    def is_routed(self, node: GGMLTensor) -> bool:
+        """Whether a product is with the experts that each token is routed to."""
+        return node.op == self._routed_product
 
     def decode(self, context: Context, tokens: np.ndarray, outputs: np.ndarray | None = None) -> None:
         """Decode one chunk of token ids, (n,), in an empty cache, asking for logits where `outputs` (n,) says.
@@ -63,21 +70,46 @@ class GraphObserver(ABC):
 
 
 def product_inputs(node: GGMLTensor) -> np.ndarray:
-    """The activations that a product multiplies its weight with, (tokens, columns), see `node_values`."""
+    """The activations that a product multiplies its weight with, see `node_values`: (matrices, tokens, columns).
+
+    A weight of several matrices, such as one for each head, has as many; else all tokens are of one.
+    """
     values = node_values(GGMLTensor.from_address(node.src[1]))
+    matrices = GGMLTensor.from_address(node.src[0]).ne[2]
+    if values.shape[0] == 1 and values.shape[1] == matrices > 1:
+        return values[0]
+    if matrices != 1:
+        raise NativeError(f"{node.name.decode()}: {matrices} matrices for inputs of shape {values.shape}")
+    return values.reshape(1, -1, values.shape[-1])
+
+
+def routed_inputs(node: GGMLTensor) -> tuple[np.ndarray, np.ndarray]:
+    """Of a product with experts: the activations, (n, columns), and the number of the expert that each goes to, (n,)."""
+    values = node_values(GGMLTensor.from_address(node.src[1]))[0]  # (tokens, 1 or experts of a token, columns)
+    experts = _array(GGMLTensor.from_address(node.src[2]), llama_cpp.GGML_TYPE_I32, np.int32)[0, 0]
+    repeated = np.broadcast_to(values, (*experts.shape, values.shape[-1]))
+    return repeated.reshape(-1, values.shape[-1]), experts.ravel()
+
+
+def rows_of(values: np.ndarray) -> np.ndarray:
+    """A node's values as (tokens, columns)."""
     return values.reshape(-1, values.shape[-1])
 
 
 def node_values(node: GGMLTensor) -> np.ndarray:
     """A view of a computed float32 node, its axes reversed as in numpy; valid only within the callback."""
-    if node.type != llama_cpp.GGML_TYPE_F32 or not node.data:
-        raise NativeError(f"{node.name.decode()}: not float32 in memory; it cannot be observed")
+    return _array(node, llama_cpp.GGML_TYPE_F32, np.float32)
+
+
+def _array(node: GGMLTensor, kind: int, dtype: type[np.generic]) -> np.ndarray:
+    if node.type != kind or not node.data:
+        raise NativeError(f"{node.name.decode()}: not {dtype.__name__} in memory; it cannot be observed")
     shape, strides = tuple(node.ne)[::-1], tuple(node.nb)[::-1]
     span = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) + 4
-    return np.ndarray(shape, np.float32, (ctypes.c_char * span).from_address(node.data), strides=strides)
+    return np.ndarray(shape, dtype, (ctypes.c_char * span).from_address(node.data), strides=strides)
 
 
 def require_layers(path: str, missing: set[int]) -> None:
     """Raise NativeError if there is a layer whose attention was not among the nodes of a decode."""
     if missing:
-        raise NativeError(f"{path}: llama.cpp computes no attention in layer {min(missing)} that can be observed")
+        raise NativeError(f"{path}: llama.cpp computes nothing in layer {min(missing)} that can be observed")

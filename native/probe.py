@@ -14,10 +14,9 @@ from native.scoring import score_tokens
 
 @dataclass(frozen=True)
 class WeightError:
-    """An error of rows `start` to `start + n` of the weight called `tensor`: float32 of shape (n, columns)."""
+    """An error of the weight called `tensor`: float32 of its shape, (rows, columns) or (matrices, rows, columns)."""
 
     tensor: str
-    start: int
     error: np.ndarray
 
 
@@ -35,8 +34,10 @@ class ErrorInjector(GraphObserver):
 
     def receive(self, name: str, node: GGMLTensor) -> None:
         assert self.wanted is not None  # else it would not have been recognised
-        start, error = self.wanted.start, self.wanted.error
-        node_values(node)[0, 0][:, start : start + len(error)] += product_inputs(node) @ error.T
+        error = self.wanted.error.reshape(-1, *self.wanted.error.shape[-2:])
+        made = product_inputs(node) @ error.swapaxes(1, 2)
+        values = node_values(node)
+        values += made.reshape(values.shape)
         self.seen = True
 
 

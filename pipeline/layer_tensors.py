@@ -142,7 +142,9 @@ def _latent(model: GGUFModel, layer: int, names: set[str]) -> dict[str, Projecti
         found["v_b"] = whole("v_b", "attn_v_b")
     else:
         raise _unknown(model, layer, "attn_kv_a_mqa, but neither attn_kv_b nor attn_k_b and attn_v_b,")
-    if len({found[role].columns for role in ("k_b", "v_b")}) != 1 or found["k_b"].columns > found["kv_a"].rows:
+    if any(found[role].columns != found["v_b"].columns for role in found if role == "k_b") or (
+        found["v_b"].columns > found["kv_a"].rows
+    ):
         shapes = {p.tensor: model.tensors[p.tensor].shape for p in found.values()}
         raise SurgeryError(f"{model.path}: layer {layer}: the shapes {shapes} do not fit together")
     return found
@@ -163,13 +165,14 @@ def _keys_and_values(model: GGUFModel, both: Projection) -> dict[str, Projection
     heads = of_layer(model.hyperparameter("attention.head_count", 0), both.layer)
     value = model.hyperparameter("attention.value_length_mla") or model.hyperparameter("attention.value_length", 0)
     period = both.rows // heads if heads else 0
-    if not heads or both.rows % heads or not 0 < value < period:
+    if not heads or both.rows % heads or not 0 < value <= period:
         raise _contradiction(
             model, "attention.head_count", heads, f"{both.tensor} has {both.rows} rows for heads whose v has {value}"
         )
     return {
         role: Projection(both.layer, role, both.tensor, start, both.stop, both.columns, every=(size, period))
         for role, start, size in (("k_b", 0, period - value), ("v_b", period - value, value))
+        if size  # all of k may be the part that RoPE turns
     }
 
 

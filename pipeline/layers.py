@@ -62,12 +62,15 @@ class Layer:
         """A projection's bias, float32 (n,), or None."""
         return self.once(("bias", role), lambda: _bias(self.model, self.projections[role]))
 
-    def output(self) -> np.ndarray:
-        """The output projection, float32 (d, heads * b). Raises SurgeryError where there is none by that name."""
+    def norm(self, role: str) -> np.ndarray | None:
+        """The weights that q or k are multiplied with once they are normalised: (b,) or (n,), or (heads, b), or None."""
+        name = f"blk.{self.number}.attn_{role}_norm.weight"
+        return self.once(("norm", role), lambda: self.model.read(name)) if name in self.model.tensors else None
+
+    def output(self) -> np.ndarray | None:
+        """The output projection, float32 (d, heads * b), or None where there is none by that name."""
         name = f"blk.{self.number}.attn_output.weight"
-        if name not in self.model.tensors:
-            raise SurgeryError(f"{self.model.path}: has no tensor {name}; use `metric` inputs")
-        return self.once("output", lambda: self.model.read(name))
+        return self.once("output", lambda: self.model.read(name)) if name in self.model.tensors else None
 
     @property
     def heads(self) -> int:
@@ -79,13 +82,10 @@ class Layer:
         """How many key/value heads there are."""
         return of_layer(self.model.hyperparameter("attention.head_count_kv", self.heads), self.number)
 
-    def rotary_dimensions(self, head_size: int) -> int:
-        """How many of a head's features RoPE turns."""
-        return min(int(self.model.hyperparameter("rope.dimension_count", head_size)), head_size)
-
     def moments(self, role: str) -> LayerMoments:
         """Moments of the inputs of a projection. Raises SurgeryError for a layer that was not observed."""
-        return self.once("moments", lambda: self.calibration.layer(self.number))  # q, k and v read the same
+        name = self.projections[role].input
+        return self.once(("moments", name), lambda: self.calibration.layer(self.number, name))
 
     def sensitivity(self, role: str) -> float:
         """The nats a token that an error of a projection's whole energy would cost; 1 if it was not measured."""
@@ -132,4 +132,7 @@ def _finite_rows(model: GGUFModel, projection: Projection) -> np.ndarray:
 
 def _bias(model: GGUFModel, projection: Projection) -> np.ndarray | None:
     name = projection.tensor.removesuffix("weight") + "bias"
-    return model.read(name)[projection.selected] if name in model.tensors else None
+    if name in model.tensors:
+        return model.read(name)[projection.selected]
+    apart = f"blk.{projection.layer}.attn_{projection.role}.bias"  # which may stand beside fused weights
+    return model.read(apart) if apart in model.tensors else None

@@ -16,6 +16,10 @@ STACKS = {
 }
 """Which roles are stacked for a group of q, k and v, as far as a layer has them: only what reads the same inputs."""
 
+INPUTS = {"q_b": "q_latent", "k_b": "kv_latent", "v_b": "kv_latent"}
+"""What the roles read that do not read the normalised input of the attention block, ATTENTION_INPUT."""
+ATTENTION_INPUT = "attn_input"
+
 
 @dataclass(frozen=True)
 class Projection:
@@ -39,6 +43,11 @@ class Projection:
     def rows(self) -> int:
         size, period = self.every or (1, 1)
         return -(-(self.stop - self.start) // period) * size
+
+    @property
+    def input(self) -> str:
+        """The name of what it is multiplied with."""
+        return INPUTS.get(self.role, ATTENTION_INPUT)
 
     @property
     def targets(self) -> frozenset[str]:
@@ -65,7 +74,8 @@ class Projection:
     def put(self, values: np.ndarray, matrix: np.ndarray) -> None:
         """Write the matrix into the tensor's `values`."""
         if self.transposed:
-            values[...] = matrix.reshape(len(values), -1, self.columns).swapaxes(-1, -2)
+            whole = values.swapaxes(-1, -2)
+            whole[...] = matrix.reshape(whole.shape)
         else:
             values.reshape(-1, values.shape[-1])[self.selected] = matrix
 
@@ -73,7 +83,7 @@ class Projection:
 def stacks(layer: Iterable[str], group: str) -> list[tuple[str, ...]]:
     """The roles, of those that a layer has, that are stacked for a group such as `kv`; each tuple shares inputs."""
     has = set(layer)
-    return [roles for roles in STACKS[group] if has.issuperset(roles)]
+    return [here for roles in STACKS[group] if (here := tuple(role for role in roles if role in has))]
 
 
 def stack_name(roles: Iterable[str]) -> str:

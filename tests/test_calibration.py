@@ -106,7 +106,7 @@ def test_another_version_of_the_format_is_refused(
 ) -> None:
     old = open_calibration(statistics)
     monkeypatch.setattr("pipeline.calibration.statistics_file.FORMAT_VERSION", 99)
-    with pytest.raises(SurgeryError, match="version 2 of the format, 99 is read"):
+    with pytest.raises(SurgeryError, match="version 3 of the format, 99 is read"):
         open_calibration(old.path)
 
 
@@ -180,7 +180,8 @@ def test_an_interrupted_run_goes_on(tiny: Path, english: Path, own_cache: Path, 
     sums = MomentSums(1)
     for layer in (0, 1):
         prefix = f"blk.{layer}.attn_input."
-        sums.attention[layer] = {n: partial.file.read(prefix + n) for n in ("sum", "second_moment", "received")}
+        whats = ("count", "sum", "second_moment", "received")
+        sums.inputs[layer] = {"attn_input": {n: partial.file.read(prefix + n) for n in whats}}
     sums.products = partial.products()
     unfinished = whole.path.with_suffix(".unfinished.gguf")
     write_calibration(unfinished, whole.source, sums, rope="norm", text="", force=True)
@@ -205,12 +206,13 @@ def whole_moments(data: bytes, folder: Path) -> np.ndarray:
 def test_unfinished_sums_are_kept_exactly_and_refused_as_statistics(statistics: Path, tmp_path: Path) -> None:
     source = open_calibration(statistics).source
     rng = np.random.default_rng(0)
-    sums = MomentSums(1, {0: {"sum": rng.standard_normal(4), "second_moment": rng.standard_normal(10)}})
-    sums.products["blk.0.attn_q.weight"] = rng.standard_normal(4), np.array([512.0])
+    inputs = {"sum": rng.standard_normal(4), "second_moment": rng.standard_normal(10)}
+    sums = MomentSums(1, {0: {"attn_input": inputs}})
+    sums.products["blk.0.attn_q.weight"] = rng.standard_normal(4), np.array([512])
     path = tmp_path / "unfinished.gguf"
     write_calibration(path, source, sums, rope="norm", text="a text", force=False)
     again = resume_sums(path, source)
-    np.testing.assert_array_equal(again.attention[0]["second_moment"], sums.attention[0]["second_moment"])
+    np.testing.assert_array_equal(again.inputs[0]["attn_input"]["second_moment"], inputs["second_moment"])
     np.testing.assert_array_equal(again.products["blk.0.attn_q.weight"][0], sums.products["blk.0.attn_q.weight"][0])
     with pytest.raises(SurgeryError, match="covers 1 of 2 chunks"):
         open_calibration(path)
@@ -270,7 +272,7 @@ def test_experts_have_a_matrix_and_a_count_each(statistics: Path, tmp_path: Path
     sums = MomentSums()
     squares = np.arange(12.0).reshape(3, 4)
     for _ in range(2):
-        sums.add(1, {}, {name: (squares, np.array([5, 0, 2])), "blk.0.attn_q.weight": (squares[1], 7)})
+        sums.add(1, {}, {name: (squares, np.array([5, 0, 2])), "blk.0.attn_q.weight": (squares[1], np.array([7]))})
     write_calibration(tmp_path / "s.gguf", source, sums, rope="norm", text="", force=False)
     path = tmp_path / "imatrix.gguf"
     write_importance_matrix(open_calibration(tmp_path / "s.gguf"), path, force=False, sources=())

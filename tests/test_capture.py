@@ -13,9 +13,11 @@ from native.isolated import isolated
 from native.library import GGMLTensor, check_library, op_number
 from native.model import ContextOptions, load_model
 from pipeline.attention import find_attention
+from pipeline.calibration.calibrate import watched_inputs
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.quantization import quantize
 from tests.reference_llama import trace_llama
+from tests.tiny_architectures import write_latent_attention, write_mixture
 from tests.tiny_model import TinyModel
 
 TEXT = "It is a truth universally acknowledged, that a single man in possession of a good fortune is in want. " * 3
@@ -24,18 +26,18 @@ TEXT = "It is a truth universally acknowledged, that a single man in possession 
 def capture(
     path: Path, text: str, *, n_ctx: int, chunks: int | None = None, skip: int = 0
 ) -> tuple[CaptureStart, list[CapturedPart]]:
-    layers = {p["q"].tensor: layer for layer, p in find_attention(open_gguf(path)).layers.items()}
+    watched = watched_inputs(find_attention(open_gguf(path)))
     options = ContextOptions(n_ctx=n_ctx, n_batch=n_ctx)
-    events = list(isolated(capture_moments, str(path), text, layers, chunks=chunks, skip=skip, options=options))
+    events = list(isolated(capture_moments, str(path), text, watched, chunks=chunks, skip=skip, options=options))
     start = events[0]
     assert isinstance(start, CaptureStart)
     rounds: list[CapturedPart] = []
-    attention: dict[int, dict[str, np.ndarray]] = {}
+    inputs: dict[int, dict[str, dict[str, np.ndarray]]] = {}
     for part in (event for event in events if isinstance(event, CapturedPart)):
-        attention |= part.attention
+        inputs |= part.inputs
         if part.chunks:  # the last part of a round
-            rounds.append(CapturedPart(part.chunks, attention, part.products))
-            attention = {}
+            rounds.append(CapturedPart(part.chunks, inputs, part.products))
+            inputs = {}
     return start, rounds
 
 
@@ -50,7 +52,8 @@ def assert_equal_to_reference(path: Path, text: str, n_ctx: int, chunks: int, to
     assert (start.chunks, start.n_ctx) == (chunks, n_ctx)
     assert sum(part.chunks for part in parts) == chunks
     traces = [trace_llama(open_gguf(path), tokens[i * n_ctx : (i + 1) * n_ctx]) for i in range(chunks)]
-    for layer, sums in parts[0].attention.items():
+    for layer, inputs in parts[0].inputs.items():
+        sums = inputs["attn_input"]
         expected_sum, expected, received = 0.0, 0.0, 0.0
         mixed = 0.0
         for trace in (run[layer] for run in traces):
@@ -91,17 +94,19 @@ def test_moments_of_the_real_model_equal_those_of_a_llama_in_numpy(embedded: Pat
 )
 def test_every_shape_of_attention_is_observed(make_tiny: Callable[[TinyModel], Path], shape: TinyModel) -> None:
     _, parts = capture(make_tiny(shape), TEXT, n_ctx=64, chunks=1)
-    assert sorted(parts[0].attention) == list(range(shape.layers))
-    for sums in parts[0].attention.values():
-        assert np.trace(sums["received"]) == pytest.approx(64 * shape.width, rel=1e-3)  # every x has |x|^2 = width
+    assert sorted(parts[0].inputs) == list(range(shape.layers))
+    for inputs in parts[0].inputs.values():
+        assert np.trace(inputs["attn_input"]["received"]) == pytest.approx(
+            64 * shape.width, rel=1e-3
+        )  # every x has |x|^2 = width
 
 
 def test_a_run_that_goes_on_adds_up_to_one_that_was_never_interrupted(tiny: Path) -> None:
     _, whole = capture(tiny, TEXT, n_ctx=64, chunks=3)
     _, rest = capture(tiny, TEXT, n_ctx=64, chunks=3, skip=1)
     _, first = capture(tiny, TEXT, n_ctx=64, chunks=1)
-    both = first[0].attention[1]["received"] + rest[0].attention[1]["received"]
-    np.testing.assert_allclose(both, whole[0].attention[1]["received"], rtol=1e-6, atol=1e-6)
+    some, others, all_ = (parts[0].inputs[1]["attn_input"]["received"] for parts in (first, rest, whole))
+    np.testing.assert_allclose(some + others, all_, rtol=1e-6, atol=1e-6)
 
 
 def test_a_text_shorter_than_a_chunk_is_refused(tiny: Path) -> None:
@@ -126,3 +131,36 @@ def test_the_layout_of_tensors_is_checked(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("native.library.GGMLTensor", shifted)
     with pytest.raises(NativeError, match="ggml_tensor"):
         check_library()
+
+
+def test_each_expert_has_the_squares_of_what_is_routed_to_it(tmp_path: Path) -> None:
+    """With all experts used, each sees every token; with two of four, together they see two for each token."""
+    experts, tokens = 4, 64
+    sums = {}
+    for used in (2, experts):
+        path = write_mixture(tmp_path / f"{used}.gguf", experts, used)
+        _, [part] = capture(path, TEXT, n_ctx=tokens, chunks=1)
+        sums[used] = part.products
+    name = "blk.0.ffn_up_exps.weight"
+    squares, counts = sums[experts][name]
+    assert counts.tolist() == [tokens] * experts
+    x, _ = sums[experts]["blk.0.ffn_gate_inp.weight"]
+    np.testing.assert_allclose(squares.reshape(experts, -1), np.tile(x, (experts, 1)), rtol=1e-5)
+    squares, counts = sums[2][name]
+    assert counts.sum() == 2 * tokens
+    assert len(set(counts.tolist())) > 1
+    assert squares.sum() == pytest.approx(2 * x.sum(), rel=1e-5)
+    down, counts_down = sums[2]["blk.0.ffn_down_exps.weight"]
+    assert counts_down.tolist() == counts.tolist()
+    assert down.size == experts * TinyModel().feed_forward
+
+
+def test_latents_are_inputs(tmp_path: Path) -> None:
+    _, [part] = capture(write_latent_attention(tmp_path / "m.gguf"), TEXT, n_ctx=64, chunks=1)
+    sizes = {"attn_input": 64, "q_latent": 24, "kv_latent": 32}
+    for inputs in part.inputs.values():
+        assert {name: len(arrays["sum"]) for name, arrays in inputs.items()} == sizes
+        for name in ("q_latent", "kv_latent"):  # normalised, with weights of one
+            assert np.trace(inputs[name]["second_moment"]) == pytest.approx(64 * sizes[name], rel=1e-3)
+            assert np.trace(inputs[name]["received"]) == pytest.approx(64 * sizes[name], rel=1e-3)
+        assert inputs["attn_input"]["rope"].tolist() == [8, 0]  # features that are rotated, pairs of neighbours

@@ -8,9 +8,16 @@ import gguf
 import numpy as np
 import pytest
 
+from native.model import ContextOptions
 from pipeline.attention import find_attention, read_projection
+from pipeline.calibration.calibrate import calibrate
 from pipeline.errors import SurgeryError
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.files.texts import read_text
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
+from pipeline.operation.operate import operate
+from pipeline.operation.plan import Plan
+from tests.tiny_architectures import write_latent_attention
 
 HEADS, KV_HEADS, SIZE, WIDTH = 4, 2, 16, 64
 PLAIN = {"attn_q": (64, WIDTH), "attn_k": (32, WIDTH), "attn_v": (32, WIDTH)}
@@ -175,3 +182,18 @@ def test_what_is_not_known_is_refused_by_name(write: Write, case: str) -> None:
     architecture, layers, message = REFUSED[case]
     with pytest.raises(SurgeryError, match=message):
         find_attention(write(architecture, layers))
+
+
+@pytest.mark.parametrize("metric", ["inputs", "attention"])
+def test_a_metric_is_worth_something_with_latents_as_well(tmp_path: Path, english: Path, metric: str) -> None:
+    path = write_latent_attention(tmp_path / "m.gguf")
+    model, text = open_gguf(path), read_text(str(english))
+    calibration = calibrate(model, text, chunks=2, chunk_size=256, sensitivities=metric == "attention")
+    costs = {}
+    for name, statistics in (("weights", None), (metric, calibration)):
+        output = tmp_path / f"{name}.gguf"
+        report = operate(model, output, Plan(metric=name, threshold=None, rank=8), calibration=statistics)
+        assert [group.group for group in report.layers][:4] == ["q_a", "q_b", "kv_a", "k_b+v_b"]
+        options = ContextOptions(n_ctx=128)
+        costs[name] = evaluate(output, text, base=path, chunks=4, options=options)["kld_mean"]
+    assert costs[metric] < costs["weights"]

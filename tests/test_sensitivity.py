@@ -41,7 +41,7 @@ def with_error(path: Path, error: WeightError) -> Path:
     changed = path.with_name("changed.gguf")
     data, info = bytearray(path.read_bytes()), open_gguf(path).tensors[error.tensor]
     values = open_gguf(path).read(error.tensor)
-    values[error.start : error.start + len(error.error)] += error.error
+    values += error.error
     data[info.offset : info.offset + info.nbytes] = values.tobytes()
     changed.write_bytes(data)
     return changed
@@ -60,10 +60,12 @@ def test_a_probe_costs_what_the_error_in_the_file_costs(
 ) -> None:
     path = make_tiny(shape)
     noise = np.random.default_rng(0).standard_normal((32, 64)).astype(np.float32)
-    error = WeightError(tensor, start, noise * np.float32(0.05))
+    whole = np.zeros(open_gguf(path).tensors[tensor].shape, np.float32)
+    whole[start : start + 32] = noise
+    error = WeightError(tensor, whole * np.float32(0.05))
     (right, tokens), (changed, _) = logits(path), logits(with_error(path, error))
     expected = score_tokens(changed, tokens[1:], right).kld.mean()
-    costs = probe(path, error, WeightError(tensor, start, noise * np.float32(0.1)), error)
+    costs = probe(path, error, WeightError(tensor, whole * np.float32(0.1)), error)
     assert costs[0] == pytest.approx(expected, rel=0.05)
     assert costs[1] == pytest.approx(4 * costs[0], rel=0.2)  # damage grows with the square
     assert costs[2] == pytest.approx(costs[0], rel=1e-3)
@@ -71,13 +73,13 @@ def test_a_probe_costs_what_the_error_in_the_file_costs(
 
 def test_an_unknown_weight_is_an_error(tiny: Path) -> None:
     with pytest.raises(NativeError, match=r"no product with blk\.9"):
-        probe(tiny, WeightError("blk.9.attn_k.weight", 0, np.zeros((1, 64), np.float32)))
+        probe(tiny, WeightError("blk.9.attn_k.weight", np.zeros((1, 64), np.float32)))
 
 
 def test_a_broken_model_is_an_error_not_a_cost(tiny: Path, tmp_path: Path) -> None:
     broken = with_number(tiny, tmp_path / "broken.gguf", "token_embd.weight", np.nan)  # of a token that does not occur
     with pytest.raises(NativeError, match=r"broken\.gguf: an error of blk\.0\.attn_k\.weight costs nan nats"):
-        probe(broken, WeightError("blk.0.attn_k.weight", 0, np.zeros((32, 64), np.float32)))
+        probe(broken, WeightError("blk.0.attn_k.weight", np.zeros((32, 64), np.float32)))
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from tests.tiny_model import TinyModel, byte_vocabulary, write_tiny_model
+from tests.tiny_model import TinyModel, byte_vocabulary, tensors_of, write_tiny_model
 
 WIDTH, FEED_FORWARD, KV_WIDTH, LEARNED_POSITIONS = 64, 96, 32, 256
 FLOAT, BOOL, UINT, ARRAY = (getattr(gguf.GGUFValueType, name) for name in ("FLOAT32", "BOOL", "UINT32", "ARRAY"))
@@ -94,3 +94,64 @@ def write_lfm2(path: Path, chat_template: str | None = None, *, speaks: bool = T
     if chat_template is not None:
         more["tokenizer.chat_template"] = (chat_template, gguf.GGUFValueType.STRING)
     return write_tiny_model(path, TinyModel("lfm2", layers=4), metadata=more, tensors=tensors)
+
+
+def write_mixture(path: Path, experts: int, used: int) -> Path:
+    """A Llama whose layers have `experts`, of which each token goes through `used`."""
+    rng = np.random.default_rng(0)
+    tensors = {
+        name: values for name, values in tensors_of(TinyModel()).items() if ".ffn_" not in name or "norm" in name
+    }
+    for layer in range(2):
+        block = f"blk.{layer}."
+        tensors[block + "ffn_gate_inp.weight"] = rng.standard_normal((experts, WIDTH)).astype(np.float32)
+        for name, rows, columns in (
+            ("gate", FEED_FORWARD, WIDTH),
+            ("up", FEED_FORWARD, WIDTH),
+            ("down", WIDTH, FEED_FORWARD),
+        ):
+            values = rng.standard_normal((experts, rows, columns)) / np.sqrt(columns)
+            tensors[f"{block}ffn_{name}_exps.weight"] = values.astype(np.float32)
+    more = {"llama.expert_count": (experts, UINT), "llama.expert_used_count": (used, UINT)}
+    return write_tiny_model(path, TinyModel(), metadata=more, tensors=tensors)
+
+
+def write_latent_attention(path: Path) -> Path:
+    """DeepSeek's latent attention, k_b and v_b apart: 4 heads of 16 + 8 features for k and 12 for v, latents of 24 and 32."""
+    heads, plain, rotated, value, latent, query_latent = 4, 16, 8, 12, 32, 24
+    rng = np.random.default_rng(0)
+    tensors = {
+        name: values for name, values in tensors_of(TinyModel()).items() if ".attn_" not in name or "norm" in name
+    }
+
+    def weight(*shape: int) -> np.ndarray:
+        return (2 * rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
+
+    for layer in range(2):
+        block = f"blk.{layer}.attn_"
+        tensors |= {
+            f"{block}q_a.weight": weight(query_latent, WIDTH),
+            f"{block}q_a_norm.weight": np.ones(query_latent, np.float32),
+            f"{block}q_b.weight": weight(heads * (plain + rotated), query_latent),
+            f"{block}kv_a_mqa.weight": weight(latent + rotated, WIDTH),
+            f"{block}kv_a_norm.weight": np.ones(latent, np.float32),
+            f"{block}k_b.weight": weight(heads, latent, plain),
+            f"{block}v_b.weight": weight(heads, value, latent),
+            f"{block}output.weight": weight(WIDTH, heads * value),
+        }
+    names = {
+        "attention.q_lora_rank": query_latent,
+        "attention.kv_lora_rank": latent,
+        "attention.key_length": latent + rotated,
+        "attention.value_length": latent,
+        "attention.key_length_mla": plain + rotated,
+        "attention.value_length_mla": value,
+        "attention.head_count_kv": 1,
+        "rope.dimension_count": rotated,
+        "leading_dense_block_count": 2,
+        "expert_count": 0,
+        "expert_shared_count": 0,
+        "expert_feed_forward_length": FEED_FORWARD,
+    }
+    more = {f"deepseek2.{name}": (number, UINT) for name, number in names.items()}
+    return write_tiny_model(path, TinyModel("deepseek2"), metadata=more, tensors=tensors)

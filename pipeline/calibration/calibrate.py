@@ -5,10 +5,10 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from native.capture import CapturedPart, CaptureStart, capture_moments
+from native.capture import CapturedPart, CaptureStart, Watched, capture_moments
 from native.isolated import isolated
 from native.model import ContextOptions
-from pipeline.attention import find_attention
+from pipeline.attention import AttentionMap, find_attention
 from pipeline.calibration.cache import cache_folder
 from pipeline.calibration.sensitivity import measure_sensitivities
 from pipeline.calibration.statistics_file import (
@@ -54,7 +54,6 @@ def calibrate(
     if chunks < 1:
         raise UsageError.of("chunks", chunks, "expected at least 1")
     attention = find_attention(model)
-    attention.require_plain(model, "calibrating")
     wanted = CalibrationSource(
         model.name,
         model.sha256(),
@@ -74,14 +73,25 @@ def calibrate(
         with lock(path.with_suffix(".lock"), waiting):
             calibration = cached_calibration(path)
             if calibration is None:
-                layers = {projections["q"].tensor: layer for layer, projections in attention.layers.items()}
-                _capture(model, text, wanted, layers, path, threads, progress)
+                _capture(model, text, wanted, watched_inputs(attention), path, threads, progress)
                 calibration = open_calibration(path)
             if sensitivities and not calibration.has_sensitivities:
                 add_sensitivities(calibration, measure_sensitivities(model, calibration, text, threads, probing))
                 calibration = open_calibration(path)
     # the same text may have had another name, or been named from another folder, when they were taken
     return replace(calibration, source=replace(calibration.source, text_name=text.name))
+
+
+def watched_inputs(attention: AttentionMap) -> dict[str, Watched]:
+    """By the name of a weight, the inputs of layers that are observed there: at a product, or after a norm's weight."""
+    watched: dict[str, Watched] = {}
+    for layer, projections in attention.layers.items():
+        for projection in projections.values():
+            norm = projection.input == "kv_latent"  # which may reach a product in turned order: k_b is absorbed into q
+            name = f"blk.{layer}.attn_kv_a_norm.weight" if norm else projection.tensor
+            if all(other != Watched(layer, projection.input) for other in watched.values()):
+                watched[name] = Watched(layer, projection.input)
+    return watched
 
 
 def cached_calibration(path: Path) -> Calibration | None:
@@ -105,7 +115,7 @@ def _capture(
     model: GGUFModel,
     text: Text,
     wanted: CalibrationSource,
-    layers: dict[str, int],
+    watched: dict[str, Watched],
     path: Path,
     threads: int,
     progress: Progress,
@@ -120,7 +130,7 @@ def _capture(
         capture_moments,
         str(model.path),
         text.content,
-        layers,
+        watched,
         chunks=wanted.chunk_count,
         skip=sums.chunks,
         options=options,
@@ -133,7 +143,7 @@ def _capture(
         if not isinstance(event, CapturedPart):
             progress(event, start.chunks, "")
             continue
-        sums.add(event.chunks, event.attention, event.products)
+        sums.add(event.chunks, event.inputs, event.products)
         if event.chunks and sums.chunks < start.chunks and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
             write_calibration(unfinished, found, sums, rope=start.rope, text=start.covered_text, force=True)
             saved = time.monotonic()

@@ -4,12 +4,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pipeline.decompose.attention_metric import (
-    average_over_turns,
-    output_moments,
-    projected_moments,
-    sums_of_groups,
-)
+from pipeline.calibration.output_blocks import output_blocks
+from pipeline.decompose.attention_metric import energy
 from pipeline.decompose.weighted import Metric
 from pipeline.layers import Layer
 
@@ -43,7 +39,7 @@ def attention_metric(layer: Layer, role: str) -> Metric:
     """
     return layer.once(
         ("attention metric", role),
-        lambda: _balanced(layer.rows(role), layer.moments(role).attended, attention_blocks(layer, role)),
+        lambda: _balanced(layer.rows(role), layer.moments(role).attended, output_blocks(layer, role)),
     )
 
 
@@ -52,29 +48,6 @@ _METRICS: dict[str, tuple[Callable[[Layer, str], Metric], Callable[[Layer, str],
     "attention": (attention_metric, Layer.sensitivity),
 }
 """How a metric is made for one projection, and what its errors count beside those of others."""
-
-
-def attention_blocks(layer: Layer, role: str) -> list[np.ndarray]:
-    """The diagonal blocks of L^T L for q, k or v of a layer, a block for each of its heads: see `attention_metric`."""
-    heads, kv_heads = layer.heads, layer.kv_heads
-    if role == "v":
-        return sums_of_groups(output_moments(layer.output(), heads), kv_heads)
-    other, count = ("k", kv_heads) if role == "q" else ("q", heads)
-    moments = layer.moments(other)
-    second = projected_moments(layer.rows(other), moments.inputs, moments.mean, layer.bias(other), count)
-    turned = [
-        average_over_turns(moment, layer.calibration.rope, layer.rotary_dimensions(len(moment))) for moment in second
-    ]
-    if role == "k":
-        return sums_of_groups(turned, kv_heads)
-    return [block for block in turned for _ in range(heads // kv_heads)]
-
-
-def energy(rows: np.ndarray, inputs: np.ndarray, blocks: list[np.ndarray]) -> float:
-    """trace(B A M A^T) for rows A (n, d), M = `inputs` (d, d) and B block diagonal."""
-    parts = np.split(rows, np.cumsum([len(block) for block in blocks])[:-1])
-    total = sum(float(np.sum((block @ part) * (part @ inputs))) for part, block in zip(parts, blocks, strict=True))
-    return max(total, np.finfo(float).tiny)
 
 
 def _balanced(rows: np.ndarray, inputs: np.ndarray, blocks: list[np.ndarray]) -> Metric:

@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pipeline.attention import ROLES
 from pipeline.calibration.calibrate import cached_calibration, cached_path
 from pipeline.calibration.statistics_file import (
     Calibration,
@@ -43,12 +42,12 @@ def mix(calibrations: Sequence[Calibration]) -> Calibration:
     sums = read_sums(first, first.source.chunk_count)
     for other in others:
         more = read_sums(other, other.source.chunk_count)
-        sums.add(more.chunks, more.attention, more.products)
+        sums.add(more.chunks, more.inputs, more.products)
     text = "\n\n".join(calibration.text.content for calibration in calibrations)
     write_calibration(path, source, sums, rope=first.rope, text=text, force=True)
     mixed = open_calibration(path)
     if all(calibration.has_sensitivities for calibration in calibrations):
-        add_sensitivities(mixed, {role: _mean_sensitivities(calibrations, role) for role in ROLES})
+        add_sensitivities(mixed, {role: _mean_sensitivities(calibrations, role) for role in first.probed})
         mixed = open_calibration(path)
     return mixed
 

@@ -13,7 +13,7 @@ import numpy as np
 from native.isolated import isolated
 from native.model import ContextOptions
 from native.probe import WeightError, probe_errors
-from pipeline.attention import ROLES, Projection
+from pipeline.attention import Projection
 from pipeline.calibration.metrics import attention_metric
 from pipeline.calibration.statistics_file import Calibration
 from pipeline.decompose.principal_components import principal_components
@@ -23,10 +23,11 @@ from pipeline.gguf_file.reader import GGUFModel
 from pipeline.layers import AttentionLayers, Layer
 from pipeline.progress import Progress
 
-SHARES = {"q": 0.01, "k": 0.01, "v": 0.15}
+SHARES = {"q": 0.01, "q_a": 0.01, "q_b": 0.01, "k": 0.01, "k_b": 0.01, "kv_a": 0.05, "v": 0.15, "v_b": 0.15}
 """The probe's error as a share of the energy: such that it costs some hundredths of a nat."""
 PROBE_TOKENS = 256
 STRONGER = 8.0  # times the share, where the probe drowns in rounding
+SMALLEST = 1e-9  # nats: what rounding costs at least, as it may come out negative
 NEGLIGIBLE = 1e-9  # a share that costs nothing but what rounding differently costs
 
 
@@ -42,16 +43,17 @@ def measure_sensitivities(
     middle = calibration.source.chunk_count * calibration.source.chunk_size // PROBE_TOKENS // 2
     probes = isolated(probe_errors, str(model.path), text.content, middle, options)
     next(probes)
-    result = {role: [0.0] * (max(layers) + 1) for role in ROLES}
+    roles = dict.fromkeys(role for projections in layers.projections.values() for role in projections)
+    result = {role: [0.0] * (max(layers) + 1) for role in roles}
     rounding: dict[str, float] = {}
-    done, total = 0, len(layers) * len(ROLES)
+    done, total = 0, sum(map(len, layers.projections.values()))
     try:
         for number, layer in layers.items():
-            for role in ROLES:
+            for role, projection in layer.projections.items():
                 error = weakest_error(layer, role)
                 if role not in rounding:
-                    rounding[role] = _cost(probes, layer.projections[role], error, NEGLIGIBLE)
-                result[role][number] = _sensitivity(probes, layer.projections[role], error, rounding[role])
+                    rounding[role] = max(_cost(probes, model, projection, error, NEGLIGIBLE), SMALLEST)
+                result[role][number] = _sensitivity(probes, model, projection, error, rounding[role])
                 done += 1
                 progress(done, total, "")
     finally:
@@ -62,19 +64,20 @@ def measure_sensitivities(
 Probes = Generator[float, WeightError, None]
 
 
-def _sensitivity(probes: Probes, projection: Projection, error: np.ndarray, rounding: float) -> float:
+def _sensitivity(probes: Probes, model: GGUFModel, projection: Projection, error: np.ndarray, rounding: float) -> float:
     share = SHARES[projection.role]
-    nats = _cost(probes, projection, error, share)
+    nats = _cost(probes, model, projection, error, share)
     if nats < 3 * rounding:
         share *= STRONGER
-        nats = _cost(probes, projection, error, share)
+        nats = _cost(probes, model, projection, error, share)
     return max(nats - rounding, rounding / 20) / share
 
 
-def _cost(probes: Probes, projection: Projection, error: np.ndarray, share: float) -> float:
+def _cost(probes: Probes, model: GGUFModel, projection: Projection, error: np.ndarray, share: float) -> float:
     """The nats that `error` costs when it is scaled to `share` of the projection's energy."""
-    scaled = (error * np.sqrt(share)).astype(np.float32)
-    return probes.send(WeightError(projection.tensor, projection.start, scaled))
+    whole = np.zeros(model.tensors[projection.tensor].shape, np.float32)
+    projection.put(whole, error * np.sqrt(share))
+    return probes.send(WeightError(projection.tensor, whole))
 
 
 def weakest_error(layer: Layer, role: str) -> np.ndarray:

@@ -22,9 +22,10 @@ from pipeline.files.texts import Text
 from pipeline.gguf_file.metadata import MetadataEntry, metadata_entry
 from pipeline.gguf_file.reader import DEFAULT_ALIGNMENT, GGUFModel, open_gguf
 from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
+from pipeline.projection import ATTENTION_INPUT
 
 KIND = "surgery.calibration"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 CHECKSUM = "calibration.checksum"
 SENSITIVITY = "calibration.sensitivity"
 COVERED_TEXT = "calibration.covered_text"
@@ -46,16 +47,33 @@ class CalibrationSource:
 
 @dataclass(frozen=True)
 class LayerMoments:
-    """Moments of the normalised input x of a layer's attention block, float64.
+    """Moments of an input x of a layer, such as the normalised input of its attention block, float64.
 
     mean: (d,), E[x]
     inputs: (d, d), E[x x^T] over all tokens
-    received: (d, d), the same with each token weighted by the attention that it receives, averaged over the heads
+    observed: the same with each token weighted by the attention that it receives, averaged over the heads; None where
+        llama.cpp shows no attention probabilities
+    rotated: how many of a head's features RoPE turns in this layer
+    rope: how it pairs them, `norm` (2i, 2i + 1) or `neox` (i, i + rotated / 2)
+    where: what they are of, for messages
     """
 
     mean: np.ndarray
     inputs: np.ndarray
-    received: np.ndarray
+    observed: np.ndarray | None
+    rotated: int
+    rope: str
+    where: str
+
+    @property
+    def received(self) -> np.ndarray:
+        """`observed`. Raises SurgeryError where it is None."""
+        if self.observed is None:
+            raise SurgeryError(
+                f"{self.where}: llama.cpp shows no attention probabilities there, which `metric` attention rests on;"
+                " use `metric` inputs"
+            )
+        return self.observed
 
     @cached_property
     def attended(self) -> np.ndarray:
@@ -63,30 +81,33 @@ class LayerMoments:
         return self.inputs / np.trace(self.inputs) + self.received / np.trace(self.received)
 
 
+Inputs = dict[int, dict[str, dict[str, np.ndarray]]]
+
+
 @dataclass
 class MomentSums:
     """Sums over the first `chunks` chunks of a text, float64; see `native.capture.CapturedPart`.
 
-    attention: by layer and name; matrices are packed: (d (d + 1) / 2,)
-    products: by weight's name, the sum of squares of its inputs, (columns,), and their count, (1,); of experts,
-        (experts, columns) and (experts,)
+    inputs: by layer, by the input's name, and by the sum's; matrices are packed: (d (d + 1) / 2,)
+    products: by weight's name, the sums of squares of its inputs, (matrices * columns,), and their counts
     """
 
     chunks: int = 0
-    attention: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
+    inputs: Inputs = field(default_factory=dict)
     products: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
-    def add(self, chunks: int, attention: Mapping[int, Mapping[str, np.ndarray]], products: Mapping[str, Any]) -> None:
+    def add(self, chunks: int, inputs: Inputs, products: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
         """Add sums over `chunks` more chunks, their matrices whole or packed."""
         self.chunks += chunks
-        for layer, arrays in attention.items():
-            mine = self.attention.setdefault(layer, {})
-            for name, values in arrays.items():
-                values = pack(values) if values.ndim == 2 else values
-                mine[name] = mine[name] + values if name in mine else values
-        for name, (squares, count) in products.items():
-            before, count_before = self.products.get(name, (np.zeros_like(squares), np.zeros(1)))
-            self.products[name] = before + squares, count_before + np.atleast_1d(np.asarray(count, np.float64))
+        for layer, names in inputs.items():
+            for name, arrays in names.items():
+                mine = self.inputs.setdefault(layer, {}).setdefault(name, {})
+                for what, values in arrays.items():
+                    values = pack(values) if values.ndim == 2 else values
+                    mine[what] = mine[what] + values if what in mine and what != "rope" else values
+        for name, (squares, counts) in products.items():
+            before, counts_before = self.products.get(name, (np.zeros_like(squares), np.zeros_like(counts)))
+            self.products[name] = before + squares, counts_before + counts
 
 
 @dataclass(frozen=True)
@@ -110,31 +131,45 @@ class Calibration:
 
     @property
     def has_sensitivities(self) -> bool:
-        return f"{SENSITIVITY}.q" in self.file.metadata
+        return bool(self.probed)
+
+    @property
+    def probed(self) -> list[str]:
+        """The roles whose sensitivities were measured."""
+        return [key.removeprefix(f"{SENSITIVITY}.") for key in self.file.metadata if key.startswith(SENSITIVITY)]
 
     def sensitivities(self, role: str) -> list[float]:
-        """By layer, the nats a token that an error of q's, k's or v's whole energy would cost, where measured."""
+        """By layer, the nats a token that an error of a role's whole energy would cost, where measured."""
         return list(self.file.get(f"{SENSITIVITY}.{role}"))
 
     def sensitivity(self, role: str, layer: int) -> float:
         """That of one layer. 1 if it was not measured."""
         return float(self.sensitivities(role)[layer]) if self.has_sensitivities else 1.0
 
-    def layer(self, number: int) -> LayerMoments:
-        """The moments of a layer, read now. Raises SurgeryError for a layer that was not observed."""
-        prefix = f"blk.{number}.attn_input."
+    def layer(self, number: int, name: str = ATTENTION_INPUT) -> LayerMoments:
+        """The moments of an input of a layer, read now. Raises SurgeryError for one that was not observed."""
+        prefix = f"blk.{number}.{name}."
         if prefix + "sum" not in self.file.tensors:
             raise SurgeryError(f"{self.path}: holds no statistics of layer {number}; calibrate again")
-        tokens = self.source.chunk_count * self.source.chunk_size
+        tokens = self.file.read(prefix + "count")[0]
         mean, inputs, received = (
-            self.file.read(prefix + name).astype(np.float64) / tokens for name in ("sum", *MATRICES)
+            self.file.read(prefix + what).astype(np.float64) / tokens if prefix + what in self.file.tensors else None
+            for what in ("sum", *MATRICES)
         )
-        return LayerMoments(mean, unpack(inputs), unpack(received))
+        assert mean is not None  # they are written together
+        assert inputs is not None
+        where = f"{self.source.model_name}: layer {number}"
+        rotated, mode = self.file.read(prefix + "rope") if prefix + "rope" in self.file.tensors else (0, 0)
+        observed = None if received is None else unpack(received)
+        return LayerMoments(mean, unpack(inputs), observed, int(rotated), "neox" if mode else "norm", where)
 
     def products(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Sums of squares and counts of the inputs of every weight by its name, float32, see `MomentSums`."""
+        """By the name of every weight its inputs' sums of squares, float32 (matrices * columns,), and their counts.
+
+        There is one count, or one for each of the matrices where every input is multiplied with a choice of them.
+        """
         names = [name.removesuffix(".in_sum2") for name in self.file.tensors if name.endswith(".in_sum2")]
-        return {name: (self.file.read(f"{name}.in_sum2"), self.file.read(f"{name}.counts")) for name in names}
+        return {n: (self.file.read(f"{n}.in_sum2"), self.file.read(f"{n}.counts")) for n in names}
 
 
 def pack(matrix: np.ndarray) -> np.ndarray:
@@ -165,7 +200,10 @@ def write_calibration(
     Sums over fewer chunks than `source` says are kept in full precision, to be resumed.
     """
     arrays = {
-        f"blk.{layer}.attn_input.{name}": values for layer, of in sums.attention.items() for name, values in of.items()
+        f"blk.{layer}.{name}.{what}": values
+        for layer, inputs in sums.inputs.items()
+        for name, of in inputs.items()
+        for what, values in of.items()
     }
     for name, (squares, counts) in sums.products.items():
         arrays[f"{name}.in_sum2"], arrays[f"{name}.counts"] = squares, counts
@@ -252,9 +290,9 @@ def read_sums(calibration: Calibration, chunks: int) -> MomentSums:
         if name.endswith(".in_sum2"):
             weight = name.removesuffix(".in_sum2")
             sums.products[weight] = values, file.read_raw(f"{weight}.counts").view(dtype).astype(np.float64)
-        elif ".attn_input." in name:
-            _, layer, _, what = name.split(".")
-            sums.attention.setdefault(int(layer), {})[what] = values
+        elif not name.endswith(".counts"):
+            _, layer, name, what = name.split(".")
+            sums.inputs.setdefault(int(layer), {}).setdefault(name, {})[what] = values
     return sums
 
 

@@ -56,3 +56,20 @@ def sums_of_groups(blocks: Sequence[np.ndarray], groups: int) -> list[np.ndarray
 def output_moments(output: np.ndarray, heads: int) -> list[np.ndarray]:
     """W_h^T W_h for each head's columns of the output projection (d, heads * b): `heads` matrices (b, b)."""
     return [part.T @ part for part in np.split(output.astype(np.float64), heads, axis=1)]
+
+
+def energy(rows: np.ndarray, inputs: np.ndarray, blocks: list[np.ndarray]) -> float:
+    """trace(B A M A^T) for rows A (n, d), M = `inputs` (d, d) and B block diagonal; 1 where there is none to compare with."""
+    parts = np.split(rows, np.cumsum([len(block) for block in blocks])[:-1])
+    total = sum(float(np.sum((block @ part) * (part @ inputs))) for part, block in zip(parts, blocks, strict=True))
+    return total if total >= np.finfo(float).tiny else 1.0
+
+
+def blocks_together(*blocks: np.ndarray) -> np.ndarray:
+    """Square matrices as the diagonal blocks of one."""
+    sizes = [len(block) for block in blocks]
+    result, start = np.zeros((sum(sizes),) * 2), 0
+    for size, block in zip(sizes, blocks, strict=True):
+        result[start : start + size, start : start + size] = block
+        start += size
+    return result

@@ -86,9 +86,15 @@ def mean_input_factor(metrics: Iterable[Metric]) -> np.ndarray | None:
 
 
 def _square_root(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The symmetric square root of a positive semi-definite block (b, b) and its inverse, slightly regularised."""
-    values, vectors = np.linalg.eigh(block)
-    roots = np.sqrt(np.maximum(values, max(values[-1], np.finfo(float).tiny) * 1e-6))
+    """The symmetric square root of a positive semi-definite block (b, b) and its inverse, slightly regularised.
+
+    A block of zeros, such as that of a k that no query meets, says nothing about directions: all count alike.
+    """
+    scale = float(np.abs(block).max(initial=0))
+    if scale < np.finfo(float).tiny:
+        return np.eye(len(block)), np.eye(len(block))
+    values, vectors = np.linalg.eigh(block / scale)
+    roots = np.sqrt(np.maximum(values, values[-1] * 1e-6) * scale)
     return (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T
 
 

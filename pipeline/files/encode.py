@@ -40,13 +40,16 @@ def encode_tensor(
 def encode_rows(
     name: str, values: np.ndarray, kind: GGMLQuantizationType, importance: np.ndarray | None = None
 ) -> np.ndarray:
-    """Encode float32 `values` (rows, columns) as `kind`: uint8 of shape (rows, bytes per row).
+    """Encode float32 `values` (rows, columns), or several such matrices, as `kind`: uint8, (..., bytes per row).
 
-    `importance`, float32 (columns,), weighs the columns as an importance matrix does. Raises SurgeryError when a value
-    does not fit in F16 (largest magnitude 65504).
+    `importance`, float32 (columns,) for each matrix, one after the other, weighs the columns as an importance matrix
+    does. Raises SurgeryError when a value does not fit in F16 (largest magnitude 65504).
     """
     if kind == GGMLQuantizationType.F16 and np.abs(values).max(initial=0) > np.finfo(np.float16).max:
         raise SurgeryError(f"tensor {name} holds values too large for F16; use `outtype` f32 or bf16")
     if kind in FLOAT_TYPES:
         return quantize(values, kind).view(np.uint8)
+    if values.ndim > 2:
+        weights = [None] * len(values) if importance is None else np.split(importance, len(values))
+        return np.stack([quantize_rows(*each) for each in zip(values, [kind] * len(values), weights, strict=True)])
     return quantize_rows(values, kind, importance)

@@ -2,8 +2,11 @@
 
 import numpy as np
 
-from pipeline.calibration.metrics import attention_blocks, attention_metric, energy
+from pipeline.calibration.metrics import attention_metric
+from pipeline.calibration.output_blocks import output_blocks
+from pipeline.decompose.attention_metric import energy
 from pipeline.decompose.weighted import Metric
+from pipeline.errors import SurgeryError
 from pipeline.latent.compression import compress
 from pipeline.latent.plan import CacheLayout
 from pipeline.latent.rotary import align_keys, as_complex, as_real, frequencies, mean_turns, multiplication
@@ -21,7 +24,10 @@ def sampled_attention(source: LatentSource, layer: Layer, inputs: np.ndarray) ->
 
 def output_projection(source: LatentSource, layer: Layer) -> np.ndarray:
     """What each head of a layer writes to the residual stream, float32 (heads, d, b)."""
-    return layer.output().reshape(source.width, source.heads, source.head_size).transpose(1, 0, 2)
+    output = layer.output()
+    if output is None:
+        raise SurgeryError(f"{layer.model.path}: has no tensor blk.{layer.number}.attn_output.weight")
+    return output.reshape(source.width, source.heads, source.head_size).transpose(1, 0, 2)
 
 
 def measured_distances(attention: SampledAttention) -> np.ndarray:
@@ -62,7 +68,7 @@ def convert_layer(
         maps.append(multiplication(factors, frequency, source.pairs))
         kept = np.arange(layout.pairs)
         rotary.append(multiplication(restore[kept, 0].conj(), kept, source.pairs))
-    cost_k = layer.sensitivity("k") / energy(k, inputs, attention_blocks(layer, "k"))
+    cost_k = layer.sensitivity("k") / energy(k, inputs, output_blocks(layer, "k"))
     cost_v = layer.sensitivity("v")
     meeting = sum(
         m.T @ part @ moments.inputs @ part.T @ m for m, part in zip(maps, np.split(q, source.heads), strict=True)

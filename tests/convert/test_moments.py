@@ -41,10 +41,10 @@ def assert_same_moments(path: Path, folder: Path) -> None:
             tokens[0] = loaded.bos
     _, [part] = capture(path, TEXT, n_ctx=N_CTX, chunks=1)
     expected = hooked_moments(reference_model(folder), tokens.tolist())
-    assert len(part.attention) == len(expected)
+    assert len(part.inputs) == len(expected)
     for layer, (moment, received) in enumerate(expected):
-        assert relative(part.attention[layer]["second_moment"], moment) < 1e-3, layer
-        assert relative(part.attention[layer]["received"], received) < 1e-3, layer
+        assert relative(part.inputs[layer]["attn_input"]["second_moment"], moment) < 1e-3, layer
+        assert relative(part.inputs[layer]["attn_input"]["received"], received) < 1e-3, layer
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-head-dim", "qwen2"])

@@ -1,0 +1,62 @@
+"""The page that lists every architecture with what works."""
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+from conformance.checks import CHECKS, CHUNKS, EXACT, MOVED, N_CTX, RANK, Outcome
+from conformance.known import reason_for
+
+INTRODUCTION = f"""# Architectures
+
+Written by `make conformance`, which builds llama.cpp's own programs from the sources of the pinned llama-cpp-python
+({{version}}), lets its test `test-llama-archs` write a small random model of every architecture that it can, gives each a
+vocabulary of single characters and attention that the output depends on, and asks of each:
+
+| check | what has to be so |
+|---|---|
+| inspect | the layers and what they are made of are found; layers that are left alone are listed |
+| operate, --rank | products of every operated tensor with random inputs are those of a plain singular value decomposition at that rank, to 1e-5 of their size; all else keeps its bytes |
+| eval | KL divergence from itself below {EXACT:g} nats; perplexity is llama-perplexity's to 0.1 % ({CHUNKS} chunks of {N_CTX} tokens) |
+| eval operated | rank {RANK} costs more than {MOVED:g} nats; KL divergence is llama-perplexity's to 2 % (it keeps logits in 16 bits) |
+| calibrate | sums of squares and counts of every weight, experts too, are llama-imatrix's to 0.1 % |
+| inputs, attention | operating under the metric works, and under `inputs` the error is smaller by that measure |
+| Q8_0, Q4_K_M | the bytes are llama-quantize's |
+| run | an answer is generated |
+
+"""
+NOTES = """
+Made of latents (`q_a`, `q_b`, `kv_a`, `k_b`, `v_b`): each matrix is operated on by itself, k_b and v_b, which read the
+same latent, as one group. `--targets k` then means k_b, `v` v_b; kv_a, which both are made of, needs both.
+
+What the metric `attention` does not know: where a layer has no keys, values or output projection of its own name (keys
+of an earlier layer, k that is v at once, an output in two matrices) all output directions count alike, as under
+`inputs`, but the error is still weighed by what it was measured to cost. Where q and k are normalised, an error counts
+as a share of what it is an error of; that the norm removes what points along the vector itself is left out.
+"""
+
+
+def write_page(path: Path, results: Mapping[str, Mapping[str, Outcome]], others: Mapping[str, Outcome]) -> None:
+    """Write the page as Markdown."""
+    shown = [check for check in CHECKS if check != "inspect"]
+    lines = [f"| model | attention | {' | '.join(shown)} |", "|" + "---|" * (len(shown) + 2)]
+    reasons: dict[str, list[str]] = {}
+    for name, outcomes in results.items():
+        cells = []
+        for check in shown:
+            outcome = outcomes[check]
+            if outcome.state == "works":
+                cells.append("yes")
+                continue
+            reason = reason_for(name, check, outcome) or outcome.detail
+            reasons.setdefault(reason, []).append(f"{name} ({check})")
+            cells.append(f"no [{list(reasons).index(reason) + 1}]")
+        lines.append(f"| {name} | {outcomes['inspect'].detail} | {' | '.join(cells)} |")
+    totals = [f"{check}: {sum(outcomes[check].state == 'works' for outcomes in results.values())}" for check in CHECKS]
+    text = INTRODUCTION.format(version=version("llama-cpp-python"))
+    text += f"Of {len(results)} models, what works: {', '.join(totals)}.\n\n" + "\n".join(lines) + "\n"
+    if reasons:
+        text += "\n" + "".join(f"[{number}] {reason}\n\n" for number, reason in enumerate(reasons, 1))
+    text += NOTES
+    text += "".join(f"\n{name.capitalize()}: {outcome.state}, {outcome.detail}." for name, outcome in others.items())
+    path.write_text(text.rstrip() + "\n")

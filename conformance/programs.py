@@ -1,0 +1,64 @@
+"""llama.cpp's own programs: what they measure and write."""
+
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+ATTEMPTS = 5
+NAMES = ("test-llama-archs", "llama-perplexity", "llama-imatrix", "llama-quantize", "llama-gguf-split")
+
+
+@dataclass(frozen=True)
+class Programs:
+    """The programs in a folder, run in one thread; arguments as on their command lines."""
+
+    folder: Path
+
+    def run(self, name: str, *arguments: object) -> str:
+        """Everything that it printed. Raises ProgramError when it fails."""
+        command = [str(self.folder / name), *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        if done.returncode:
+            raise ProgramError(f"{name} ended with {done.returncode}: {_last_line(done.stderr + done.stdout)}")
+        return done.stdout + done.stderr
+
+    def number(self, pattern: str, name: str, *arguments: object) -> float:
+        """The number that it printed. Its log is written by a thread that may be cut off at its end: so more than once."""
+        for _ in range(ATTEMPTS):
+            if match := re.search(pattern, printed := self.run(name, *arguments)):
+                return float(match[1])
+        raise ProgramError(f"{name} printed nothing like {pattern!r}: {_last_line(printed)}")
+
+    def perplexity(self, model: Path, text: Path, n_ctx: int, chunks: int) -> float:
+        wanted = r"Final estimate: PPL = ([\d.]+|nan)"
+        common = ("-f", text, "-c", n_ctx, "--chunks", chunks, "-t", 1, "-ngl", 0)
+        return self.number(wanted, "llama-perplexity", "-m", model, *common)
+
+    def divergence(self, model: Path, base: Path, text: Path, n_ctx: int, chunks: int, scratch: Path) -> float:
+        """The mean KL divergence from `base`, whose logits it keeps in 16 bits in the file `scratch`."""
+        common = ("-f", text, "-c", n_ctx, "--chunks", chunks, "-t", 1, "-ngl", 0, "--kl-divergence-base", scratch)
+        self.run("llama-perplexity", "-m", base, *common)
+        nats = self.number(r"Mean +KLD: +(-?[\d.e-]+|nan)", "llama-perplexity", "-m", model, *common, "--kl-divergence")
+        scratch.unlink()
+        return nats
+
+    def importance_matrix(self, model: Path, text: Path, n_ctx: int, chunks: int, output: Path) -> Path:
+        self.run(
+            "llama-imatrix", "-m", model, "-f", text, "-c", n_ctx, "-b", n_ctx, "--chunks", chunks, "-o", output,
+            "--no-ppl", "-t", 1, "-ngl", 0,
+        )  # fmt: skip
+        return output
+
+    def quantize(self, model: Path, output: Path, kind: str) -> Path:
+        self.run("llama-quantize", model, output, kind, 1)
+        return output
+
+
+class ProgramError(Exception):
+    """A program of llama.cpp's failed."""
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no word"
