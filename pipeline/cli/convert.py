@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from pipeline.cli.options import force_option, json_option
-from pipeline.cli.output import ProgressReport, echo, print_json
+from pipeline.cli.output import ProgressReport, echo, print_json, warn
 from pipeline.cli.parameters import Choice
 from pipeline.convert.checkpoint import OUTTYPES
 from pipeline.convert.write import write_model
@@ -35,6 +35,8 @@ def command(model: str, output: Path, outtype: str, pre: str | None, force: bool
         raise UsageError(f"{model}: expected a Hugging Face checkpoint: a folder, or org/name of the hub")
     check_output(output, force=force)  # before anything is fetched
     source = open_source(model, outtype=outtype, pre=pre)
+    for note in getattr(source, "notes", ()):
+        warn(note)
     with ProgressReport("converting", unit="bytes") as report:
         result = write_model(source, output, force=force, progress=report.update)
     if as_json:

@@ -69,6 +69,8 @@ def command(
                 f" {program()} convert {shlex.quote(model)} {shlex.quote(gguf_name(model))}"
             )
     source = open_source(model, pre=pre)
+    for note in getattr(source, "notes", ()):
+        warn(note)
     check_output(output, force=force, sources=source.paths)
     check_plan(source, plan)
     statistics = calibration_for_metric(source, calibration, plan.metric, threads)

@@ -33,7 +33,9 @@ class Checkpoint(GGUFModel):
     """
 
     label: str
+    folder: Path
     converted: dict[str, ConvertedTensor] = field(repr=False)
+    notes: tuple[str, ...] = ()  # what whoever converts it should know
 
     @property
     def name(self) -> str:
@@ -80,7 +82,7 @@ def open_checkpoint(
     metadata = [
         *general_metadata(family, name, repository, kind, parameters),
         *hyperparameters(config, family, rope),
-        *_tokenizer(folder, config.integer("vocab_size"), pre),
+        *_tokenizer(folder, config, pre),
     ]
     return Checkpoint(
         (*paths, *(folder / name for name in SMALL_FILES if (folder / name).is_file())),
@@ -88,13 +90,14 @@ def open_checkpoint(
         {entry.key: entry for entry in metadata},
         {t.name: TensorInfo(t.name, t.stored.shape, t.type, t.stored.path, 0) for t in tensors},
         label=label,
+        folder=folder,
         converted={tensor.name: tensor for tensor in tensors},
     )
 
 
-def _tokenizer(folder: Path, vocab_size: int, pre: str | None) -> list[MetadataEntry]:
+def _tokenizer(folder: Path, config: Config, pre: str | None) -> list[MetadataEntry]:
     try:
-        return list(tokenizer_metadata(folder, vocab_size, pre))
+        return list(tokenizer_metadata(folder, config.integer("vocab_size"), pre, config.values))
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         # Four files of many versions by several programs: which of them is wrong is not known here.
         raise SurgeryError(

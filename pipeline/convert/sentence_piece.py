@@ -6,17 +6,43 @@ from typing import Any
 
 from gguf import TokenType
 
-from pipeline.convert.byte_level import model_vocabulary
+from pipeline.convert.byte_level import merge_pairs, model_vocabulary
+from pipeline.convert.config import shown
+from pipeline.convert.pre_tokenizer import flatten
+from pipeline.convert.sentence_piece_file import Settings, read_settings
+from pipeline.convert.tokenizer_files import TokenizerFiles
 from pipeline.convert.vocabulary import SPACE, Token, Vocabulary
 from pipeline.errors import SurgeryError
 from pipeline.extras import require
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+# The steps of a tokenizer.json that SentencePiece BPE has, and llama.cpp with it.
+STEPS: dict[str, list[dict[str, Any]]] = {
+    "normalizer": [
+        {"type": "Prepend", "prepend": SPACE},
+        {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
+    ],
+    "pre_tokenizer": [
+        {"type": "Metaspace", "replacement": SPACE},
+        # finds nothing: the normalizer has replaced all spaces
+        {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False},
+    ],
+    "decoder": [
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+        {"type": "Metaspace", "replacement": SPACE},
+    ],
+}
 
 
 def from_model_file(path: Path) -> Vocabulary:
-    """The pieces of a tokenizer.model. Raises SurgeryError when it is damaged, or the package is missing."""
-    processor = _load(path)
+    """The pieces of a tokenizer.model. Raises SurgeryError when it is damaged, of a kind that llama.cpp has not, or the
+    package is missing.
+    """
+    processor = load_processor(path)
+    user_defined = set(checked_settings(path).user_defined)
     kinds = (
         (processor.IsUnknown, TokenType.UNKNOWN),
         (processor.IsControl, TokenType.CONTROL),
@@ -25,18 +51,35 @@ def from_model_file(path: Path) -> Vocabulary:
     )
     vocabulary = {}
     for number in range(processor.vocab_size()):
-        kind = next((kind for test, kind in kinds if test(number)), TokenType.NORMAL)
-        vocabulary[number] = Token(processor.IdToPiece(number), kind, processor.GetScore(number))
+        kind, text = next((kind for test, kind in kinds if test(number)), TokenType.NORMAL), processor.IdToPiece(number)
+        if kind == TokenType.NORMAL and text in user_defined:
+            kind, text = TokenType.USER_DEFINED, text.replace(SPACE, " ")
+        vocabulary[number] = Token(text, kind, processor.GetScore(number))
     return vocabulary
 
 
-def model_adds_space_prefix(path: Path) -> bool:
-    """Whether the tokenizer puts a space before the text: a setting that the package does not tell, so it is tried."""
-    pieces: list[str] = _load(path).EncodeAsPieces("a")
-    return pieces[0].startswith(SPACE)
+def checked_settings(path: Path) -> Settings:
+    """The settings of a tokenizer.model. Raises SurgeryError where llama.cpp's SPM tokenizer would give other ids."""
+    settings = read_settings(path)
+    problems = (
+        (settings.model_type != "BPE", f"is of type {settings.model_type}, not BPE"),
+        (not settings.byte_fallback, "has no byte fallback"),
+        (bool(settings.normalizer), f"changes text by the normaliser {settings.normalizer}"),
+        (settings.removes_spaces, "removes extra spaces"),
+        (not settings.escapes_spaces, "does not write spaces as its own character"),
+        (settings.space_as_suffix, "puts spaces behind words"),
+        (
+            settings.adds_space and bool(settings.user_defined),
+            f"has user-defined symbols ({shown(settings.user_defined[:1])}) and puts a space before a text",
+        ),
+    )
+    for found, what in problems:
+        if found:
+            raise SurgeryError(f"{path}: {what}; llama.cpp's tokenizer for SentencePiece would give other tokens")
+    return settings
 
 
-def _load(path: Path) -> Any:
+def load_processor(path: Path) -> Any:
     package = require("sentencepiece", "hub", f"{path}: a SentencePiece tokenizer")
     processor = package.SentencePieceProcessor()
     try:
@@ -46,27 +89,49 @@ def _load(path: Path) -> Any:
     return processor
 
 
-def from_tokenizer_json(path: Path, tokenizer: dict[str, Any]) -> Vocabulary:
+def from_tokenizer_json(files: TokenizerFiles) -> Vocabulary:
     """The pieces, their scores restored from the order of the merges. Raises SurgeryError for another kind of tokenizer.
 
     SentencePiece merges the pair that makes the piece of the highest score, tokenizers the pair of the lowest rank;
     the merges were listed in the order of their pieces' scores, so minus that order is a score that merges alike.
     """
-    model = tokenizer.get("model", {})
-    if not model.get("byte_fallback"):
+    if not files.model.get("byte_fallback"):
         raise SurgeryError(
-            f"{path}: is neither byte-level BPE nor SentencePiece BPE with byte fallback; only these can be converted"
+            f"{files.path}: is neither byte-level BPE nor SentencePiece BPE with byte fallback; only these can be converted"
         )
+    check_steps(files)
     order: dict[str, int] = {}
-    for merge in model.get("merges", []):
-        left, right = merge.split(" ") if isinstance(merge, str) else merge
+    for left, right in merge_pairs(files):
         order.setdefault(left + right, len(order))
-    unknown = model.get("unk_token")
+    unknown = files.model.get("unk_token")
     vocabulary = {}
-    for text, number in model_vocabulary(path, tokenizer).items():
+    for text, number in model_vocabulary(files).items():
         kind = TokenType.BYTE if BYTE_TOKEN.fullmatch(text) else TokenType.NORMAL
         if text == unknown:
             kind = TokenType.UNKNOWN
         score = 0.0 if kind != TokenType.NORMAL else -float(order.get(text, len(order)))
         vocabulary[number] = Token(text, kind, score)
+    if lacking := [byte for byte in range(256) if f"<0x{byte:02X}>" not in files.model["vocab"]]:
+        raise SurgeryError(f"{files.path}: has no token for the byte {lacking[0]}; llama.cpp wants one for each")
     return vocabulary
+
+
+def check_steps(files: TokenizerFiles) -> None:
+    """Raise SurgeryError for a step of tokenizer.json that changes text otherwise than SentencePiece BPE does."""
+    for part, inner in (("normalizer", "normalizers"), ("pre_tokenizer", "pretokenizers"), ("decoder", "decoders")):
+        for step in flatten(files.tokenizer.get(part), inner):
+            if not any(known.items() <= step.items() for known in STEPS[part]):
+                raise SurgeryError(
+                    f"{files.path}: {part} {shown(step)} is not one of SentencePiece's, as llama.cpp has them"
+                )
+
+
+def adds_space_prefix(files: TokenizerFiles) -> bool:
+    """Whether a SentencePiece tokenizer puts a space before the text."""
+    if not files.tokenizer:
+        return checked_settings(files.folder / "tokenizer.model").adds_space
+    normalizers = flatten(files.tokenizer.get("normalizer"), "normalizers")
+    splitters = flatten(files.tokenizer.get("pre_tokenizer"))
+    return any(step.get("type") == "Prepend" for step in normalizers) or any(
+        step.get("type") == "Metaspace" and step.get("prepend_scheme", "always") != "never" for step in splitters
+    )

@@ -1,13 +1,11 @@
 """A vocabulary on its way from a checkpoint to GGUF: text, score and type of each token, by id."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from gguf import TokenType
 
-from pipeline.convert.config import read_json_if_there
+from pipeline.convert.config import shown
+from pipeline.convert.tokenizer_files import TokenizerFiles
 from pipeline.errors import SurgeryError
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece writes spaces so
@@ -25,29 +23,30 @@ class Token:
 Vocabulary = dict[int, Token]
 
 
-def add_added_tokens(
-    vocabulary: Vocabulary, folder: Path, tokenizer: dict[str, Any], settings: dict[str, Any], vocab_size: int
-) -> None:
+def add_added_tokens(vocabulary: Vocabulary, files: TokenizerFiles, vocab_size: int, *, byte_level: bool) -> None:
     """Put the added tokens in, special ones as control tokens; they replace what stands under their id.
 
     Those beyond `vocab_size` are left out: some fine-tuned models' tokenizers have a padding token without embedding.
+    A SentencePiece vocabulary writes spaces in its own way; byte-level ones have that character, too, as itself.
     """
-    for number, text, special in _added_tokens(folder, tokenizer, settings):
-        if number < vocab_size:
-            control = special or looks_special(text)
-            kind = TokenType.CONTROL if control else TokenType.USER_DEFINED
-            vocabulary[number] = Token(text if control else text.replace(SPACE, " "), kind, ADDED_SCORE)
-
-
-def _added_tokens(folder: Path, tokenizer: dict[str, Any], settings: dict[str, Any]) -> Iterator[tuple[int, str, bool]]:
-    """(id, text, whether special), from the files that may hold them, the most telling one last."""
-    for text, number in read_json_if_there(folder / "added_tokens.json").items():
-        yield int(number), text, False
-    decoder = settings.get("added_tokens_decoder") or {}
-    for number, entry in decoder.items():
-        yield int(number), entry["content"], bool(entry.get("special"))
-    for entry in tokenizer.get("added_tokens") or []:
-        yield int(entry["id"]), entry["content"], bool(entry.get("special"))
+    special: dict[int, bool] = {}
+    texts: dict[int, str] = {}
+    for token in files.added_tokens():
+        if token.number >= vocab_size:
+            continue
+        if texts.setdefault(token.number, token.text) != token.text:
+            raise SurgeryError(
+                f"{files.folder}: the token {token.number} is {shown(texts[token.number])} in one file and"
+                f" {shown(token.text)} in another"
+            )
+        special[token.number] = special.get(token.number, False) or token.special or looks_special(token.text)
+        text = token.text if special[token.number] or byte_level else token.text.replace(SPACE, " ")
+        kind = TokenType.CONTROL if special[token.number] else TokenType.USER_DEFINED
+        vocabulary[token.number] = Token(text, kind, ADDED_SCORE)
+    named = files.special_texts()
+    for number, entry in vocabulary.items():
+        if entry.type == TokenType.NORMAL and entry.text in named:
+            vocabulary[number] = Token(entry.text, TokenType.CONTROL, entry.score)
 
 
 def looks_special(text: str) -> bool:
@@ -55,18 +54,34 @@ def looks_special(text: str) -> bool:
     return (
         text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
         or (text.startswith("<|") and text.endswith("|>"))
+        or (text.startswith("<\N{FULLWIDTH VERTICAL LINE}") and text.endswith("\N{FULLWIDTH VERTICAL LINE}>"))
         or (text.startswith("<unused") and text.endswith(">"))
     )
 
 
-def pad(vocabulary: Vocabulary, vocab_size: int, folder: Path) -> tuple[list[str], list[float], list[int]]:
-    """Texts, scores and types by id, ids without a token filled. Raises SurgeryError when ids go beyond vocab_size."""
+def pad(vocabulary: Vocabulary, vocab_size: int, files: TokenizerFiles) -> list[Token]:
+    """The tokens by id, ids without a token filled.
+
+    Raises SurgeryError when ids go beyond vocab_size, or two tokens have one text, which llama.cpp does not take.
+    """
     if (largest := max(vocabulary, default=-1)) >= vocab_size:
         raise SurgeryError(
-            f"{folder}: the tokenizer has {largest + 1} tokens, but vocab_size in config.json is {vocab_size}"
+            f"{files.folder}: the tokenizer has {largest + 1} tokens, but vocab_size in config.json is {vocab_size}"
         )
-    tokens = [
-        vocabulary.get(number) or Token(f"[PAD{number}]", TokenType.UNUSED, PADDING_SCORE)
-        for number in range(vocab_size)
-    ]
-    return [token.text for token in tokens], [token.score for token in tokens], [int(token.type) for token in tokens]
+    numbers: dict[str, int] = {}
+    for number, token in vocabulary.items():
+        if type(number) is not int or number < 0:
+            raise SurgeryError(f"{files.path}: the token {shown(token.text)} has the id {shown(number)}")
+        if numbers.setdefault(token.text, number) != number:
+            raise SurgeryError(
+                f"{files.folder}: the tokens {numbers[token.text]} and {number} are both {shown(token.text)}; llama.cpp"
+                " wants one of each"
+            )
+    return [vocabulary.get(number) or _unused(number, numbers) for number in range(vocab_size)]
+
+
+def _unused(number: int, numbers: dict[str, int]) -> Token:
+    text = f"[PAD{number}]"
+    while text in numbers:
+        text = f"[{text}]"
+    return Token(text, TokenType.UNUSED, PADDING_SCORE)

@@ -77,13 +77,15 @@ def open_source(name: str, *, outtype: str = "auto", pre: str | None = None) -> 
     if not is_checkpoint(name):
         return open_model(name)
     from pipeline.convert.checkpoint import open_checkpoint
+    from pipeline.convert.verify import verified
 
     path = Path(name).expanduser()
     if path.is_dir():
-        return open_checkpoint(path, outtype=outtype, pre=pre)
+        return verified(open_checkpoint(path, outtype=outtype, pre=pre), pre)
     fetched = download(name)
     label = f"{fetched.repository}@{fetched.commit}"
-    return open_checkpoint(fetched.folder, label=label, repository=fetched.repository, outtype=outtype, pre=pre)
+    model = open_checkpoint(fetched.folder, label=label, repository=fetched.repository, outtype=outtype, pre=pre)
+    return verified(model, pre)
 
 
 def embedded_model() -> Path:

@@ -76,7 +76,7 @@ class GGUFWriter:
 
     def replace_metadata(self, metadata: Iterable[MetadataEntry]) -> None:
         """Write metadata anew that became known on the way; it must take as many bytes as what was declared."""
-        header, _, _ = _layout(list(metadata), [*self.tensors.values()], self.alignment)
+        header, _, _ = layout(list(metadata), [*self.tensors.values()], self.alignment)
         if len(header) != len(self.header):
             raise AssertionError(f"the header takes {len(header)} bytes, {len(self.header)} were declared")
         self.file.seek(0)
@@ -108,7 +108,7 @@ def create_gguf(
     `progress` counts the bytes of tensors. Raises UsageError and SurgeryError as
     `complete_or_absent` does.
     """
-    header, tensors, size = _layout(list(metadata), list(declarations), alignment)
+    header, tensors, size = layout(list(metadata), list(declarations), alignment)
     with complete_or_absent(path, force=force, sources=sources, size=size) as temporary:
         with temporary.open("r+b") as file:
             file.write(header)
@@ -122,7 +122,7 @@ def create_gguf(
             raise SurgeryError(f"{path}: the written header does not read back as it should; is the disk failing?")
 
 
-def _layout(
+def layout(
     metadata: list[MetadataEntry], declarations: Sequence[TensorDeclaration | TensorInfo], alignment: int
 ) -> tuple[bytes, dict[str, TensorInfo], int]:
     """The header's bytes, every tensor with its place in the file, and the size of the whole file in bytes."""

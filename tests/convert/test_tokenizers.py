@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models
 from pipeline.convert.pre_tokenizer import find_pre_tokenizer
 from pipeline.convert.sentence_piece import from_model_file, from_tokenizer_json
 from pipeline.convert.tokenizer import tokenizer_metadata
+from pipeline.convert.tokenizer_files import read_tokenizer_files
 from pipeline.errors import SurgeryError
 from pipeline.files.models import embedded_model
 from pipeline.gguf_file.reader import open_gguf
@@ -97,7 +98,7 @@ def test_scores_are_restored_from_the_merges(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     sentence_piece_as_json(tmp_path).save(str(path))
     original = from_model_file(tmp_path / "tokenizer.model")
-    restored = from_tokenizer_json(path, json.loads(path.read_text()))
+    restored = from_tokenizer_json(read_tokenizer_files(tmp_path, {}))
     merged = [number for number, token in original.items() if token.type == 1 and len(token.text) > 1]
     assert len(merged) > 50
     assert [restored[number].text for number in merged] == [original[number].text for number in merged]
