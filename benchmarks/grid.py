@@ -33,15 +33,15 @@ def by_hand(folder: Path) -> dict[str, float]:
             operate(model, folder / "operated.gguf", cell.plan, force=True)
             quantize(open_gguf(folder / "operated.gguf"), folder / "cell.gguf", cell.quant, force=True)
             result = evaluate(folder / "cell.gguf", text, base=model.path, chunks=CHUNKS)
-            divergences[cell.label] = result["kld_mean"]
+            divergences[cell.label] = result.kld_mean
     return divergences
 
 
 def by_compare(folder: Path) -> dict[str, float]:
-    settings = StudySettings(read_text(EVALUATION_TEXT), chunks=CHUNKS, answer_tokens=0)
+    settings = StudySettings((read_text(EVALUATION_TEXT),), chunks=CHUNKS, answer_tokens=0)
     with open_study(folder, open_model(EMBEDDED_NAME), settings) as study:
         run_study(study, grid_cells([GRID]), lambda progress: None)
-    return {cell["label"]: cell["kld_mean"] for cell in study_results(folder)["cells"]}
+    return {cell.label: cell.kld_mean for cell in study_results(folder).cells}
 
 
 def run() -> None:

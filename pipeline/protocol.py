@@ -56,6 +56,7 @@ class OperationKind:
     """A kind of operation, with the class of its choices.
 
     methods: the names by which a grid has it
+    algorithm: what `pipeline.revision` calls the code that decides its numbers
     of_grid: the operations that a grid's choices make, see `pipeline.compare.grid.Grid`
     check: raises UsageError or SurgeryError for what a model cannot have, before anything takes long
     perform: writes a family's operations on a model to their files, with so many threads
@@ -67,6 +68,7 @@ class OperationKind:
 
     plan: type
     methods: tuple[str, ...]
+    algorithm: str
     of_grid: Callable[[Mapping[str, Any]], Sequence[Operation]]
     check: Callable[[GGUFModel, Any], object]
     perform: Callable[[GGUFModel, Mapping[Path, Any], Calibration | None, int], Sequence[Report]]

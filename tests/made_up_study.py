@@ -40,7 +40,7 @@ def made_up_study(
     cells = plain + operated
     for cell in cells:
         mark_fronts(cell, cells)
-    return {"study": dict(STUDY), "base": dict(BASE), "cells": cells, "subspaces": {}}
+    return {"schema": 2, "study": dict(STUDY), "base": dict(BASE), "cells": cells, "subspaces": {}}
 
 
 def speed(median: float) -> dict[str, float]:
@@ -73,11 +73,17 @@ def made_up_cell(
         "seed": 0 if operated else None,
         "quant": quant,
         "cache_type": cache,
+        "commands": [f"surgery quantize smollm2.gguf cell.gguf {quant}", "surgery run cell.gguf"],
         "chunks": 20,
+        "nll": math.log(23.9) + kld,
         "ppl": 23.9 * math.exp(kld),
         "ppl_se": 0.6 * math.exp(kld),
+        "ppl_low": 22.6 * math.exp(kld),
+        "ppl_high": 25.2 * math.exp(kld),
+        "ppl_se_tokens": 0.2 * math.exp(kld),
         "kld_mean": kld,
         "kld_se": se,
+        "kld_se_tokens": se / 3,
         "kld_low": kld - 2.09 * se,
         "kld_high": kld + 2.09 * se,
         "kld_median": kld * 0.6,
@@ -96,11 +102,21 @@ def made_up_cell(
         "seconds": 31.5,
         "machine": "Laptop",
         "threads": 2,
+        "made_with": MADE_WITH,
     }
     if operated:
         cell["over_quant"] = {"mean": surgery, "low": surgery * 0.96, "high": surgery * 1.04}
         cell["interaction"] = {"ratio": 1.04, "low": 0.99, "high": 1.09, "verdict": "adds up"}
+    cell["texts"] = [made_up_text(cell, "wikitext-2 test", 1.0)]
+    cell["worst"] = "wikitext-2 test"
     return cell
+
+
+def made_up_text(cell: dict[str, Any], name: str, times: float) -> dict[str, Any]:
+    """The scores on a text that loses so many times what the cell does."""
+    scores = {key: value for key, value in cell.items() if key.startswith(("nll", "ppl", "base_ppl", "kld", "same"))}
+    scores |= {key: times * scores[key] for key in ("kld_mean", "kld_low", "kld_high")}
+    return scores | {"text": name, "text_sha256": "a1" * 32, "chunks": 20, "kld_chunks": [scores["kld_mean"]] * 20}
 
 
 def made_up_ranks(share: float) -> list[dict[str, Any]]:
@@ -136,22 +152,35 @@ def mark_fronts(cell: dict[str, Any], cells: list[dict[str, Any]]) -> None:
 
 def unknown(cell: dict[str, Any], status: str, reason: str | None = None) -> None:
     """Make `cell` one that was not measured."""
-    cell.update(dict.fromkeys(MEASURED), pareto=[], status=status, reason=reason)
+    cell.update(dict.fromkeys(MEASURED), pareto=[], texts=[], status=status, reason=reason)
 
 
+PERPLEXITY = ("ppl", "ppl_se", "ppl_low", "ppl_high", "ppl_se_tokens")
 MEASURED = (
-    *("chunks", "ppl", "ppl_se", "kld_mean", "kld_se", "kld_low", "kld_high", "kld_median", "kld_p99", "same_top"),
+    *("chunks", "worst", "nll", *PERPLEXITY, *(f"base_{name}" for name in PERPLEXITY)),
+    *("kld_mean", "kld_se", "kld_low", "kld_high", "kld_se_tokens", "kld_median", "kld_p99", "same_top"),
     *("file_bytes", "factored_bytes", "factors", "dense", "kv_cache_bytes", "prompt_speed", "generation_speed"),
     *("over_quant", "interaction", "ranks", "answer", "first_difference", "seconds", "machine", "threads"),
+    *("made_with", "answer_failure"),
 )
 UNKNOWN = ["reason", "threshold", "rank", "budget", "cache", *MEASURED]
 
+MADE_WITH: dict[str, Any] = {
+    "surgery": "0.2.0",
+    "revisions": {"scores": "0123456789ab"},
+    "llama_cpp": "0.3.36",
+    "instruction_set": "AVX AVX2 FMA",
+    "numpy": "2.2.0",
+    "blas": "openblas 0.3.31 Haswell",
+    "machine": "Laptop, 2 cores",
+    "threads": 2,
+}
 STUDY: dict[str, Any] = {
     "model": "smollm2.gguf",
     "model_sha256": "5f" * 32,
     "architecture": "llama",
     "text": "wikitext-2 test",
-    "text_sha256": "a1" * 32,
+    "texts": [{"name": "wikitext-2 test", "sha256": "a1" * 32, "chunks": 20}],
     "n_ctx": 512,
     "chunks": 20,
     "calibration": {"text": "wikitext-2 valid", "text_sha256": "b2" * 32, "chunks": 64},
@@ -159,23 +188,29 @@ STUDY: dict[str, Any] = {
     "command": "surgery compare smollm2.gguf --methods shared-kv,separate --thresholds 0.99,0.9,0.7,0.5"
     " --metrics weights,attention --quants F16,Q8_0,Q4_K_M --text test.txt -o study",
     "created": "2026-11-21T22:10:00+00:00",
-    "versions": {
-        "surgery": "0.1.0",
-        "llama-cpp-python": "0.3.36",
-        "gguf": "0.17.1",
-        "numpy": "2.2.0",
-        "python": "3.11.7",
-    },
+    "made_with": MADE_WITH,
     "machine": "Laptop, 2 cores",
     "threads": 2,
     "seconds": 1268.4,
 }
-BASE: dict[str, Any] = {
+BASE: dict[str, Any] = dict.fromkeys(MEASURED) | {
+    "nll": math.log(23.9),
     "ppl": 23.9,
     "ppl_se": 0.6,
+    "ppl_low": 22.6,
+    "ppl_high": 25.2,
+    "ppl_se_tokens": 0.2,
     "file_bytes": 270_900_000,
+    "factored_bytes": 270_900_000,
     "kv_cache_bytes": int(11.25 * 2**20),
     "prompt_speed": speed(880.0),
     "generation_speed": speed(90.0),
     "answer": BASE_ANSWER,
+    "seconds": 31.5,
+    "machine": "Laptop, 2 cores",
+    "threads": 2,
+    "made_with": MADE_WITH,
+    "texts": [],
 }
+for only_of_cells in ("chunks", "worst", "over_quant", "interaction", "ranks"):
+    del BASE[only_of_cells]

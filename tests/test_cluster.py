@@ -28,7 +28,7 @@ def cluster() -> Iterator[Any]:
 
 
 def test_a_worker_that_dies_costs_only_its_cell(cluster: Any, tiny: Path, english: Path, tmp_path: Path) -> None:
-    settings = StudySettings(read_text(str(english)), chunks=20, n_ctx=64, answer_tokens=4)
+    settings = StudySettings((read_text(str(english)),), chunks=20, n_ctx=64, answer_tokens=4)
     killed: list[int] = []
 
     def kill_one(progress: StudyProgress) -> None:
@@ -42,9 +42,9 @@ def test_a_worker_that_dies_costs_only_its_cell(cluster: Any, tiny: Path, englis
     assert not progress.failures
     with open_study(tmp_path / "near", open_gguf(tiny), settings) as study:
         run_study(study, CELLS, lambda progress: None)
-    far, near = (study_results(tmp_path / name)["cells"] for name in ("far", "near"))
-    assert [cell["status"] for cell in far] == ["done"] * 7
-    assert [(cell["label"], cell["kld_mean"]) for cell in far] == [(cell["label"], cell["kld_mean"]) for cell in near]
+    far, near = (study_results(tmp_path / name).cells for name in ("far", "near"))
+    assert [cell.status for cell in far] == ["done"] * 7
+    assert [(cell.label, cell.kld_mean) for cell in far] == [(cell.label, cell.kld_mean) for cell in near]
 
 
 def test_no_scheduler_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,32 +13,37 @@ from click.testing import CliRunner
 
 from native.model import ContextOptions
 from pipeline.cli.main import cli
-from pipeline.compare.cell import Cell, StudySubject, base_key, effective_plan
+from pipeline.compare.cell import Cell, StudySubject, base_key, effective_plan, text_key
+from pipeline.compare.found import CellResult, StudyResult
 from pipeline.compare.grid import PRESETS, Grid, grid_cells, load_grids, save_grids
-from pipeline.compare.ledger import LEDGER, make_folder, open_ledger, sole_writer
+from pipeline.compare.ledger import LEDGER, known_texts, make_folder, open_ledger, sole_writer
 from pipeline.compare.measuring import StopRule
 from pipeline.compare.results import study_results
 from pipeline.compare.run import StudyProgress, run_study
 from pipeline.compare.study import Study, StudySettings, open_study
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.evaluation.evaluate import evaluate
-from pipeline.files.texts import read_text
+from pipeline.files.texts import Text, read_text
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
 from pipeline.quantization import quantize
 
+SCORES = (
+    "ppl", "ppl_se", "ppl_low", "ppl_high", "ppl_se_tokens",
+    "kld_mean", "kld_se", "kld_low", "kld_high", "kld_se_tokens", "kld_median", "kld_p99", "same_top",
+)  # fmt: skip
 GRID = Grid(methods=("shared-kv",), thresholds=(0.9, 0.6), quants=("source", "Q8_0"))
 
 
 def run(folder: Path, model: Path, text: Path, grid: Grid = GRID, **settings: Any) -> StudyProgress:
-    options = StudySettings(read_text(str(text)), **{"chunks": 3, "n_ctx": 64, "answer_tokens": 12, **settings})
+    options = StudySettings((read_text(str(text)),), **{"chunks": 3, "n_ctx": 64, "answer_tokens": 12, **settings})
     with open_study(folder, open_gguf(model), options) as study:
         return run_study(study, grid_cells([grid]), lambda progress: None)
 
 
-def cell_of(results: dict[str, Any], label: str) -> dict[str, Any]:
-    return next(cell for cell in results["cells"] if cell["label"] == label)
+def cell_of(results: StudyResult, label: str) -> CellResult:
+    return next(cell for cell in results.cells if cell.label == label)
 
 
 @pytest.fixture(scope="module")
@@ -60,27 +65,31 @@ def test_numbers_are_those_of_operating_quantising_and_evaluating_by_hand(
     for path, label in ((tmp_path / "o.gguf", "shared-kv 0.6"), (tmp_path / "q.gguf", "shared-kv 0.6, Q8_0")):
         expected = evaluate(path, text, base=tiny, chunks=3, options=options)
         cell = cell_of(results, label)
-        for key in ("ppl", "ppl_se", "kld_mean", "kld_se", "kld_median", "kld_p99", "same_top"):
-            assert cell[key] == expected[key], key
-        assert cell["file_bytes"] == path.stat().st_size
-        assert cell["kv_cache_bytes"] == pytest.approx(expected["kv_cache_bytes"], abs=2**20 / 100)  # as it is logged
-    assert results["base"]["ppl"] == expected["base_ppl"]
+        for name in SCORES:
+            assert getattr(cell, name) == getattr(expected, name), name
+        assert cell.file_bytes == path.stat().st_size
+        assert cell.kv_cache_bytes == pytest.approx(expected.kv_cache_bytes, abs=2**20 / 100)  # as it is logged
+    assert results.base.ppl == expected.base_ppl
 
 
 def test_a_finished_study_says_what_was_measured_and_leaves_no_scratch(study: Path) -> None:
     results = study_results(study)
-    assert [cell["status"] for cell in results["cells"]] == ["done"] * 5
-    assert {cell["label"] for cell in results["cells"]} == {
+    assert [cell.status for cell in results.cells] == ["done"] * 5
+    assert {cell.label for cell in results.cells} == {
         "source, Q8_0", "shared-kv 0.9", "shared-kv 0.9, Q8_0", "shared-kv 0.6", "shared-kv 0.6, Q8_0",
     }  # fmt: skip
     cell = cell_of(results, "shared-kv 0.6, Q8_0")
-    assert cell["kld_low"] <= cell["kld_mean"] <= cell["kld_high"]
-    assert cell["interaction"]["low"] <= cell["interaction"]["ratio"] <= cell["interaction"]["high"]
-    assert len(cell["ranks"]) == 4
-    assert all(rank["rank"] <= rank["full_rank"] for rank in cell["ranks"])
-    assert len(cell["answer"]) <= 12
-    saved = (cell["dense"] - cell["factors"]) * 34 / 32  # bytes a number of Q8_0
-    assert cell["factored_bytes"] == pytest.approx(cell["file_bytes"] - saved, abs=1)
+    assert cell.kld_low <= cell.kld_mean <= cell.kld_high
+    assert cell.interaction
+    assert cell.interaction.low <= cell.interaction.ratio <= cell.interaction.high
+    assert cell.ranks is not None
+    assert len(cell.ranks) == 4
+    assert all(rank.rank <= rank.full_rank for rank in cell.ranks)
+    assert cell.answer is not None
+    assert len(cell.answer) <= 12
+    assert None not in (cell.dense, cell.factors, cell.file_bytes)
+    saved = ((cell.dense or 0) - (cell.factors or 0)) * 34 / 32  # bytes a number of Q8_0
+    assert cell.factored_bytes == pytest.approx((cell.file_bytes or 0) - saved, abs=1)
     assert not list((study / "work" / "operated").iterdir())
     assert not list((study / "work" / "cells").iterdir())
 
@@ -95,8 +104,8 @@ def test_more_chunks_and_more_cells_add_to_what_is_there(tiny: Path, english: Pa
     run(folder, tiny, english, replace(GRID, thresholds=(0.9,), quants=("source",)), chunks=2)
     progress = run(folder, tiny, english, replace(GRID, quants=("source",)), chunks=3)
     assert (progress.chunks_total, progress.cells_total) == (1 + 1 + 3, 2)  # the source, the old cell, the new one
-    assert [cell["chunks"] for cell in study_results(folder)["cells"]] == [3, 3]
-    assert cell_of(study_results(folder), "shared-kv 0.9")["kld_mean"] > 0
+    assert [cell.chunks for cell in study_results(folder).cells] == [3, 3]
+    assert cell_of(study_results(folder), "shared-kv 0.9").kld_mean > 0
 
 
 class Interrupted(Exception):
@@ -105,7 +114,7 @@ class Interrupted(Exception):
 
 def test_an_interrupted_study_goes_on_where_it_was(study: Path, tiny: Path, english: Path, tmp_path: Path) -> None:
     folder = tmp_path / "study"
-    settings = StudySettings(read_text(str(english)), chunks=3, n_ctx=64, answer_tokens=12)
+    settings = StudySettings((read_text(str(english)),), chunks=3, n_ctx=64, answer_tokens=12)
     seen: list[int] = []
 
     def interrupt(progress: StudyProgress) -> None:
@@ -120,8 +129,8 @@ def test_an_interrupted_study_goes_on_where_it_was(study: Path, tiny: Path, engl
     progress = run(folder, tiny, english)
     assert progress.chunks_total == 18 - 5
     mine, whole = study_results(folder), study_results(study)
-    for cell in whole["cells"]:
-        assert cell_of(mine, cell["label"])["kld_mean"] == cell["kld_mean"]
+    for cell in whole.cells:
+        assert cell_of(mine, cell.label).kld_mean == cell.kld_mean
 
 
 def test_a_killed_process_loses_a_chunk_at_the_most(tiny: Path, english: Path, tmp_path: Path) -> None:
@@ -139,12 +148,12 @@ def test_a_killed_process_loses_a_chunk_at_the_most(tiny: Path, english: Path, t
     process.wait()
     before = measured(folder)
     assert 45 <= before < 80
-    assert cell_of(study_results(folder), "shared-kv 0.9")["status"] == "pending"
+    assert cell_of(study_results(folder), "shared-kv 0.9").status == "pending"
     left_behind = folder / "work" / "cells" / "cell-killed"
     left_behind.mkdir(exist_ok=True)
     result = CliRunner().invoke(cli, [*command[3:], "--json"])
     assert result.exit_code == 0, result.output
-    assert cell_of(json.loads(result.stdout), "shared-kv 0.9")["chunks"] == 40
+    assert [cell["chunks"] for cell in json.loads(result.stdout)["cells"]] == [40]
     assert not left_behind.exists()
 
 
@@ -152,8 +161,9 @@ def measured(folder: Path) -> int:
     """All chunks in the ledger, read while another process writes it."""
     try:
         with open_ledger(folder) as ledger:
-            keys = [*ledger.cells().values(), base_key(subject(ledger.facts()))] if ledger.facts() else []
-            return sum(ledger.chunk_count(key) for key in keys)
+            facts = ledger.facts()
+            keys = [*ledger.cells().values(), base_key(subject(facts))] if facts else []
+            return sum(ledger.chunk_count(text_key(key, text)) for key in keys for text in known_texts(facts))
     except UsageError:
         return 0  # not laid out yet
 
@@ -165,7 +175,7 @@ def subject(facts: dict[str, Any]) -> StudySubject:
 def test_two_processes_do_not_share_a_study(study: Path, tiny: Path, english: Path) -> None:
     with sole_writer(study), pytest.raises(UsageError, match=r"another process .* is measuring there"):
         run(study, tiny, english)
-    assert study_results(study)["cells"]  # reading goes on
+    assert study_results(study).cells  # reading goes on
 
 
 def test_a_study_is_of_one_model_one_text_and_one_context(
@@ -202,11 +212,12 @@ def test_a_cell_that_fails_is_told_and_the_others_go_on(tiny: Path, english: Pat
     progress = run(folder, tiny, english, grid)
     assert len(progress.failures) == 2
     results = study_results(folder)
-    assert cell_of(results, "shared-kv 0.9")["status"] == "done"
+    assert cell_of(results, "shared-kv 0.9").status == "done"
     failed = cell_of(results, "shared-kv 0.9, cache q4_0")
-    assert failed["status"] == "failed"
-    assert failed["reason"] in progress.failures[1]
-    assert str(folder) not in failed["reason"]  # its file is gone
+    assert failed.status == "failed"
+    assert failed.reason is not None
+    assert failed.reason in progress.failures[1]
+    assert str(folder) not in failed.reason  # its file is gone
     assert run(folder, tiny, english, grid).cells_total == 2  # a failed cell is tried again
 
 
@@ -226,12 +237,12 @@ def test_a_hopeless_cell_is_stopped_and_goes_on_without_the_rule(tiny: Path, eng
     folder = tmp_path / "study"
     grid = replace(GRID, thresholds=(0.3,), quants=("source",))
     run(folder, tiny, english, grid, chunks=6, rule=StopRule(above=1e-9))
-    cell = study_results(folder)["cells"][0]
-    assert cell["status"] == "stopped"
-    assert cell["chunks"] < 6
-    assert cell["answer"]
+    cell = study_results(folder).cells[0]
+    assert cell.status == "stopped"
+    assert cell.chunks < 6
+    assert cell.answer
     run(folder, tiny, english, grid, chunks=6)
-    assert study_results(folder)["cells"][0]["chunks"] == 6
+    assert study_results(folder).cells[0].chunks == 6
 
 
 def test_cells_that_do_the_same_are_measured_once(tiny: Path, english: Path, tmp_path: Path) -> None:
@@ -240,8 +251,8 @@ def test_cells_that_do_the_same_are_measured_once(tiny: Path, english: Path, tmp
     assert effective_plan(Plan(threshold=1, mean="drop")) is not None
     progress = run(tmp_path / "study", tiny, english, grid)
     assert progress.cells_total == 2  # of four; at threshold 1 both are the source
-    cells = study_results(tmp_path / "study")["cells"]
-    assert [cell["kld_mean"] == 0 for cell in cells] == [False, True, False, True]
+    cells = study_results(tmp_path / "study").cells
+    assert [cell.kld_mean == 0 for cell in cells] == [False, True, False, True]
 
 
 def test_presets_and_grid_files(tmp_path: Path) -> None:
@@ -325,7 +336,8 @@ def test_latent_attention_is_one_more_method(tiny: Path, english: Path, tmp_path
     result = CliRunner(env={"SURGERY_CACHE": str(tmp_path)}).invoke(cli, command)
     assert result.exit_code == 0, result.output
     results = json.loads(result.stdout)
-    plain, quantised = cell_of(results, "latent 0.75"), cell_of(results, "latent 0.75, Q8_0")
+    cells = {cell["label"]: cell for cell in results["cells"]}
+    plain, quantised = cells["latent 0.75"], cells["latent 0.75, Q8_0"]
     assert (plain["method"], plain["cache"]) == ("latent", 0.75)
     assert plain["kv_cache_bytes"] < results["base"]["kv_cache_bytes"]
     assert quantised["file_bytes"] < plain["file_bytes"]
@@ -339,12 +351,12 @@ def test_force_rerun_measures_the_cells_of_this_grid_again(tiny: Path, english: 
         "compare", str(tiny), "-o", str(folder), "--text", str(english), "--thresholds", "0.9", "--methods", "shared-kv",
         "--quants", "source", "--ctx", "64", "--chunks", "2", "--answer-tokens", "12", "--force-rerun", "--json",
     ]  # fmt: skip
-    before = study_results(folder)["cells"]
+    before = study_results(folder).cells
     result = CliRunner().invoke(cli, command)
     assert result.exit_code == 0, result.output
     after = json.loads(result.stdout)["cells"]
-    assert [cell["kld_mean"] for cell in after] == [cell["kld_mean"] for cell in before]
-    seconds = {cell["label"]: cell["seconds"] for cell in before}
+    assert [cell["kld_mean"] for cell in after] == [cell.kld_mean for cell in before]
+    seconds = {cell.label: cell.seconds for cell in before}
     assert [cell["seconds"] != seconds[cell["label"]] for cell in after] == [True, False]
 
 
@@ -358,7 +370,7 @@ def test_an_operation_that_fails_fails_its_cells_alone(
     progress = run(tmp_path / "study", tiny, english)
     assert len(progress.failures) == 4
     assert progress.failures[0] == "shared-kv 0.9: no space left"
-    statuses = [(cell["label"], cell["status"]) for cell in study_results(tmp_path / "study")["cells"]]
+    statuses = [(cell.label, cell.status) for cell in study_results(tmp_path / "study").cells]
     assert [status for _, status in statuses] == ["done", "failed", "failed", "failed", "failed"]
 
 
@@ -367,3 +379,81 @@ def test_a_study_that_cannot_be_written_names_its_option(tmp_path: Path) -> None
     for folder, message in ((Path("/proc/study"), "name another folder"), (tmp_path, "Is a directory")):
         with pytest.raises(UsageError, match=f"-o {folder}: cannot be written: .*{message}"):
             make_folder(folder)
+
+
+def test_a_text_that_is_added_is_all_that_is_measured(tiny: Path, english: Path, tmp_path: Path) -> None:
+    folder, grid = tmp_path / "study", replace(GRID, thresholds=(0.6,), quants=("source",))
+    one, other = read_text(str(english)), Text("other", read_text(str(english)).content[::-1])
+
+    def measure(*texts: Text) -> StudyProgress:
+        settings = StudySettings(texts, chunks=2, n_ctx=64, answer_tokens=4)
+        with open_study(folder, open_gguf(tiny), settings) as study:
+            return run_study(study, grid_cells([grid]), lambda progress: None)
+
+    measure(one)
+    alone = study_results(folder).cells[0]
+    assert measure(one, other).chunks_total == 2 + 2  # the source's and the cell's, on the other text
+    cell = study_results(folder).cells[0]
+    assert cell.texts[0] == alone.texts[0]
+    assert (cell.answer, cell.status) == (alone.answer, "done")
+    operate(open_gguf(tiny), tmp_path / "o.gguf", Plan(threshold=0.6))
+    expected = evaluate(tmp_path / "o.gguf", [one, other], base=tiny, chunks=2, options=ContextOptions(n_ctx=64))
+    for name in SCORES:
+        assert getattr(cell, name) == pytest.approx(getattr(expected, name), rel=1e-6), name
+        assert getattr(cell.texts[1], name) == pytest.approx(getattr(expected.texts[1], name), rel=1e-6), name
+    assert cell.worst == expected.worst
+    assert measure(other).chunks_total == 0
+    third = Text("third", "so " + one.content)
+    with pytest.raises(UsageError, match="is a study of another text"):
+        measure(third)
+    measure(other, third)
+    cell = study_results(folder).cells[0]
+    assert (cell.status, len(cell.texts)) == ("done", 3)
+
+
+def test_a_cell_that_lacks_a_text_is_not_compared(tiny: Path, english: Path, tmp_path: Path) -> None:
+    folder, grid = tmp_path / "study", replace(GRID, quants=("source",))
+    run(folder, tiny, english, grid, chunks=2)
+    texts = (read_text(str(english)), Text("other", read_text(str(english)).content[::-1]))
+    with open_study(folder, open_gguf(tiny), StudySettings(texts, chunks=2, n_ctx=64, answer_tokens=12)) as study:
+        run_study(study, grid_cells([replace(grid, thresholds=(0.6,))]), lambda progress: None)
+    lacking, whole = study_results(folder).cells
+    assert (lacking.status, lacking.reason) == ("pending", "not measured on other")
+    assert lacking.pareto == ()
+    assert whole.status == "done"
+    assert whole.pareto
+
+
+def test_another_prompt_is_answered_anew_and_nothing_else(tiny: Path, english: Path, tmp_path: Path) -> None:
+    folder, grid = tmp_path / "study", replace(GRID, thresholds=(0.6,), quants=("source",))
+    run(folder, tiny, english, grid, chunks=2)
+    before = study_results(folder)
+    progress = run(folder, tiny, english, grid, chunks=2, prompt="Which words are common in English, and why?")
+    assert (progress.chunks_total, progress.cells_total) == (0, 1)
+    after = study_results(folder)
+    assert after.cells[0].texts == before.cells[0].texts
+    assert (after.base.answer, after.cells[0].answer) != (before.base.answer, before.cells[0].answer)
+
+
+def test_numbers_are_not_reused_when_what_made_them_has_changed(
+    tiny: Path, english: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, grid = tmp_path / "study", replace(GRID, thresholds=(0.6,), quants=("source",))
+    run(folder, tiny, english, grid, chunks=2)
+    made = study_results(folder).cells[0].made_with
+    assert made is not None
+    assert set(made["revisions"]) == {"scores", "operation"}
+    monkeypatch.setattr("pipeline.revision.LLAMA_CPP_VERSION", "0.3.37")
+    assert run(folder, tiny, english, grid, chunks=2).chunks_total == 2 + 2  # the source's and the cell's
+
+
+def test_a_ledger_that_does_not_know_what_its_numbers_came_from_is_refused(
+    study: Path, tiny: Path, english: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "study"
+    folder.mkdir()
+    content = (study / LEDGER).read_bytes()
+    (folder / LEDGER).write_bytes(content[:60] + b"\0\0\0\x01" + content[64:])
+    for read in (lambda: run(folder, tiny, english), lambda: study_results(folder)):
+        with pytest.raises(SurgeryError, match=r"older version of surgery.*name another folder"):
+            read()

@@ -25,7 +25,7 @@ def test_damage_is_measured_drawn_and_not_measured_again(tiny: Path, english: Pa
     operate(open_gguf(tiny), tmp_path / "o.gguf", Plan(method="separate", threshold=0.7, targets="v", layers="1"))
     expected = evaluate(tmp_path / "o.gguf", read_text(str(english)), base=tiny, chunks=2)
     cell = found["layers"][1]["v"]
-    assert cell["kld_mean"] == pytest.approx(expected["kld_mean"], rel=1e-4)
+    assert cell["kld_mean"] == pytest.approx(expected.kld_mean, rel=1e-4)
     assert cell["low"] <= cell["kld_mean"] <= cell["high"]
     assert list(cell["ranks"]) == ["v"]
     assert list(found["layers"][0]["qkv"]["ranks"]) == ["q", "k", "v"]
@@ -41,8 +41,8 @@ def test_damage_is_measured_drawn_and_not_measured_again(tiny: Path, english: Pa
 def test_a_study_of_layers_alone_is_reported(tiny: Path, english: Path) -> None:
     command = ["inspect", str(tiny), "--damage", "--threshold", "0.7", "--text", str(english), "--chunks", "2"]
     assert CliRunner().invoke(cli, [*command, "--study", "study"]).exit_code == 0
-    cells = study_results(Path("study"))["cells"]
-    assert [(cell["damage"], cell["pareto"]) for cell in cells] == [(True, [])] * 8
+    cells = study_results(Path("study")).cells
+    assert [(cell.damage, cell.pareto) for cell in cells] == [(True, ())] * 8
     result = CliRunner().invoke(cli, ["report", "study"])
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("Nothing is compared yet.")

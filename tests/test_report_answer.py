@@ -8,7 +8,7 @@ from pipeline.report.answer import answer
 from pipeline.report.numbers import NOTHING, duration, interval, megabytes, significant, with_error
 from pipeline.report.page import render_page
 from pipeline.report.study_charts import study_figures
-from tests.made_up_study import find, made_up_study, unknown
+from tests.made_up_study import find, made_up_study, made_up_text, unknown
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_other_numbers() -> None:
 def test_the_answer_is_the_smallest_file_within_the_limit() -> None:
     found = answer(made_up_study())
     assert found.text[0] == (
-        "Q4_K_M alone loses least for its size: 0.0493 ± 0.0008 nats a token (95% interval 0.0475 to 0.0511)"
+        "Q4_K_M alone loses least for its size: 0.0493 nats a token (95% interval 0.0475 to 0.0511)"
         " at 105.4 MB, 39% of the source's 270.9 MB."
     )
     assert "Surgery makes no smaller file within that limit" in " ".join(found.sentences)
@@ -55,7 +55,7 @@ def test_the_answer_says_what_stored_factors_would_save() -> None:
     results = made_up_study(quants=("Q8_0",))
     find(results, "shared-kv 0.7 attention, Q8_0").update(kld_high=0.0999)
     assert (
-        "If the factors were stored, shared-kv 0.7 attention, Q8_0 would take 142.1 MB, 2% less, and lose 0.0883 ±"
+        "If the factors were stored, shared-kv 0.7 attention, Q8_0 would take 142.1 MB, 2% less, and lose 0.0883 nats a token"
         in " ".join(answer(results).sentences)
     )
 
@@ -110,7 +110,7 @@ def test_a_file_that_is_no_smaller_than_the_source_is_not_praised() -> None:
         .text[0]
         .startswith(
             "The source itself loses least for its size: nothing that loses little is smaller than its 98.0 MB."
-            " Nearest comes Q8_0 alone: 0.00140 ±"
+            " Nearest comes Q8_0 alone: 0.00140 nats a token"
         )
     )
 
@@ -122,3 +122,14 @@ def test_interactions_are_counted() -> None:
         "Surgery and quantisation together lose the sum of both alone in 35 cases,"
         " more than the sum of both alone in 1 case."
     ) in answer(results).sentences
+
+
+def test_with_several_texts_the_worst_decides_and_is_named() -> None:
+    results = made_up_study()
+    for cell in results["cells"]:
+        cell["texts"] = [made_up_text(cell, "prose", 0.5), made_up_text(cell, "code", 3.0)]
+    best = answer(results)
+    assert best.best
+    assert best.best["label"] == "none, Q8_0"  # Q4_K_M loses 0.15 on code
+    assert "on code, its worst text, 0.00140 on average" in best.headline
+    assert "lies below 0.1 nats a token on every text" in best.sentences[0]

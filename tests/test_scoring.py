@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.special import log_softmax, rel_entr
 
-from native.scoring import score_tokens
+from native.scoring import TokenScores, score_tokens
 from pipeline.errors import SurgeryError
-from pipeline.evaluation.statistics import divergence_summary, mean_and_standard_error, perplexity, require_finite
+from pipeline.evaluation.scores import summarise
+from pipeline.evaluation.statistics import require_finite
 
 pytestmark = pytest.mark.numerical
 
@@ -43,17 +45,39 @@ def test_nothing_is_compared_without_a_base() -> None:
     assert not len(scores.kld) + len(scores.base_nll) + len(scores.same_top)
 
 
-def test_statistics_follow_llama_cpps_formulas() -> None:
-    values = np.random.default_rng(0).exponential(1, 1001)
-    mean, error = mean_and_standard_error(values)
-    n, total, squares = len(values), values.sum(), (values**2).sum()
-    assert error == pytest.approx(np.sqrt((squares / n - (total / n) ** 2) / (n - 1)))
-    assert perplexity(values) == pytest.approx((np.exp(mean), np.exp(mean) * error))
-    summary = divergence_summary(values, values > 1)
-    assert summary["kld_median"] == sorted(values)[500]
-    assert summary["kld_p99"] == pytest.approx(sorted(values)[990])
-    assert summary["same_top"] == (values > 1).mean()
-    assert mean_and_standard_error(np.ones(1)) == (1, 0)
+def test_a_texts_scores_follow_llama_cpps_formulas_over_tokens_and_students_t_over_chunks() -> None:
+    rng = np.random.default_rng(0)
+    nll, kld = rng.exponential(1, (2, 7, 143))
+    chunks = [TokenScores(n, np.empty(0), k, k > 1) for n, k in zip(nll, kld, strict=True)]
+    found = summarise([chunks])
+    for values, mean, error in (
+        (nll, np.log(found.ppl), found.ppl_se_tokens / found.ppl), (kld, found.kld_mean, found.kld_se_tokens)
+    ):  # fmt: skip
+        n, total, squares = values.size, values.sum(), (values**2).sum()
+        assert mean == pytest.approx(total / n)
+        assert error == pytest.approx(np.sqrt((squares / n - (total / n) ** 2) / (n - 1)))
+    means = kld.mean(axis=1)
+    assert (found.kld_low, found.kld_high) == pytest.approx(stats.t.interval(0.95, 6, means.mean(), stats.sem(means)))
+    means = nll.mean(axis=1)
+    low, high = stats.t.interval(0.95, 6, means.mean(), stats.sem(means))
+    assert (found.ppl_low, found.ppl_high) == pytest.approx((np.exp(low), np.exp(high)))
+    assert found.ppl_se == pytest.approx(found.ppl * stats.sem(means))
+    assert found.kld_median == np.median(kld)
+    assert found.kld_p99 == pytest.approx(np.quantile(kld, 0.99))
+    assert found.same_top == (kld > 1).mean()
+    assert np.isnan([found.base_ppl, found.base_ppl_se]).all()
+
+
+def test_texts_count_alike_and_a_single_chunk_has_no_interval() -> None:
+    def chunk(kld: float) -> TokenScores:
+        return TokenScores(np.ones(3), np.ones(3), np.full(3, kld), np.ones(3, bool))
+
+    found = summarise([[chunk(1), chunk(3)], [chunk(10)] * 50])
+    assert found.kld_mean == 6
+    assert found.kld_low < 6 < found.kld_high
+    alone = summarise([[chunk(1)]])
+    assert alone.kld_mean == 1
+    assert np.isnan([alone.kld_se, alone.kld_low, alone.kld_high, alone.ppl_low, alone.base_ppl_high]).all()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -74,7 +74,7 @@ def test_an_outline_is_small() -> None:
 
 @contextmanager
 def opened(tiny: Path, english: Path, calibration: Calibration | None = None) -> Iterator[Study]:
-    settings = StudySettings(read_text(str(english)), n_ctx=64)
+    settings = StudySettings((read_text(str(english)),), n_ctx=64)
     with open_study(Path("study"), open_gguf(tiny), settings, lambda: calibration) as study:
         yield study
 
@@ -86,7 +86,7 @@ def test_a_source_is_looked_into_once(tiny: Path, english: Path, taken: Path) ->
         look_into_source(study, told.append)
     assert {text.split(":")[0] for text in told} == {"looking into the source, weights"}
     told.clear()
-    weights = study_results(Path("study"))["subspaces"]
+    weights = study_results(Path("study")).subspaces
     assert list(weights) == ["weights"]
     with opened(tiny, english, statistics) as study:
         look_into_source(study, told.append)
@@ -96,7 +96,7 @@ def test_a_source_is_looked_into_once(tiny: Path, english: Path, taken: Path) ->
         with opened(tiny, english, calibration) as study:
             look_into_source(study, told.append)
     assert not told
-    both = study_results(Path("study"))["subspaces"]
+    both = study_results(Path("study")).subspaces
     assert both["weights"] == weights["weights"]
     other: CalibrationSource = replace(statistics.source, text_sha256="0" * 64)
     with opened(tiny, english, replace(statistics, source=other)) as study:

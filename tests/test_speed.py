@@ -19,13 +19,13 @@ def test_every_model_is_measured_at_every_depth(tiny: Path, embedded: Path) -> N
         [0, 700, 0],
         lambda done, total, _: told.append((done, total)),
     )
-    assert [[speed["depth"] for speed in speeds] for speeds in found] == [[0, 700]] * 2
+    assert [[speed.depth for speed in speeds] for speeds in found] == [[0, 700]] * 2
     for speed in found[0]:
-        assert speed["n_ctx"] == speed["depth"] + PROMPT_TOKENS + GENERATED_TOKENS
-        padded = -(-speed["n_ctx"] // 256) * 256
-        assert speed["kv_cache_bytes"] == pytest.approx(padded * PER_TOKEN, rel=0.05)
-        for rate in (speed["prompt_speed"], speed["generation_speed"]):
-            assert 0 < rate["low"] <= rate["median"] <= rate["high"]
+        assert speed.n_ctx == speed.depth + PROMPT_TOKENS + GENERATED_TOKENS
+        padded = -(-speed.n_ctx // 256) * 256
+        assert speed.kv_cache_bytes == pytest.approx(padded * PER_TOKEN, rel=0.05)
+        for rate in (speed.prompt_speed, speed.generation_speed):
+            assert 0 < rate.low <= rate.median <= rate.high
     assert told[0][0] == 0
     assert told[-1][0] == told[-1][1]
     assert sorted(told) == told

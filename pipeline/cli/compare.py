@@ -14,7 +14,7 @@ from pipeline.calibration.overlap import SHARED_ENOUGH, shared_lines
 from pipeline.calibration.statistics_file import Calibration
 from pipeline.cli.calibrate import calibration_for_metric
 from pipeline.cli.grid_options import grid_options
-from pipeline.cli.options import calibration_option, force_option, json_option, threads_option
+from pipeline.cli.options import calibration_option, force_option, json_option, texts_option, threads_option
 from pipeline.cli.output import counted, echo, warn
 from pipeline.cli.parameters import Choice, Number, WholeNumber
 from pipeline.cli.program import program
@@ -30,7 +30,7 @@ from pipeline.compare.results import ledger_results, study_results
 from pipeline.compare.run import run_here, run_study
 from pipeline.compare.source_subspaces import look_into_source
 from pipeline.compare.study import StudySettings, open_study
-from pipeline.decompose.methods import METRICS
+from pipeline.decompose.methods import METHODS, METRICS
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.files.importance_matrix import match_importance, read_importance_matrix
 from pipeline.files.models import open_model
@@ -48,10 +48,10 @@ from pipeline.quantization import quantized_types
 @click.option(
     "--save-plan", type=click.Path(path_type=Path), help="Write the grid to this file; without -o, end there."
 )
-@click.option("--text", default=EVALUATION_TEXT, show_default=True, help="The text to measure on.")
+@texts_option
 @calibration_option("Statistics that surgery calibrate wrote, or a text, for metrics other than weights.")
 @click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix for quantising, as a GGUF file.")
-@click.option("--chunks", default=20, show_default=True, type=WholeNumber(2), help="Chunks of the text to measure.")
+@click.option("--chunks", default=20, show_default=True, type=WholeNumber(2), help="Chunks of each text to measure.")
 @click.option("--ctx", default=512, show_default=True, type=WholeNumber(8), help="Tokens a chunk.")
 @click.option("--prompt", default="What is machine learning?", show_default=True, help="Every cell answers it.")
 @click.option("--answer-tokens", default=64, show_default=True, type=WholeNumber(0), help="0 for no answers.")
@@ -108,9 +108,14 @@ def command(model: str | None, folder: Path | None, status_of: Path | None, as_j
     if any(cell.quant != "source" for cell in cells) and (types := quantized_types(source)):
         warn(f"{source.name} is quantised already ({', '.join(types)}); quantising it again adds loss to loss")
     with open_study(folder, source, settings, partial(calibration_for, source, cells, settings, options)) as study:
-        study.ledger.set_facts({"command": shlex.join(["surgery", *sys.argv[1:]])})
+        study.ledger.set_facts(
+            {
+                "command": shlex.join(["surgery", *sys.argv[1:]]),
+                "named": {"model": model, "calibration": options["calibration"]},
+            }
+        )
         if options["force_rerun"]:
-            study.ledger.forget([study.key(cell) for cell in cells])
+            study.forget(cells)
         runner = ClusterRunner(options["scheduler"]) if options["scheduler"] else run_here
         with StudyDisplay() as display:
             progress = run_study(study, cells, display.watch, runner)
@@ -133,6 +138,8 @@ def chosen_grids(options: dict[str, Any]) -> list[Grid]:
             raise UsageError(f"--{name.replace('_', '-')}: is empty; the grid would have no cells")
     grids = load_grids(options["plan_file"]) if options["plan_file"] else PRESETS[options["preset"] or "quick"]
     rules = {"thresholds", "ranks", "budgets"}
+    if (idle := rules & given.keys()) and not any(method in METHODS for method in given.get("methods", METHODS)):
+        raise UsageError(f"--{min(idle)}: no method of the grid has ranks; add one, such as shared-kv, to --methods")
     cleared = dict.fromkeys(rules, ()) if rules & given.keys() else {}
     defaults = {} if options["plan_file"] or options["preset"] else {"methods": Grid.methods}
     return [replace(grid, **{**defaults, **cleared, **given}) for grid in grids]
@@ -140,7 +147,7 @@ def chosen_grids(options: dict[str, Any]) -> list[Grid]:
 
 def study_settings(options: dict[str, Any]) -> StudySettings:
     return StudySettings(
-        read_text(options["text"]),
+        tuple(read_text(name) for name in options["texts"] or (EVALUATION_TEXT,)),
         chunks=options["chunks"],
         n_ctx=options["ctx"],
         threads=options["threads"],
@@ -158,8 +165,7 @@ def calibration_for(
     metrics = ["weights", *(getattr(cell.plan, "metric", "attention") for cell in cells if cell.calibrated)]
     metric = max(metrics, key=list(METRICS).index)  # they are listed by what they need
     calibration = calibration_for_metric(source, options["calibration"], metric, settings.threads)
-    if calibration and (share := shared_lines(calibration.sketch, settings.text.content)) >= SHARED_ENOUGH:
-        warn(
-            f"{share:.0%} of {settings.text.name} is in the text calibrated on; what is measured looks better than it is"
-        )
+    for text in settings.texts:
+        if calibration and (share := shared_lines(calibration.sketch, text.content)) >= SHARED_ENOUGH:
+            warn(f"{share:.0%} of {text.name} is in the text calibrated on; what is measured looks better than it is")
     return calibration

@@ -11,6 +11,7 @@ from pipeline.cli.output import counted, echo, print_table
 from pipeline.cli.study_display import StudyDisplay
 from pipeline.compare.cell import sha256_of
 from pipeline.compare.damage import TARGETS, damage_cells, measured_damage, note_damage
+from pipeline.compare.ledger import FORMAT_VERSION
 from pipeline.compare.run import run_study
 from pipeline.compare.study import StudySettings, open_study
 from pipeline.errors import SurgeryError
@@ -26,9 +27,9 @@ def damage(
 
     Raises as `open_study` and `operate_family` do, SurgeryError when a cell failed.
     """
-    settings = StudySettings(read_text(text), chunks=chunks, threads=threads, answer_tokens=0)
+    settings = StudySettings((read_text(text),), chunks=chunks, threads=threads, answer_tokens=0)
     if folder is None:
-        folder = cache_folder() / f"damage-{sha256_of([model.sha256(), settings.text.sha256])[:24]}"
+        folder = cache_folder() / f"damage-{sha256_of([FORMAT_VERSION, model.sha256(), settings.texts[0].sha256])[:24]}"
     layers = list(find_attention(model).layers)
     cells = damage_cells(layers, threshold, metric)
     calibrate = partial(calibration_for_metric, model, calibration, metric, threads)
@@ -39,7 +40,12 @@ def damage(
         if progress.failures:
             raise SurgeryError(f"{counted(len(progress.failures), 'measurement')} failed; first {progress.failures[0]}")
         found = measured_damage(study, layers, threshold, metric)
-        return {"threshold": threshold, "text": settings.text.name, "chunks": study.chunks, "layers": found}
+        return {
+            "threshold": threshold,
+            "text": settings.texts[0].name,
+            "chunks": study.chunks(settings.texts[0]),
+            "layers": found,
+        }
 
 
 def print_damage(found: dict[str, Any]) -> None:

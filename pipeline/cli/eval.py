@@ -1,6 +1,7 @@
 """`surgery eval`: perplexity, KL divergence to a base, and speed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from math import isnan
 from typing import Any
 
 import click
@@ -15,27 +16,25 @@ from pipeline.cli.options import (
     json_option,
     list_option,
     model_argument,
+    texts_option,
     threads_option,
 )
 from pipeline.cli.output import ProgressReport, counted, echo, perplexity_text, print_json, print_table, warn
 from pipeline.cli.parameters import WholeNumber
 from pipeline.errors import SurgeryError
-from pipeline.evaluation.evaluate import SMALLEST_CONTEXT, evaluate
-from pipeline.evaluation.speed import speeds_at_depths
+from pipeline.evaluation.evaluate import SMALLEST_CONTEXT, Evaluation, TextEvaluation, evaluate
+from pipeline.evaluation.speed import Speed, speeds_at_depths
 from pipeline.files.models import open_model
-from pipeline.files.texts import CALIBRATION_TEXT, EVALUATION_TEXT, read_text
+from pipeline.files.texts import EVALUATION_TEXT, read_text
+from pipeline.json_text import as_json as as_json_object
+from pipeline.json_text import plain
 
 
 @click.command("eval")
 @model_argument
-@click.option(
-    "--text",
-    default=EVALUATION_TEXT,
-    show_default=True,
-    help=f"A UTF-8 text file, {EVALUATION_TEXT} or {CALIBRATION_TEXT} (two halves of Python's language reference).",
-)
+@texts_option
 @click.option("--base", help="Compare with this model, its KV cache in F16: KL divergence from it, token by token.")
-@click.option("--chunks", type=WholeNumber(1), help="How many chunks of the text to use.  [default: all]")
+@click.option("--chunks", type=WholeNumber(1), help="How many chunks of each text to use.  [default: all]")
 @click.option(
     "--ctx",
     default=512,
@@ -54,7 +53,7 @@ from pipeline.files.texts import CALIBRATION_TEXT, EVALUATION_TEXT, read_text
 @json_option
 def command(
     model: str,
-    text: str,
+    texts: tuple[str, ...],
     base: str | None,
     chunks: int | None,
     ctx: int,
@@ -69,10 +68,11 @@ def command(
     options = ContextOptions(
         n_ctx=ctx, threads=threads, type_k=cache_type_k, type_v=cache_type_v, gpu_layers=gpu_layers
     )
-    opened, measured = open_model(model), read_text(text)
+    opened, measured = open_model(model), [read_text(name) for name in texts or (EVALUATION_TEXT,)]
     models = [opened, *([open_model(base)] if base else [])]
-    if warning := overlap_warning(opened, measured):
-        warn(warning)
+    for text in measured:
+        if warning := overlap_warning(opened, text):
+            warn(warning)
     with ProgressReport("evaluating", unit="chunks") as report:
         result = evaluate(
             opened.path,
@@ -82,48 +82,89 @@ def command(
             options=options,
             progress=report.update,
         )
-    result |= {"file_bytes": opened.file_bytes, "base_file_bytes": models[1].file_bytes if base else None}
+    speeds: dict[str, Any] = {}
     failure: Exception | None = None
     if depths:
-        found: list[Any] = [None, None]
         runs = list(zip((m.path for m in models), (options, as_reference(options)), strict=False))
         try:
             with ProgressReport("measuring speed", unit="tokens") as report:
                 found = speeds_at_depths(runs, depths, report.update)
+            speeds = {"speeds": found[0], "base_speeds": found[1] if base else None}
         except (SurgeryError, NativeError) as error:  # told after what was measured before
-            failure = error
-        result["speeds"], result["base_speeds"] = found[0], found[1] if base else None
+            speeds, failure = {"speeds": None, "base_speeds": None}, error
+    base_file_bytes = models[1].file_bytes if base else None
     if as_json:
-        print_json(result)
+        sizes = {"file_bytes": opened.file_bytes, "base_file_bytes": base_file_bytes}
+        print_json(as_json_object(result) | sizes | plain(speeds))
     else:
-        print_evaluation(result, base)
+        print_evaluation(result, opened.file_bytes, base_file_bytes)
+        if speeds.get("speeds"):
+            echo()
+            print_speeds(speeds["speeds"], speeds["base_speeds"])
     if failure:
         raise failure
 
 
-def print_evaluation(result: dict[str, Any], base: str | None) -> None:
-    """What `evaluate` found, and the speeds at depths if they were measured."""
+def print_evaluation(result: Evaluation, file_bytes: int, base_file_bytes: int | None) -> None:
+    """What `evaluate` found: text by text, if there are several in a table with their mean, then speed and sizes."""
+    if len(result.texts) == 1:
+        print_scores(result)
+    else:
+        print_texts(result)
     echo(
-        f"text            {result['text']}, {counted(result['chunks'], 'chunk')} of {result['n_ctx']} tokens, {result['tokens_scored']:,} scored"
+        f"speed           {result.tokens_per_second:,.0f} tokens/s, {result.seconds:.1f} s; KV cache {result.kv_cache_bytes / 2**20:.2f} MiB for {result.n_ctx} tokens"
     )
-    echo(f"perplexity      {perplexity_text(result['ppl'], result['ppl_se'])}")
-    if base:
-        echo(f"base            {perplexity_text(result['base_ppl'], result['base_ppl_se'])}   ({base})")
-        echo(
-            f"KL divergence   {result['kld_mean']:.5f} +/- {result['kld_se']:.5f} nats a token; median {result['kld_median']:.5f}, 99th percentile {result['kld_p99']:.4f}"
-        )
-        echo(f"same top token  {result['same_top']:.2%}")
-    echo(
-        f"speed           {result['tokens_per_second']:,.0f} tokens/s, {result['seconds']:.1f} s; KV cache {result['kv_cache_bytes'] / 2**20:.2f} MiB for {result['n_ctx']} tokens"
-    )
-    beside = f", the base's {result['base_file_bytes'] / 1e6:,.1f} MB" if base else ""
-    echo(f"file            {result['file_bytes'] / 1e6:,.1f} MB{beside}")
-    if result.get("speeds"):
-        echo()
-        print_speeds(result["speeds"], result["base_speeds"])
+    beside = f", the base's {base_file_bytes / 1e6:,.1f} MB" if base_file_bytes is not None else ""
+    echo(f"file            {file_bytes / 1e6:,.1f} MB{beside}")
 
 
-def print_speeds(speeds: Sequence[dict[str, Any]], base_speeds: Sequence[dict[str, Any]] | None) -> None:
+def print_scores(result: Evaluation) -> None:
+    """The scores of one text, a line each."""
+    read = f"{counted(result.chunks, 'chunk')} of {result.n_ctx} tokens, {result.tokens_scored:,} scored"
+    echo(f"text            {result.text}, {read}")
+    echo(f"perplexity      {with_interval(result.ppl, result.ppl_low, result.ppl_high, perplexity_text)}")
+    if result.base:
+        base = with_interval(result.base_ppl, result.base_ppl_low, result.base_ppl_high, perplexity_text)
+        echo(f"base            {base}   ({result.base})")
+        loss = with_interval(result.kld_mean, result.kld_low, result.kld_high, divergence_text)
+        echo(f"KL divergence   {loss} nats a token")
+        echo(f"                median {result.kld_median:.5f}, 99th percentile {result.kld_p99:.4f}")
+        echo(f"same top token  {result.same_top:.2%}")
+
+
+def print_texts(result: Evaluation) -> None:
+    """The scores of several texts as a table, with their mean; the worst is marked."""
+    headings = ["text", "chunks", "perplexity"]
+    if result.base:
+        headings += ["base's", "KL divergence, nats a token", "same top"]
+    rows = []
+    named: list[tuple[str, TextEvaluation | Evaluation]] = [(text.text, text) for text in result.texts]
+    for name, one in (*named, ("mean", result)):
+        row = [name, f"{one.chunks:,}", with_interval(one.ppl, one.ppl_low, one.ppl_high, perplexity_text)]
+        if result.base:
+            row += [
+                perplexity_text(one.base_ppl),
+                with_interval(one.kld_mean, one.kld_low, one.kld_high, divergence_text),
+                f"{one.same_top:.2%}",
+            ]
+        rows.append(row)
+    print_table(headings, rows)
+    measure = "loses most" if result.base else "is read worst"
+    echo(f"\nworst           {result.worst} {measure}; texts count alike in the mean\n")
+
+
+def with_interval(value: float, low: float, high: float, text: Callable[[float], str]) -> str:
+    """A number with its 95 % interval over chunks, or the reason why there is none."""
+    if isnan(low):
+        return f"{text(value)} (a single chunk: no interval)"
+    return f"{text(value)} (95 % interval over chunks {text(low)} to {text(high)})"
+
+
+def divergence_text(value: float) -> str:
+    return f"{value:.5f}"
+
+
+def print_speeds(speeds: Sequence[Speed], base_speeds: Sequence[Speed] | None) -> None:
     """Tokens a second at each depth, and the cache; with a base the shares of its own."""
 
     rows = []
@@ -133,9 +174,9 @@ def print_speeds(speeds: Sequence[dict[str, Any]], base_speeds: Sequence[dict[st
         if base_speeds:
             pairs = zip(texts, values, _medians_and_cache(base_speeds[number]), strict=True)
             texts = [f"{text} ({value / base:.0%} of the base's)" for text, value, base in pairs]
-        rows.append((f"{mine['depth']:,}", *texts, f"{mine['n_ctx']:,}"))
+        rows.append((f"{mine.depth:,}", *texts, f"{mine.n_ctx:,}"))
     print_table(("depth", "prompt, tokens/s", "generation, tokens/s", "KV cache, MiB", "for tokens"), rows)
 
 
-def _medians_and_cache(speed: dict[str, Any]) -> tuple[float, float, float]:
-    return speed["prompt_speed"]["median"], speed["generation_speed"]["median"], speed["kv_cache_bytes"] / 2**20
+def _medians_and_cache(speed: Speed) -> tuple[float, float, float]:
+    return speed.prompt_speed.median, speed.generation_speed.median, speed.kv_cache_bytes / 2**20

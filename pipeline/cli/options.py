@@ -9,7 +9,7 @@ from click.core import ParameterSource
 
 from pipeline.cli.parameters import Choice, WholeNumber
 from pipeline.errors import UsageError
-from pipeline.files.texts import CALIBRATION_TEXT
+from pipeline.files.texts import CALIBRATION_TEXT, EMBEDDED_TEXTS, EVALUATION_TEXT
 
 model_argument = click.argument("model")
 output_option = click.option(
@@ -27,6 +27,16 @@ threads_option = click.option(
 )
 gpu_layers_option = click.option(
     "--gpu-layers", default=0, show_default=True, type=WholeNumber(-1), help="Layers to put on a GPU; -1 for all."
+)
+
+
+texts_option = click.option(
+    "--text",
+    "texts",
+    multiple=True,
+    metavar="TEXT",
+    help=f"What to measure on: a UTF-8 text file, or {', '.join(EMBEDDED_TEXTS)}; give it several times for several"
+    f" texts.  [default: {EVALUATION_TEXT}]",
 )
 
 

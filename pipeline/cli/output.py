@@ -51,12 +51,11 @@ def echo(message: str = "", *, nl: bool = True, err: bool = False) -> None:
     click.echo(visible(message, keep="\n\t"), nl=nl, err=err)  # noqa: TID251
 
 
-def perplexity_text(value: float, error: float) -> str:
-    """A perplexity and its standard error, however large: a destroyed model's may be beyond what a float holds."""
+def perplexity_text(value: float) -> str:
+    """A perplexity, however large: a destroyed model's may be beyond what a float holds."""
     if not isfinite(value):
         return "> 1e308"
-    kind = ".4f" if value < 1e7 else ".4e"
-    return f"{value:{kind}} +/- {error:{kind}}"
+    return f"{value:{'.4f' if value < 1e7 else '.4e'}}"
 
 
 def print_json(value: dict[str, Any]) -> None:

@@ -28,11 +28,12 @@ def command(study: Path, output: Path | None, as_json: bool) -> None:
         raise UsageError(f"{study}: no such folder; expected one that surgery compare -o has made")
     require_charts()
     from pipeline.compare.results import study_results
+    from pipeline.json_text import as_json as as_json_object
     from pipeline.report.write import check_page, write_report
 
     page = output or study / "report.html"
     check_page(page)
-    written = write_report(study_results(study), page)
+    written = write_report(as_json_object(study_results(study)), page)
     if as_json:
         print_json(written)
         return

@@ -1,25 +1,33 @@
 """What `surgery compare` prints: the cells of a study as a table, or an estimate of what they would take."""
 
-from typing import Any
+from collections.abc import Sequence
+from math import isnan
+from pathlib import Path
 
 from pipeline.cli.output import counted, echo, perplexity_text, print_json, print_table
 from pipeline.compare.estimate import StudyEstimate
+from pipeline.compare.found import CellResult, StudyResult
+from pipeline.json_text import as_json as as_json_object
 from pipeline.visible import visible
 
+FEW_CHUNKS = 8  # of a text: fewer say little about the interval itself
 
-def show_study(results: dict[str, Any], as_json: bool) -> None:
+
+def show_study(results: StudyResult, as_json: bool) -> None:
     """The cells as a table, least KL divergence first, or everything as JSON."""
     if as_json:
-        print_json(results)
+        print_json(as_json_object(results))
         return
-    study, base = results["study"], results["base"]
+    study, base = results.study, results.base
     echo(f"{study['model']} on {study['text']}, chunks of {study['n_ctx']} tokens", nl=False)
-    echo(f"; its own perplexity {base['ppl']:.4f} +/- {base['ppl_se']:.4f}\n" if base["ppl"] else "\n")
-    cells = sorted(results["cells"], key=lambda cell: (cell["kld_mean"] is None, cell["kld_mean"]))
+    echo("\n" if isnan(base.ppl) else f"; its own perplexity {base.ppl:.4f}{_between(base.ppl_low, base.ppl_high)}\n")
+    cells = sorted(results.cells, key=lambda cell: (isnan(cell.kld_mean), cell.kld_mean))
+    texts = [text["name"] for text in study["texts"]] if len(study["texts"]) > 1 else []
     headings = (
         "cell",
-        "KL divergence",
+        "mean KL" if texts else "KL divergence",
         "95 % interval",
+        *(f"on {Path(text).name}" for text in texts),
         "perplexity",
         "same top",
         "MB",
@@ -28,29 +36,40 @@ def show_study(results: dict[str, Any], as_json: bool) -> None:
         "chunks",
         "status",
     )
-    print_table(headings, [table_row(cell) for cell in cells])
+    print_table(headings, [table_row(cell, texts) for cell in cells])
     for cell in cells:
-        if cell["reason"] and cell["status"] == "failed":
-            echo(visible(f"failed: {cell['label']}: {cell['reason']}"))
+        if cell.reason and cell.status == "failed":
+            echo(visible(f"failed: {cell.label}: {cell.reason}"))
     echo("\n* no other file of at most its size, as it is or if the factors were stored, loses less")
+    echo("KL divergence from the source in nats a token; intervals over chunks" + ", texts count alike" * bool(texts))
+    fewest = min((text["chunks"] for text in study["texts"]), default=0)
+    if 0 < fewest < FEW_CHUNKS:
+        echo(f"preliminary: only {counted(fewest, 'chunk')} of a text; --chunks takes more, and adds to these")
 
 
-def table_row(cell: dict[str, Any]) -> tuple[str, ...]:
-    def text(pattern: str, *names: str) -> str:
-        return pattern.format(*(cell[name] for name in names)) if None not in [cell[name] for name in names] else ""
+def _between(low: float, high: float) -> str:
+    return "" if isnan(low) else f" (95 % interval {low:.4f} to {high:.4f})"
 
-    interaction = cell["interaction"]
+
+def table_row(cell: CellResult, texts: Sequence[str]) -> tuple[str, ...]:
+    """A cell as a row; `texts`, if there are several, have a column each, with the worst one marked."""
+
+    def text(pattern: str, *values: float) -> str:
+        return "" if any(map(isnan, values)) else pattern.format(*values)
+
+    on = {one.text: f"{one.kld_mean:.4f}" + ("!" if one.text == cell.worst else "") for one in cell.texts}
     return (
-        cell["label"] + (" *" if "file" in cell["pareto"] or "factored" in cell["pareto"] else ""),
-        text("{:.4f} +/- {:.4f}", "kld_mean", "kld_se"),
-        text("{:.4f} to {:.4f}", "kld_low", "kld_high"),
-        perplexity_text(cell["ppl"], cell["ppl_se"]).split(" +/-")[0] if cell["ppl"] else "",
-        text("{:.1%}", "same_top"),
-        f"{cell['file_bytes'] / 1e6:,.1f}" if cell["file_bytes"] else "",
-        f"{cell['factored_bytes'] / 1e6:,.1f}" if cell["factored_bytes"] else "",
-        f"{interaction['verdict']} ({interaction['ratio']:.2f})" if interaction else "",
-        str(cell["chunks"]),
-        cell["status"] + (f": {cell['reason']}" if cell["reason"] and cell["status"] != "failed" else ""),
+        cell.label + (" *" if {"file", "factored"} & set(cell.pareto) else ""),
+        text("{:.4f}", cell.kld_mean),
+        text("{:.4f} to {:.4f}", cell.kld_low, cell.kld_high),
+        *(on.get(name, "") for name in texts),
+        "" if isnan(cell.kld_mean) else perplexity_text(cell.ppl),
+        text("{:.1%}", cell.same_top),
+        f"{cell.file_bytes / 1e6:,.1f}" if cell.file_bytes else "",
+        f"{cell.factored_bytes / 1e6:,.1f}" if cell.factored_bytes else "",
+        f"{cell.interaction.verdict} ({cell.interaction.ratio:.2f})" if cell.interaction else "",
+        str(cell.chunks),
+        cell.status + (f": {cell.reason}" if cell.reason and cell.status != "failed" else ""),
     )
 
 

@@ -5,12 +5,13 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from pipeline import __version__
-from pipeline.compare.operations import read_operation, written_operation
+from pipeline.compare.operations import kind_of, read_operation, written_operation
 from pipeline.protocol import Operation
+from pipeline.revision import revisions
 
 AS_IT_IS = "source"  # as a quantisation: every tensor keeps the type that it has in the source
 CACHE_TYPES = ("f16", "q8_0", "q4_0")
+NO_METHOD = "none"  # among the methods: the source itself, in whatever quantisation
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,6 @@ class StudySubject:
     """What all cells of a study have in common, by SHA-256; empty where there is no calibration or imatrix."""
 
     model_sha256: str
-    text_sha256: str
     n_ctx: int
     calibration_sha256: str = ""
     importance_sha256: str = ""
@@ -35,7 +35,7 @@ class Cell:
     @property
     def method(self) -> str:
         """The operation's method; `none` for the source itself."""
-        return self.plan.method if self.plan else "none"
+        return self.plan.method if self.plan else NO_METHOD
 
     @property
     def calibrated(self) -> bool:
@@ -60,10 +60,14 @@ class Cell:
         return Cell(plan, parameters["quant"], parameters["cache_type"])
 
     def key(self, subject: StudySubject) -> str:
-        """The name of this cell's measurement: equal for cells that do the same, such as q alone by two methods."""
+        """The name of what is measured of this cell: equal for cells that do the same, such as q alone by two methods.
+
+        It holds all that can change the numbers: the subject, the choices, the revisions of the algorithms that are at
+        work and llama.cpp's version. Threads and processor, which change the rounding, are noted beside the numbers.
+        """
         plan = effective_plan(self.plan)
         facts = {
-            "version": __version__,
+            "code": revisions(*algorithms(self)),
             "subject": asdict(subject)
             | ({} if self.calibrated else {"calibration_sha256": ""})
             | ({"importance_sha256": ""} if self.quant == AS_IT_IS else {}),
@@ -72,9 +76,21 @@ class Cell:
         return sha256_of(facts)
 
 
+def algorithms(cell: Cell) -> tuple[str, ...]:
+    """The algorithms that are at work in a cell's numbers, as `pipeline.revision` names them."""
+    plan = effective_plan(cell.plan)
+    operating = (kind_of(plan.method).algorithm,) if plan else ()
+    return ("scores", *operating, *(("quantising",) if cell.quant != AS_IT_IS else ()))
+
+
 def base_key(subject: StudySubject) -> str:
     """The name of the source's own measurement, with which the cells are compared."""
     return sha256_of(["base", Cell(None).key(subject)])
+
+
+def text_key(key: str, text_sha256: str) -> str:
+    """The name of what is measured under `key` on one text."""
+    return sha256_of([key, text_sha256])
 
 
 def effective_plan(plan: Operation | None) -> Operation | None:

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from native.errors import NativeError
-from native.measure import MeasuredChunk
 from pipeline.compare.cell import Cell
-from pipeline.compare.measuring import CellFinished, CellJob, measure_cell
+from pipeline.compare.measuring import CellChunk, CellFinished, CellJob, measure_cell
 from pipeline.errors import SurgeryError, UsageError
 
 if TYPE_CHECKING:
@@ -56,6 +55,6 @@ class ClusterRunner:
             self.client.close()
 
 
-def measure_whole_cell(job: CellJob) -> list[MeasuredChunk | CellFinished]:
+def measure_whole_cell(job: CellJob) -> list[CellChunk | CellFinished]:
     """What a worker does: all that is missing of a cell."""
     return list(measure_cell(job))

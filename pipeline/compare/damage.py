@@ -8,7 +8,8 @@ import numpy as np
 from pipeline.compare.cell import Cell
 from pipeline.compare.ledger import Ledger
 from pipeline.compare.study import Study
-from pipeline.evaluation.statistics import interval_bounds
+from pipeline.evaluation.statistics import interval
+from pipeline.json_text import plain
 from pipeline.operation.plan import Plan
 
 TARGETS = ("q", "k", "v", "qkv")
@@ -38,16 +39,19 @@ def noted_damage(facts: dict[str, Any]) -> set[Cell]:
 
 
 def measured_damage(study: Study, layers: Iterable[int], threshold: float, metric: str) -> list[dict[str, Any]]:
-    """For each layer, by targets, the KL divergence in nats a token, its 95 % interval and the ranks; None if missing."""
+    """For each layer, by targets, the KL divergence in nats a token, its 95 % interval and the ranks; None if missing.
+
+    Over the texts of the study's settings, which count alike.
+    """
     rows: dict[int, dict[str, Any]] = {layer: {"layer": layer} for layer in layers}
     for cell in damage_cells(rows, threshold, metric):
         assert isinstance(cell.plan, Plan)
-        divergences = study.divergences(study.key(cell))
+        divergences = [np.array(study.divergences(cell, text)) for text in study.settings.texts]
         operation = study.ledger.operation(study.key(cell))
         found = None
-        if divergences and operation:
-            low, high = interval_bounds(np.array(divergences))
+        if all(map(len, divergences)) and operation:
+            mean, low, high = interval(*divergences)
             ranks = {group["group"]: group["rank"] for group in operation["layers"]}
-            found = {"kld_mean": float(np.mean(divergences)), "low": low, "high": high, "ranks": ranks}
+            found = plain({"kld_mean": mean, "low": low, "high": high, "ranks": ranks})
         rows[int(cell.plan.layers)][cell.plan.targets] = found
     return list(rows.values())

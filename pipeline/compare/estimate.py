@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from native.evaluate import ModelRun, ScoredChunk, TextChunks
 from native.isolated import isolated
-from native.measure import MeasuredAnswer, MeasuredChunk, measure
+from native.measure import MeasuredAnswer, measure
 from native.model import ContextOptions
 from pipeline.compare.cell import AS_IT_IS, Cell, effective_plan
 from pipeline.compare.operations import kind_of
@@ -33,7 +34,8 @@ def estimate_study(model: GGUFModel, cells: Sequence[Cell], settings: StudySetti
     as `measure` and `operate` do.
     """
     chunk, token, logits_bytes = _decoding_seconds(model, settings)
-    cell_seconds = settings.chunks * chunk + settings.answer_tokens * token
+    chunks = settings.chunks * len(settings.texts)
+    cell_seconds = chunks * chunk + settings.answer_tokens * token
     operating = 0.0
     for _, family in families(cells):
         if plans := list(dict.fromkeys(plan for cell in family if (plan := effective_plan(cell.plan)))):
@@ -44,7 +46,7 @@ def estimate_study(model: GGUFModel, cells: Sequence[Cell], settings: StudySetti
     for cell in cells:
         if cell.quant == AS_IT_IS and (plan := effective_plan(cell.plan)):
             sizes[cell] += kind_of(plan.method).growth(model, plan)
-    work = settings.chunks * logits_bytes + sum(quantised.values()) + max(sizes.values())
+    work = chunks * logits_bytes + sum(quantised.values()) + max(sizes.values())
     return StudyEstimate(sizes, (1 + len(cells)) * cell_seconds + operating, work)
 
 
@@ -54,11 +56,11 @@ def _decoding_seconds(model: GGUFModel, settings: StudySettings) -> tuple[float,
     chunk = token = 0.0
     with tempfile.TemporaryDirectory(prefix="surgery-") as folder:
         for event in isolated(
-            measure, str(model.path), settings.text.content, folder, record=True, first=0, chunks=1,
-            options=options, prompt=settings.prompt, max_tokens=ANSWER_TOKENS,
+            measure, ModelRun(str(model.path), options), [TextChunks(settings.texts[0].content, 1, recorded=folder)],
+            record=True, prompt=settings.prompt, max_tokens=ANSWER_TOKENS,
         ):  # fmt: skip
-            if isinstance(event, MeasuredChunk):
-                chunk = event.seconds
+            if isinstance(event, ScoredChunk):
+                (chunk,) = event.seconds
             elif isinstance(event, MeasuredAnswer) and event.seconds:
                 token = sum(event.seconds) / len(event.seconds)
         return chunk, token, sum(file.stat().st_size for file in Path(folder).iterdir())

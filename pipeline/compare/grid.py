@@ -1,13 +1,13 @@
 """The grid: products of choices as cells, presets, and the file that a grid is kept in."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from pipeline.choices import CHOICE, Choice, choices_of
-from pipeline.compare.cell import AS_IT_IS, CACHE_TYPES, Cell
+from pipeline.compare.cell import AS_IT_IS, CACHE_TYPES, NO_METHOD, Cell
 from pipeline.compare.operations import KINDS, KNOWN_METHODS, kind_of
 from pipeline.errors import UsageError
 from pipeline.files.output_file import complete_or_absent
@@ -28,17 +28,27 @@ def _several(default: Any, plan: type, name: str, help: str) -> Any:
 class Grid:
     """Choices whose product is measured: every operation in every quantisation with every type of KV cache.
 
+    Method `none` stands for no operation: alone, quantisations and types of the cache are all that is measured.
     `group_layers` are for the methods that share components between layers, and for them alone, `caches` for `latent`:
     shares of the KV cache. Of thresholds, ranks and budgets any may be given; each value makes cells of its own.
     """
 
     methods: Sequence[str] = field(
-        default=("shared-kv", "separate"), metadata={CHOICE: Choice(str, "", names=KNOWN_METHODS), HELP: ""}
+        default=("shared-kv", "separate"),
+        metadata={
+            CHOICE: Choice(str, "", names=(*KNOWN_METHODS, NO_METHOD)),
+            HELP: " none: quantisations and caches without surgery.",
+        },
     )
     targets: Sequence[str] = _several(("qkv",), Plan, "targets", "Such as qkv,kv.")
-    thresholds: Sequence[float] = _several((), Plan, "threshold", "Shares of the variance to keep, such as 0.99,0.9.")
-    ranks: Sequence[int] = _several((), Plan, "rank", "Components to keep.")
-    budgets: Sequence[float] = _several((), Plan, "budget", "Shares of the stored numbers to keep.")
+    thresholds: Sequence[float] = _several(
+        (),
+        Plan,
+        "threshold",
+        "Shares of the variance to keep; if neither these nor `ranks` nor `budgets` are given, 0.99,0.9,0.5.",
+    )
+    ranks: Sequence[int] = _several((), Plan, "rank", "Components to keep, such as 32,64.")
+    budgets: Sequence[float] = _several((), Plan, "budget", "Shares of the stored numbers to keep, such as 0.5,0.75.")
     metrics: Sequence[str] = _several(("weights",), Plan, "metric", "")
     means: Sequence[str] = _several(("keep",), Plan, "mean", "")
     layers: str = _several("all", Plan, "layers", "Layers to operate on, such as 0-10,12.")
@@ -59,9 +69,10 @@ class Grid:
 
     def plans(self) -> list[Operation]:
         """The operations. Raises UsageError for a value that no plan can have."""
-        for method in self.methods:
+        methods = tuple(method for method in self.methods if method != NO_METHOD)
+        for method in methods:
             kind_of(method)
-        return [plan for kind in KINDS for plan in kind.of_grid(asdict(self))]
+        return [plan for kind in KINDS for plan in kind.of_grid(asdict(replace(self, methods=methods)))]
 
     def cells(self) -> list[Cell]:
         """The source in every quantisation first, then the operations. Raises UsageError for unknown types."""
@@ -108,7 +119,9 @@ def grid_cells(grids: Iterable[Grid]) -> list[Cell]:
     """All cells, each once, those without surgery first. Raises UsageError when no cell operates or quantises."""
     cells = list(dict.fromkeys(cell for grid in grids for cell in grid.cells() if cell != Cell(None)))
     if not cells:
-        raise UsageError("the grid is empty: give `thresholds`, `ranks` or `budgets`, or `quants` to compare")
+        raise UsageError(
+            "the grid is empty: give `thresholds`, `ranks` or `budgets` for its methods, or `quants` or `cache_types`"
+        )
     return sorted(cells, key=lambda cell: cell.plan is not None)
 
 

@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,11 @@ from pipeline.compare.cell import Cell
 from pipeline.errors import SurgeryError, UsageError
 
 LEDGER = "ledger.sqlite"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 knew one text, and had its numbers under the program's version alone
 APPLICATION_ID = 0x53524759  # SRGY: tells a ledger from another program's database
 SCHEMA = """
 CREATE TABLE study (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE cells (number INTEGER PRIMARY KEY, parameters TEXT UNIQUE NOT NULL, run TEXT NOT NULL);
+CREATE TABLE cells (number INTEGER PRIMARY KEY, parameters TEXT UNIQUE NOT NULL, key TEXT NOT NULL);
 CREATE TABLE operations (plan TEXT PRIMARY KEY, report TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE runs (key TEXT PRIMARY KEY, status TEXT NOT NULL, reason TEXT, facts TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE chunks (run TEXT NOT NULL, number INTEGER NOT NULL, seconds REAL NOT NULL,
@@ -31,7 +31,10 @@ CREATE TABLE chunks (run TEXT NOT NULL, number INTEGER NOT NULL, seconds REAL NO
 
 @dataclass(frozen=True)
 class Run:
-    """A measurement: `status` is pending, running, done, stopped or failed; `reason` says why it is the last two."""
+    """A measurement of a cell, or of a cell on one text: `reason` says why its `status` is stopped or failed.
+
+    status: pending, running, done, stopped or failed
+    """
 
     key: str
     status: str = "pending"
@@ -55,19 +58,19 @@ class Ledger:
             self._db.executemany("INSERT OR REPLACE INTO study VALUES (?, ?)", rows)
 
     def add_cells(self, cells: dict[Cell, str]) -> None:
-        """Remember cells and the keys of their runs; a cell that is known keeps its number."""
+        """Remember cells and their keys; a cell that is known keeps its number."""
         rows = [(json.dumps(cell.parameters(), sort_keys=True), key) for cell, key in cells.items()]
         with self._db:
             self._db.executemany(
-                "INSERT INTO cells (parameters, run) VALUES (?, ?)"
-                " ON CONFLICT (parameters) DO UPDATE SET run = excluded.run",
+                "INSERT INTO cells (parameters, key) VALUES (?, ?)"
+                " ON CONFLICT (parameters) DO UPDATE SET key = excluded.key",
                 rows,
             )
 
     def cells(self) -> dict[Cell, str]:
-        """Every cell that was ever asked for and the key of its run, in that order."""
-        rows = self._db.execute("SELECT parameters, run FROM cells ORDER BY number")
-        return {Cell.of(json.loads(parameters)): run for parameters, run in rows}
+        """Every cell that was ever asked for and its key, in that order."""
+        rows = self._db.execute("SELECT parameters, key FROM cells ORDER BY number")
+        return {Cell.of(json.loads(parameters)): key for parameters, key in rows}
 
     def run(self, key: str) -> Run:
         row = self._db.execute("SELECT status, reason, facts FROM runs WHERE key = ?", (key,)).fetchone()
@@ -177,6 +180,11 @@ def _check_format(connection: sqlite3.Connection, path: Path) -> None:
         raise UsageError(f"{path}: is empty; make a study with surgery compare MODEL -o {path.parent}")
     if application != APPLICATION_ID:
         raise SurgeryError(f"{path}: is another program's database; name another folder")
+    if version < FORMAT_VERSION:
+        raise SurgeryError(
+            f"{path}: was made by an older version of surgery, which did not note what its numbers came from; it was left"
+            " as it is: name another folder"
+        )
     if version > FORMAT_VERSION:
         raise SurgeryError(f"{path}: was made by a newer version of surgery; update, or name another folder")
 
@@ -209,3 +217,8 @@ def sole_writer(folder: Path) -> Iterator[None]:
         file.write(f"process {os.getpid()}")
         file.flush()
         yield
+
+
+def known_texts(facts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The texts of a study by SHA-256, from its ledger's facts: name, sha256, chunks, chunks_asked."""
+    return {text["sha256"]: text for text in facts.get("texts", [])}

@@ -9,15 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from native.evaluate import EvaluationStart, ModelRun, ScoredChunk, TextChunks
 from native.isolated import isolated
-from native.measure import MeasuredAnswer, MeasuredChunk, MeasurementStart, measure
-from native.model import ContextOptions, default_threads
-from pipeline.compare.cell import AS_IT_IS, Cell
+from native.measure import MeasuredAnswer, measure
+from native.model import ContextOptions
+from native.scoring import TokenScores
+from pipeline.compare.cell import AS_IT_IS, Cell, algorithms
 from pipeline.compare.operations import kind_of
 from pipeline.evaluation.statistics import interval, mean_and_standard_error, require_finite
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
 from pipeline.protocol import CellFile
-from pipeline.resources import machine_name
+from pipeline.revision import made_with, revisions
 
 FEWEST_FOR_PRECISION = 4  # chunks; of fewer, the standard error itself is hardly known
 
@@ -47,65 +49,93 @@ class StopRule:
 
 
 @dataclass(frozen=True)
+class JobText:
+    """A text to measure a cell on: so many `chunks` of it, the source's logits in the folder `recorded`.
+
+    `divergences` are the KL divergences of the chunks that were measured before, from number 0 on.
+    """
+
+    name: str
+    sha256: str
+    content: str = field(repr=False)
+    chunks: int
+    recorded: Path
+    divergences: tuple[float, ...]
+
+    def reason(self, rule: StopRule) -> str | None:
+        return rule.reason(self.divergences)
+
+
+@dataclass(frozen=True)
 class CellJob:
     """All that measuring a cell takes, on this machine or another that sees the same files.
 
     `model` is the source, or its quantisation if the cell has one; `operated` holds the cell's operated tensors, if
-    any, and for latent attention the whole model; `divergences` are those of the chunks that were measured before, from
-    number 0 on; the cell's file is made in the folder `scratch`.
+    any, and for latent attention the whole model; no answer is asked for where `answer_tokens` is 0; the cell's file is
+    made in the folder `scratch`.
     """
 
     cell: Cell
     model: Path
     operated: Path | None
     importance: Path | None
-    recorded: Path
-    text: str = field(repr=False)
-    chunks: int
+    texts: tuple[JobText, ...]
     options: ContextOptions
     rule: StopRule
-    divergences: tuple[float, ...]
     prompt: str
     answer_tokens: int
     scratch: Path
 
 
 @dataclass(frozen=True)
-class CellFinished:
-    """Comes last: what is known of the cell beside its chunks."""
+class CellChunk:
+    """A chunk of the text with this SHA-256, measured; `seconds` are those of decoding, without scoring."""
 
-    reason: str | None
+    text_sha256: str
+    number: int
+    scores: TokenScores
+    seconds: float
+
+
+@dataclass(frozen=True)
+class CellFinished:
+    """Comes last: by a text's SHA-256 why it was stopped early, None if it was not; and what is known of the cell."""
+
+    reasons: dict[str, str | None]
     facts: dict[str, Any]
 
 
-def measure_cell(job: CellJob) -> Iterator[MeasuredChunk | CellFinished]:
+def measure_cell(job: CellJob) -> Iterator[CellChunk | CellFinished]:
     """Measure what is missing of a cell. Raises SurgeryError on NaN or infinity, NativeError when llama.cpp refuses."""
     with tempfile.TemporaryDirectory(prefix="cell-", dir=job.scratch) as folder:
         path = write_cell_file(job, Path(folder) / "cell.gguf")
-        facts = machine_facts(job.options) | _size_facts(open_gguf(path), job)
-        divergences = list(job.divergences)
-        reason = job.rule.reason(divergences)
-        first = job.chunks if reason else len(divergences)
-        events = isolated(
-            measure, str(path), job.text, str(job.recorded), record=False, first=first, chunks=job.chunks,
-            options=job.options, prompt=job.prompt, max_tokens=job.answer_tokens,
-        )  # fmt: skip
+        facts = {"made_with": made_with(job.options.threads, *algorithms(job.cell))} | _size_facts(open_gguf(path), job)
+        divergences = [list(text.divergences) for text in job.texts]
+        reasons = [text.reason(job.rule) for text in job.texts]
+        wanted = [
+            TextChunks(text.content, text.chunks, text.chunks if reason else len(text.divergences), str(text.recorded))
+            for text, reason in zip(job.texts, reasons, strict=True)
+        ]
+        run = ModelRun(str(path), job.options)
+        events = isolated(measure, run, wanted, prompt=job.prompt, max_tokens=job.answer_tokens)
         with closing(events):
             stop = None
             while (event := _next(events, stop)) is not None:
                 stop = None
-                if isinstance(event, MeasurementStart):
-                    facts["kv_cache_bytes"] = event.kv_cache_bytes
+                if isinstance(event, EvaluationStart):
+                    facts["kv_cache_bytes"] = event.kv_cache_bytes[0]
                 elif isinstance(event, MeasuredAnswer):
-                    facts |= answer_facts(event)
+                    facts |= answer_facts(event, job.prompt, job.answer_tokens)
                 else:
-                    require_finite("the negative log-likelihood", event.scores.nll)
-                    require_finite("the KL divergence", event.scores.kld)
-                    divergences.append(float(event.scores.kld.mean()))
-                    reason = job.rule.reason(divergences)
-                    stop = reason is not None
-                    yield event
-        yield CellFinished(reason, facts)
+                    text, (scores,) = job.texts[event.text], event.scores
+                    where = f"chunk {event.number} of {text.name}"
+                    require_finite("the negative log-likelihood", scores.nll, where)
+                    require_finite("the KL divergence", scores.kld, where)
+                    divergences[event.text].append(float(scores.kld.mean()))
+                    reasons[event.text] = job.rule.reason(divergences[event.text])
+                    stop = reasons[event.text] is not None
+                    yield CellChunk(text.sha256, event.number, scores, event.seconds[0])
+        yield CellFinished({text.sha256: reason for text, reason in zip(job.texts, reasons, strict=True)}, facts)
 
 
 def _size_facts(model: GGUFModel, job: CellJob) -> dict[str, Any]:
@@ -119,22 +149,37 @@ def _size_facts(model: GGUFModel, job: CellJob) -> dict[str, Any]:
     }
 
 
-def _next(events: Any, reply: bool | None) -> MeasurementStart | MeasuredChunk | MeasuredAnswer | None:
+def _next(events: Any, reply: bool | None) -> EvaluationStart | ScoredChunk | MeasuredAnswer | None:
     try:
         return events.send(reply)
     except StopIteration:
         return None
 
 
-def machine_facts(options: ContextOptions) -> dict[str, Any]:
-    return {"machine": machine_name(), "threads": options.threads or default_threads()}
+def answer_facts(answer: MeasuredAnswer, prompt: str, max_tokens: int) -> dict[str, Any]:
+    """What a ledger holds of an answer: to what, in at most how many tokens, and the seconds of each.
 
-
-def answer_facts(answer: MeasuredAnswer) -> dict[str, Any]:
-    """The answer, or why there is none: what was measured stays either way."""
+    Or why there is none: what was measured stays either way.
+    """
     if answer.failure:
-        return {"answer_failure": answer.failure}
-    return {"answer": answer.pieces, "token_seconds": [round(seconds, 6) for seconds in answer.seconds]}
+        return {
+            "answer": None,
+            "token_seconds": [],
+            "answer_failure": answer.failure,
+            "asked": asked(prompt, max_tokens),
+        }
+    seconds = [round(seconds, 6) for seconds in answer.seconds]
+    return {
+        "answer": answer.pieces,
+        "token_seconds": seconds,
+        "answer_failure": None,
+        "asked": asked(prompt, max_tokens),
+    }
+
+
+def asked(prompt: str, max_tokens: int) -> list[Any]:
+    """What an answer is an answer to, and by which code: it is asked for again when any of that is another."""
+    return [prompt, max_tokens, revisions("answers")]
 
 
 def write_cell_file(job: CellJob, path: Path) -> Path:

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from native.errors import NativeError
-from native.measure import MeasuredChunk
-from pipeline.compare.cell import Cell
+from pipeline.compare.cell import Cell, text_key
 from pipeline.compare.ledger import Run
-from pipeline.compare.measuring import CellFinished, CellJob, measure_cell
+from pipeline.compare.measuring import CellChunk, CellFinished, CellJob, measure_cell
 from pipeline.compare.study import Study, families, family_of
 from pipeline.errors import SurgeryError
 
@@ -31,7 +30,7 @@ class StudyProgress:
 
 
 Watch = Callable[[StudyProgress], None]
-CellEvent = MeasuredChunk | CellFinished | SurgeryError | NativeError
+CellEvent = CellChunk | CellFinished | SurgeryError | NativeError
 Runner = Callable[[Iterator[CellJob]], Iterator[tuple[Cell, CellEvent]]]
 """Measures jobs and hands back what happens, the events of several cells mixed or not; an error ends its cell alone."""
 
@@ -56,7 +55,7 @@ def run_study(study: Study, cells: Sequence[Cell], watch: Watch, runner: Runner 
     run = _StudyRun(study, study.unfinished(cells), watch)
     run.prepare()
     for cell, event in runner(run.jobs()):
-        if isinstance(event, MeasuredChunk):
+        if isinstance(event, CellChunk):
             run.add_chunk(cell, event)
         elif isinstance(event, CellFinished):
             run.finish(cell, event)
@@ -72,9 +71,12 @@ class _StudyRun:
     def __init__(self, study: Study, waiting: Sequence[Cell], watch: Watch) -> None:
         self.study, self.waiting, self.watch = study, waiting, watch
         self.missing = {cell: study.missing_chunks(cell) for cell in waiting}
-        self.divergences = {cell: list(study.divergences(study.key(cell))) for cell in waiting}
+        self.divergences = {
+            cell: {text.sha256: list(study.divergences(cell, text)) for text in study.settings.texts}
+            for cell in waiting
+        }
         self.families_left = Counter(family_of(cell) for cell in waiting)
-        base_chunks = len(study.base_missing()) if waiting else 0
+        base_chunks = sum(len(study.base_missing(text)) for text in study.settings.texts) if waiting else 0
         self.progress = StudyProgress(base_chunks + sum(self.missing.values()), len(waiting))
 
     def tell(self, doing: str, chunks: int = 0) -> None:
@@ -107,20 +109,27 @@ class _StudyRun:
                 self.study.ledger.set_run(replace(run, status="running", reason=None))
                 yield self.study.job(cell)
 
-    def add_chunk(self, cell: Cell, chunk: MeasuredChunk) -> None:
-        self.study.ledger.add_chunk(self.study.key(cell), chunk.number, chunk.scores, chunk.seconds)
-        self.divergences[cell].append(float(chunk.scores.kld.mean()))
+    def add_chunk(self, cell: Cell, chunk: CellChunk) -> None:
+        key = text_key(self.study.key(cell), chunk.text_sha256)
+        self.study.ledger.add_chunk(key, chunk.number, chunk.scores, chunk.seconds)
+        self.divergences[cell][chunk.text_sha256].append(float(chunk.scores.kld.mean()))
         self.missing[cell] -= 1
-        self.tell(f"{cell.label}: KL {np.mean(self.divergences[cell]):.4f}", 1)
+        self.tell(f"{cell.label}: KL {self._divergence(cell):.4f}", 1)
 
     def finish(self, cell: Cell, finished: CellFinished) -> None:
-        key = self.study.key(cell)
-        facts = finished.facts | {"operation": self.study.operation_key(cell)}
-        self.study.ledger.set_run(Run(key, "stopped" if finished.reason else "done", finished.reason, facts))
-        divergence = float(np.mean(self.divergences[cell]))
+        key, ledger = self.study.key(cell), self.study.ledger
+        for text, reason in finished.reasons.items():
+            ledger.set_run(Run(text_key(key, text), "stopped" if reason else "done", reason))
+        facts = (ledger.run(key).facts or {}) | finished.facts | {"operation": self.study.operation_key(cell)}
+        ledger.set_run(Run(key, "done", None, facts))
+        divergence = self._divergence(cell)
         if cell.plan and (self.progress.best is None or divergence < self.progress.best[0]):
             self.progress.best = divergence, cell.label
         self._close(cell)
+
+    def _divergence(self, cell: Cell) -> float:
+        """The mean over the texts that were measured on so far."""
+        return float(np.mean([np.mean(values) for values in self.divergences[cell].values() if values]))
 
     def fail(self, cell: Cell, error: Exception) -> None:
         passing = rf"{re.escape(str(self.study.folder))}/work/[^\s:]*"  # what is gone as soon as the cell is measured

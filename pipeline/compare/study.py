@@ -10,30 +10,40 @@ from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
+from native.evaluate import EvaluationStart, ModelRun, TextChunks, logits_file
 from native.isolated import isolated
-from native.measure import MeasuredAnswer, MeasurementStart, logits_file, measure
+from native.measure import MeasuredAnswer, measure
 from native.model import ContextOptions
-from pipeline import __version__
 from pipeline.calibration.statistics_file import Calibration, calibration_facts
-from pipeline.compare.cell import AS_IT_IS, Cell, StudySubject, base_key, effective_plan, sha256_of
-from pipeline.compare.ledger import Ledger, Run, make_folder, open_ledger, sole_writer
-from pipeline.compare.measuring import CellJob, StopRule, answer_facts, machine_facts
+from pipeline.compare.cell import (
+    AS_IT_IS,
+    Cell,
+    StudySubject,
+    base_key,
+    effective_plan,
+    sha256_of,
+    text_key,
+)
+from pipeline.compare.ledger import Ledger, Run, known_texts, make_folder, open_ledger, sole_writer
+from pipeline.compare.measuring import CellJob, JobText, StopRule, answer_facts, asked
 from pipeline.compare.operations import kind_of, written_operation
 from pipeline.errors import UsageError
+from pipeline.evaluation.evaluate import require_distinct
 from pipeline.evaluation.statistics import require_finite
 from pipeline.files.texts import Text
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.protocol import Operation
 from pipeline.quantization import quantize
+from pipeline.revision import made_with, revisions
 
 CELLS = "cells"  # the folder of the files that are being measured
 
 
 @dataclass(frozen=True)
 class StudySettings:
-    """How cells are measured: on `chunks` of `n_ctx` tokens of `text`, then `prompt` answered with `answer_tokens`."""
+    """How cells are measured: on `chunks` of `n_ctx` tokens of each text, then `prompt` answered with `answer_tokens`."""
 
-    text: Text
+    texts: tuple[Text, ...]
     chunks: int = 20
     n_ctx: int = 512
     threads: int = 0
@@ -44,7 +54,7 @@ class StudySettings:
 
 
 class Study:
-    """One model measured on one text. Get it from `open_study`, which holds its lock."""
+    """One model measured on some texts. Get it from `open_study`, which holds its lock."""
 
     def __init__(
         self, folder: Path, model: GGUFModel, settings: StudySettings, calibration: Calibration | None, ledger: Ledger
@@ -54,14 +64,12 @@ class Study:
         importance = settings.importance_matrix
         self.subject = StudySubject(
             model.sha256(),
-            settings.text.sha256,
             settings.n_ctx,
             sha256_of(calibration_facts(calibration)) if calibration else "",
             hashlib.sha256(importance.read_bytes()).hexdigest() if importance else "",
         )
         self.base_key = base_key(self.subject)
         self.options = ContextOptions(n_ctx=settings.n_ctx, threads=settings.threads)
-        self.logits = self._folder(f"logits-{self.base_key[:16]}")
 
     def key(self, cell: Cell) -> str:
         return cell.key(self.subject)
@@ -71,65 +79,94 @@ class Study:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    @property
-    def chunks(self) -> int:
-        """How many chunks every cell gets: what was asked for, or all that the text has."""
-        facts = self.ledger.facts()
-        asked = self.settings.chunks
-        return min(asked, facts["chunks"]) if facts.get("chunks_asked", -1) >= asked else asked
+    def logits(self, text: Text) -> Path:
+        """The folder of the source's logits on a text."""
+        return self._folder(f"logits-{text_key(self.base_key, text.sha256)[:16]}")
 
-    def divergences(self, key: str) -> tuple[float, ...]:
-        """The KL divergence of each measured chunk of a run, in nats a token."""
-        return tuple(float(scores.kld.mean()) for scores in self.ledger.chunks(key))
+    def chunks(self, text: Text) -> int:
+        """How many chunks of a text every cell gets: what was asked for, or all that it has."""
+        known = known_texts(self.ledger.facts()).get(text.sha256, {})
+        asked_for = self.settings.chunks
+        return min(asked_for, known["chunks"]) if known.get("chunks_asked", -1) >= asked_for else asked_for
+
+    def divergences(self, cell: Cell, text: Text) -> tuple[float, ...]:
+        """The KL divergence of each measured chunk of a cell on a text, in nats a token."""
+        return tuple(float(scores.kld.mean()) for scores in self.ledger.chunks(text_key(self.key(cell), text.sha256)))
 
     def missing_chunks(self, cell: Cell) -> int:
-        """How many chunks a cell needs at the most; 0 when it has all, or enough for the stop rule."""
-        divergences = self.divergences(self.key(cell))
-        return 0 if self.settings.rule.reason(divergences) else max(self.chunks - len(divergences), 0)
+        """How many chunks a cell needs at the most; 0 when it has all, or on each text enough for the stop rule."""
+        return sum(self._missing_on(text, self.divergences(cell, text)) for text in self.settings.texts)
+
+    def _missing_on(self, text: Text, divergences: tuple[float, ...]) -> int:
+        return 0 if self.settings.rule.reason(divergences) else max(self.chunks(text) - len(divergences), 0)
 
     def unfinished(self, cells: Sequence[Cell]) -> list[Cell]:
         """The cells that have something left to do, one for each run; those of one family stand together."""
         waiting: dict[str, Cell] = {}
         for cell in cells:
             run = self.ledger.run(self.key(cell))
-            if run.status not in ("done", "stopped") or self.missing_chunks(cell):
+            if run.status != "done" or self.missing_chunks(cell) or self.answer_tokens(run):
                 waiting.setdefault(run.key, cell)
         return [cell for _, family in families(list(waiting.values())) for cell in family]
 
-    def base_missing(self) -> list[int]:
-        """The chunks whose logits of the source are not there."""
-        known = self.ledger.chunk_count(self.base_key)
-        return [n for n in range(self.chunks) if n >= known or not logits_file(self.logits, n).exists()]
+    def answer_tokens(self, run: Run) -> int:
+        """How many tokens of an answer a run is to give: 0 when it has answered this prompt with as many."""
+        wanted = self.settings.answer_tokens
+        return 0 if (run.facts or {}).get("asked") == asked(self.settings.prompt, wanted) else wanted
+
+    def base_missing(self, text: Text) -> list[int]:
+        """The chunks of a text whose logits of the source are not there."""
+        known, folder = self.ledger.chunk_count(text_key(self.base_key, text.sha256)), self.logits(text)
+        return [n for n in range(self.chunks(text)) if n >= known or not logits_file(folder, n).exists()]
 
     def record_base(self, advance: Callable[[], None]) -> None:
         """Decode the source once: its logits of every chunk into files, its scores and answer into the ledger."""
-        missing = self.base_missing()
-        run = self.ledger.run(self.base_key)
-        if not missing and run.status == "done":
+        texts, run = self.settings.texts, self.ledger.run(self.base_key)
+        missing = [self.base_missing(text) for text in texts]
+        if not any(missing) and run.status == "done" and not self.answer_tokens(run):
             return
+        wanted = [
+            TextChunks(
+                text.content, self.settings.chunks, first[0] if first else self.chunks(text), str(self.logits(text))
+            )
+            for text, first in zip(texts, missing, strict=True)
+        ]
+        model = ModelRun(str(self.model.path), self.options)
         events = isolated(
-            measure, str(self.model.path), self.settings.text.content, str(self.logits), record=True,
-            first=missing[0] if missing else self.chunks, chunks=self.settings.chunks, options=self.options,
-            prompt=self.settings.prompt, max_tokens=self.settings.answer_tokens,
-        )  # fmt: skip
-        facts = machine_facts(self.options) | {"file_bytes": self.model.file_bytes}
+            measure, model, wanted, prompt=self.settings.prompt, max_tokens=self.answer_tokens(run), record=True
+        )
+        facts = (run.facts or {}) | {
+            "made_with": made_with(self.settings.threads, "scores", "answers"),
+            "file_bytes": self.model.file_bytes,
+        }
         for event in events:
-            if isinstance(event, MeasurementStart):
-                facts["kv_cache_bytes"] = event.kv_cache_bytes
-                self.ledger.set_facts({"chunks": event.chunks, "chunks_asked": self.settings.chunks})
+            if isinstance(event, EvaluationStart):
+                facts["kv_cache_bytes"] = event.kv_cache_bytes[0]
+                self._note_texts(event.chunks)
             elif isinstance(event, MeasuredAnswer):
-                facts |= answer_facts(event)
+                facts |= answer_facts(event, self.settings.prompt, self.settings.answer_tokens)
             else:
-                require_finite("the source's negative log-likelihood", event.scores.nll)
-                self.ledger.add_chunk(self.base_key, event.number, event.scores, event.seconds)
+                text, (scores,) = texts[event.text], event.scores
+                where = f"chunk {event.number} of {text.name}"
+                require_finite("the source's negative log-likelihood", scores.nll, where)
+                self.ledger.add_chunk(text_key(self.base_key, text.sha256), event.number, scores, event.seconds[0])
                 advance()
         self.ledger.set_run(Run(self.base_key, "done", None, facts))
+
+    def _note_texts(self, chunks: Sequence[int]) -> None:
+        """Write down how many chunks there are of each text, where so many were asked for."""
+        known = known_texts(self.ledger.facts())
+        for text, count in zip(self.settings.texts, chunks, strict=True):
+            found = {"name": text.name, "sha256": text.sha256, "chunks": count, "chunks_asked": self.settings.chunks}
+            known[text.sha256] = found
+        self.ledger.set_facts({"texts": list(known.values())})
 
     def quantised(self, quant: str) -> Path:
         """Where the source quantised to `quant` is, see `quantise`."""
         if quant == AS_IT_IS:
             return self.model.path.resolve()
-        name = sha256_of([__version__, self.subject.model_sha256, self.subject.importance_sha256])[:16]
+        made_of = [revisions("quantising"), self.subject.model_sha256, self.subject.importance_sha256]
+        name = sha256_of(made_of)[:16]
         return self._folder("quantised") / f"{quant}-{name}.gguf"
 
     def quantise(self, quant: str) -> None:
@@ -165,6 +202,12 @@ class Study:
     def operation(self, plan: Operation) -> dict[str, object] | None:
         return self.ledger.operation(self._plan_key(plan))
 
+    def forget(self, cells: Sequence[Cell]) -> None:
+        """Forget what was measured of these cells on any text."""
+        texts = known_texts(self.ledger.facts())
+        keys = [self.key(cell) for cell in cells]
+        self.ledger.forget([*keys, *(text_key(key, sha256) for key in keys for sha256 in texts)])
+
     def remove_operated(self, cells: Sequence[Cell]) -> None:
         """Remove what `operate` made; it takes seconds to make again, and much room."""
         for cell in cells:
@@ -180,14 +223,21 @@ class Study:
             model=self.quantised(cell.quant),
             operated=self.operated(plan) if plan else None,
             importance=settings.importance_matrix and settings.importance_matrix.resolve(),
-            recorded=self.logits,
-            text=settings.text.content,
-            chunks=self.chunks,
+            texts=tuple(
+                JobText(
+                    text.name,
+                    text.sha256,
+                    text.content,
+                    self.chunks(text),
+                    self.logits(text),
+                    self.divergences(cell, text),
+                )
+                for text in settings.texts
+            ),
             options=replace(self.options, type_k=cell.cache_type, type_v=cell.cache_type),
             rule=settings.rule,
-            divergences=self.divergences(self.key(cell)),
             prompt=settings.prompt,
-            answer_tokens=settings.answer_tokens,
+            answer_tokens=self.answer_tokens(self.ledger.run(self.key(cell))),
             scratch=self._folder(CELLS),
         )
 
@@ -213,21 +263,25 @@ def open_study(
 ) -> Iterator[Study]:
     """Open the study in `folder`, or begin it, for this process alone; then `calibrate`, if its cells need that.
 
-    Raises UsageError when another process has it, or when it is of another model or text; SurgeryError for a ledger
-    that is damaged or newer.
+    Its texts are those that were ever measured. Raises UsageError when another process has it, or when it is of another
+    model, context or texts; SurgeryError for a ledger that is damaged, older or newer.
     """
+    require_distinct(settings.texts)
     make_folder(folder)
     with sole_writer(folder), open_ledger(folder, create=True) as ledger:
         shutil.rmtree(folder / "work" / CELLS, ignore_errors=True)  # what a killed process left
         known = ledger.facts()
-        for what, name, digest in (
-            ("model", model.name, model.sha256()),
-            ("text", settings.text.name, settings.text.sha256),
-        ):
-            if known and known[f"{what}_sha256"] != digest:
-                raise UsageError(
-                    f"{folder}: is a study of another {what} ({known[what]}, not this {name}); name another folder"
-                )
+        if known and known["model_sha256"] != model.sha256():
+            raise UsageError(
+                f"{folder}: is a study of another model ({known['model']}, not this {model.name}); name another folder"
+            )
+        texts = known_texts(known)
+        if texts and not texts.keys() & {text.sha256 for text in settings.texts}:
+            names = ", ".join(text["name"] for text in texts.values())
+            given = ", ".join(text.name for text in settings.texts)
+            raise UsageError(
+                f"{folder}: is a study of another text ({names}, not this {given}); name another folder, or both texts"
+            )
         if known and known["n_ctx"] != settings.n_ctx:
             raise UsageError(
                 f"--ctx {settings.n_ctx}: {folder} was measured with {known['n_ctx']}; name another folder"
@@ -238,7 +292,14 @@ def open_study(
             {
                 "model": model.name,
                 "architecture": model.architecture,
-                "text": settings.text.name,
+                "texts": [
+                    *texts.values(),
+                    *(
+                        {"name": text.name, "sha256": text.sha256, "chunks": 0, "chunks_asked": -1}
+                        for text in settings.texts
+                        if text.sha256 not in texts
+                    ),
+                ],
                 **asdict(study.subject),
                 "calibration": {k: v for k, v in calibration_facts(calibration).items() if k != "sketch"} or None,
                 "prompt": settings.prompt,

@@ -1,80 +1,154 @@
-"""Perplexity of a model on a text and, given a base, KL divergence to it."""
+"""Perplexity of a model on texts and, given a base, KL divergence to it."""
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from native.evaluate import EvaluationStart, evaluate_chunks
+from native.evaluate import EvaluationStart, ModelRun, TextChunks, as_reference, evaluate_chunks
 from native.isolated import isolated
 from native.model import ContextOptions
+from native.scoring import TokenScores
 from pipeline.errors import UsageError
-from pipeline.evaluation.statistics import divergence_summary, perplexity, require_finite
+from pipeline.evaluation.scores import Scores, perplexity, summarise
+from pipeline.evaluation.statistics import require_finite
 from pipeline.files.texts import Text
 from pipeline.progress import Progress, silent
 
 SMALLEST_CONTEXT = 8
 
 
+@dataclass(frozen=True)
+class TextEvaluation(Scores):
+    """The scores of one text: its name, the SHA-256 of its UTF-8 bytes, and how much of it was read."""
+
+    text: str
+    text_sha256: str
+    chunks: int
+    tokens_scored: int
+
+
+@dataclass(frozen=True)
+class Evaluation(Scores):
+    """What a model does with `texts`: the scores are those of a single one, or of all, which count alike.
+
+    text, chunks, tokens_scored: the names and the sums of all texts; text_sha256: of a single one
+    worst: the name of the text with the largest KL divergence or, without a base, perplexity
+    seconds: decoding and scoring; tokens_per_second counts the tokens of model and base together
+    kv_cache_bytes: what llama.cpp allocates for `n_ctx` tokens of the model
+    """
+
+    model: str
+    base: str | None
+    text: str
+    text_sha256: str | None
+    n_ctx: int
+    chunks: int
+    tokens_scored: int
+    texts: tuple[TextEvaluation, ...]
+    worst: str
+    seconds: float
+    tokens_per_second: float
+    kv_cache_bytes: int
+
+
 def evaluate(
     model: Path,
-    text: Text,
+    texts: Text | Sequence[Text],
     *,
     base: Path | None = None,
     chunks: int | None = None,
     options: ContextOptions = ContextOptions(),
     progress: Progress = silent,
-) -> dict[str, Any]:
-    """Evaluate `model` on `text`; the result has the keys that `surgery eval --json` prints, with None where no base is.
+) -> Evaluation:
+    """Evaluate `model`, run with `options`, on each of `texts`, beside `base`, whose KV cache is in F16.
 
-    `seconds` and `tokens_per_second` cover decoding and scoring; tokens of model and base are counted together.
-    `progress` counts chunks. Raises UsageError for options out of range,
-    NativeError when llama.cpp refuses, SurgeryError on NaN or infinity.
+    `chunks` is the most that a text gives. `progress` counts chunks. Raises UsageError for options out of range, or
+    a text given twice; NativeError when llama.cpp refuses, SurgeryError on NaN or infinity.
     """
+    texts = [texts] if isinstance(texts, Text) else list(texts)
     if options.n_ctx < SMALLEST_CONTEXT:
         raise UsageError.of("n_ctx", options.n_ctx, f"expected at least {SMALLEST_CONTEXT} tokens")
     if chunks is not None and chunks < 1:
         raise UsageError.of("chunks", chunks, "expected at least 1")
-    events = isolated(evaluate_chunks, str(model), base and str(base), text.content, chunks=chunks, options=options)
+    require_distinct(texts)
+    events = isolated(
+        evaluate_chunks,
+        [ModelRun(str(model), options)],
+        [TextChunks(text.content, chunks) for text in texts],
+        ModelRun(str(base), as_reference(options)) if base else None,
+    )
     start = next(events)
     assert isinstance(start, EvaluationStart)
-    progress(0, start.chunks, "")
-    columns: list[list[np.ndarray]] = [[], [], [], []]
+    total = sum(start.chunks)
+    progress(0, total, "")
+    found: list[list[TokenScores]] = [[] for _ in texts]
+    note = _Note()
     started = time.perf_counter()
-    for finished in events:
-        for scores in finished:
-            for column, values in zip(columns, (scores.nll, scores.base_nll, scores.kld, scores.same_top), strict=True):
-                column.append(values)
-        nll, base_nll, kld = (np.concatenate(column) for column in columns[:3])
-        require_finite(f"{model}: the negative log-likelihood", nll)
-        require_finite(f"{base}: the negative log-likelihood", base_nll)
-        require_finite(f"{model}: the KL divergence", kld)
-        note = f"ppl {perplexity(nll)[0]:.6g}" + (f", KL {kld.mean():.4f}" if base else "")
-        progress(len(columns[0]), start.chunks, note)
+    for done, chunk in enumerate(events, 1):
+        (scores,) = chunk.scores
+        where = f"chunk {chunk.number} of {texts[chunk.text].name}"
+        require_finite(f"{model}: the negative log-likelihood", scores.nll, where)
+        require_finite(f"{base}: the negative log-likelihood", scores.base_nll, where)
+        require_finite(f"{model}: the KL divergence", scores.kld, where)
+        found[chunk.text].append(scores)
+        note.add(texts[chunk.text].name if len(texts) > 1 else "", scores)
+        progress(done, total, str(note))
     seconds = time.perf_counter() - started
-    nll, base_nll, kld, same_top = (np.concatenate(column) for column in columns)
-    ppl, ppl_se = perplexity(nll)
-    tokens = start.chunks * start.n_ctx * (2 if base else 1)
-    return {
-        "model": str(model),
-        "base": base and str(base),
-        "text": text.name,
-        "text_sha256": text.sha256,
-        "ppl": ppl,
-        "ppl_se": ppl_se,
-        "nll": float(nll.mean()),
-        "n_ctx": start.n_ctx,
-        "chunks": start.chunks,
-        "tokens_scored": len(nll),
-        **(
-            divergence_summary(kld, same_top)
-            if base
-            else dict.fromkeys(("kld_mean", "kld_se", "kld_median", "kld_p99", "same_top"))
-        ),
-        "base_ppl": perplexity(base_nll)[0] if base else None,
-        "base_ppl_se": perplexity(base_nll)[1] if base else None,
-        "seconds": seconds,
-        "tokens_per_second": tokens / seconds,
-        "kv_cache_bytes": start.kv_cache_bytes,
-    }
+    each = tuple(
+        TextEvaluation(**vars(summarise([scored])), **_read_of(text, scored))
+        for text, scored in zip(texts, found, strict=True)
+    )
+    return Evaluation(
+        **vars(summarise(found)),
+        model=str(model),
+        base=str(base) if base else None,
+        text=", ".join(text.name for text in texts),
+        text_sha256=texts[0].sha256 if len(texts) == 1 else None,
+        n_ctx=options.n_ctx,
+        chunks=total,
+        tokens_scored=sum(one.tokens_scored for one in each),
+        texts=each,
+        worst=max(each, key=lambda one: one.kld_mean if base else one.ppl).text,
+        seconds=seconds,
+        tokens_per_second=total * options.n_ctx * (2 if base else 1) / seconds,
+        kv_cache_bytes=start.kv_cache_bytes[0],
+    )
+
+
+def require_distinct(texts: Sequence[Text]) -> None:
+    """Raise UsageError for no text at all, or for one that is given twice, perhaps by two names."""
+    if not texts:
+        raise UsageError("`text`: name at least one", argument="text")
+    known: dict[str, str] = {}
+    for text in texts:
+        if text.sha256 in known:
+            raise UsageError.of("text", text.name, f"is the same text as {known[text.sha256]}; give it once")
+        known[text.sha256] = text.name
+
+
+def _read_of(text: Text, scored: Sequence[TokenScores]) -> dict[str, Any]:
+    """How much of a text was read, as TextEvaluation has it."""
+    tokens = sum(len(chunk.nll) for chunk in scored)
+    return {"text": text.name, "text_sha256": text.sha256, "chunks": len(scored), "tokens_scored": tokens}
+
+
+class _Note:
+    """The perplexity and KL divergence of the text that is being read, so far."""
+
+    def __init__(self) -> None:
+        self.text, self.chunks, self.nll, self.kld = "", 0, 0.0, 0.0
+
+    def add(self, text: str, scores: TokenScores) -> None:
+        if text != self.text:
+            self.text, self.chunks, self.nll, self.kld = text, 0, 0.0, 0.0
+        self.chunks += 1
+        self.nll += float(scores.nll.mean())
+        self.kld += float(scores.kld.mean()) if len(scores.kld) else nan
+
+    def __str__(self) -> str:
+        where = f"{self.text}: " if self.text else ""
+        divergence = "" if isnan(self.kld) else f", KL {self.kld / self.chunks:.4f}"
+        return f"{where}ppl {perplexity(self.nll / self.chunks):.6g}{divergence}"

@@ -1,7 +1,8 @@
-"""Perplexity and KL divergence with their errors, from scores of single tokens, as llama.cpp's tool computes them."""
+"""Means with their errors, intervals, fronts: what a number from few chunks is worth."""
 
 from collections.abc import Callable, Sequence
-from math import exp, inf, sqrt
+from dataclasses import dataclass
+from math import sqrt
 
 import numpy as np
 from scipy.special import stdtrit
@@ -15,45 +16,42 @@ def mean_and_standard_error(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean()), sqrt(float(values.var()) / (n - 1)) if n > 1 else 0.0
 
 
-def perplexity(nll: np.ndarray) -> tuple[float, float]:
-    """exp(mean nll) and its standard error, perplexity times that of the mean; `nll` (n,) in nats, all finite.
+def require_finite(name: str, values: np.ndarray, where: str = "") -> None:
+    """Raise SurgeryError when a value is NaN or infinite: a broken model must not look like a good one.
 
-    Both are infinite where the perplexity is beyond what a float holds, above a mean of 709.78 nats.
+    `name` says of what the values are, `where` of which part of a text.
     """
-    mean, error = mean_and_standard_error(nll)
-    try:
-        return exp(mean), exp(mean) * error
-    except OverflowError:
-        return inf, inf
-
-
-def divergence_summary(kld: np.ndarray, same_top: np.ndarray) -> dict[str, float]:
-    """Mean, standard error, median and 99th percentile of `kld` (n,) in nats, and the share of `same_top` (n,) bool."""
-    mean, error = mean_and_standard_error(kld)
-    return {
-        "kld_mean": mean,
-        "kld_se": error,
-        "kld_median": float(np.median(kld)),
-        "kld_p99": float(np.quantile(kld, 0.99)),
-        "same_top": float(same_top.mean()),
-    }
-
-
-def require_finite(name: str, values: np.ndarray) -> None:
-    """Raise SurgeryError when a value is NaN or infinite: a broken model must not look like a good one."""
     if not np.isfinite(values).all():
-        where = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise SurgeryError(f"{name} is {values[where]} at scored token {where}; the model is numerically broken")
+        first = int(np.flatnonzero(~np.isfinite(values))[0])
+        place = f"scored token {first}" + (f" of {where}" if where else "")
+        raise SurgeryError(f"{name} is {values[first]} at {place}; the model is numerically broken")
 
 
-def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """The mean of independent `values` (n,) and its 95 % confidence interval by Student's t; infinite for n = 1."""
-    return _around(*mean_and_standard_error(values), len(values))
+def interval(*strata: np.ndarray) -> tuple[float, float, float]:
+    """The mean of the means of `strata`, each (n,) of independent values, and its 95 % confidence interval.
+
+    Of one stratum that is Student's t with n - 1 degrees of freedom; of several, which count alike however many values
+    they have, Welch's with Satterthwaite's degrees of freedom (An approximate distribution of estimates of variance
+    components, 1946). Infinite when a stratum has a single value.
+    """
+    mean, error, freedom = stratified_mean(*strata)
+    return mean, *_around(mean, error, freedom)
 
 
-def interval_bounds(values: np.ndarray) -> tuple[float, float] | tuple[None, None]:
-    """The bounds of `interval` as JSON can hold them: None for a single value."""
-    return interval(values)[1:] if len(values) > 1 else (None, None)
+def stratified_mean(*strata: np.ndarray) -> tuple[float, float, float]:
+    """The mean of the means of `strata`, its standard error, and the error's degrees of freedom, 0 when not known."""
+    means, errors = np.array([mean_and_standard_error(values) for values in strata]).T
+    freedoms = np.array([len(values) - 1 for values in strata])
+    variances = np.square(errors)
+    total = float(variances.sum())
+    if not freedoms.all():
+        freedom = 0.0
+    elif total == 0:
+        freedom = float(freedoms.sum())
+    else:
+        shares = variances / total
+        freedom = 1 / float((np.square(shares) / freedoms).sum())
+    return float(means.mean()), sqrt(total) / len(strata), freedom
 
 
 def jackknife_interval(statistic: Callable[..., np.ndarray], *samples: np.ndarray) -> tuple[float, float, float]:
@@ -68,12 +66,12 @@ def jackknife_interval(statistic: Callable[..., np.ndarray], *samples: np.ndarra
         return estimate, -np.inf, np.inf
     without = statistic(*((sample.sum() - sample) / (n - 1) for sample in samples))
     error = sqrt((n - 1) / n * float(np.square(without - without.mean()).sum()))
-    return _around(estimate, error, n)
+    return estimate, *_around(estimate, error, n - 1)
 
 
-def _around(centre: float, error: float, n: int) -> tuple[float, float, float]:
-    half = error * float(stdtrit(n - 1, 0.975)) if n > 1 else np.inf
-    return centre, centre - half, centre + half
+def _around(centre: float, error: float, freedom: float) -> tuple[float, float]:
+    half = error * float(stdtrit(freedom, 0.975)) if freedom else np.inf
+    return centre - half, centre + half
 
 
 def pareto_front(costs: Sequence[float], losses: Sequence[float]) -> list[int]:
@@ -85,8 +83,15 @@ def pareto_front(costs: Sequence[float], losses: Sequence[float]) -> list[int]:
     return front
 
 
-def quartiles(values: np.ndarray) -> dict[str, float] | None:
-    """The median of `values` (n,) as `median`, the quartiles as `low` and `high`; None if there are none."""
-    if not len(values):
-        return None
-    return dict(zip(("low", "median", "high"), map(float, np.quantile(values, (0.25, 0.5, 0.75))), strict=True))
+@dataclass(frozen=True)
+class Quartiles:
+    """The median of some values, and the quartiles around it."""
+
+    low: float
+    median: float
+    high: float
+
+
+def quartiles(values: np.ndarray) -> Quartiles | None:
+    """The quartiles of `values` (n,), interpolated; a single value is all three, of none there are none."""
+    return Quartiles(*map(float, np.quantile(values, (0.25, 0.5, 0.75)))) if len(values) else None

@@ -1,14 +1,23 @@
-"""Texts to measure with: a file, or the Python language reference that every CPython carries."""
+"""Texts to measure with: a file, or what every CPython carries: its language reference, and its own sources."""
 
 import hashlib
+import sysconfig
 import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from pipeline.errors import SurgeryError, UsageError, no_file
 
 EVALUATION_TEXT = "python-docs"
 CALIBRATION_TEXT = "python-docs-calibration"
+CODE_TEXT = "python-code"
+CODE_CALIBRATION_TEXT = "python-code-calibration"
+EMBEDDED_TEXTS = (EVALUATION_TEXT, CALIBRATION_TEXT, CODE_TEXT, CODE_CALIBRATION_TEXT)
+CODE_PACKAGES = ("collections", "email", "html", "http", "json", "logging", "unittest", "urllib")
+"""What `python-code` is made of: packages of the standard library that change little between versions of Python."""
+TELLING_LINE = 40  # characters; shorter lines stand in unrelated code, too
 
 
 @dataclass(frozen=True)
@@ -26,14 +35,14 @@ class Text:
 def read_text(name: str) -> Text:
     """The text called `name`, or the file at that path. One trailing newline is dropped, as llama.cpp's tools do.
 
-    Raises UsageError when there is no such file, SurgeryError when it is not UTF-8.
+    Raises UsageError when there is no such file, SurgeryError when it is not UTF-8 or Python is without its sources.
     """
-    if name in (EVALUATION_TEXT, CALIBRATION_TEXT):
-        return Text(name, python_docs(calibration=name == CALIBRATION_TEXT))
+    if name in EMBEDDED_TEXTS:
+        return Text(name, embedded_text(name))
     path = Path(name).expanduser()
     if not path.is_file():
         raise UsageError(
-            f"--text {name}: {no_file(path)}; name a UTF-8 text file, {EVALUATION_TEXT} or {CALIBRATION_TEXT}"
+            f"--text {name}: {no_file(path)}; name a UTF-8 text file, or one of {', '.join(EMBEDDED_TEXTS)}"
         )
     try:
         content = path.read_bytes().decode("utf-8")
@@ -44,18 +53,45 @@ def read_text(name: str) -> Text:
     return Text(name, content.removesuffix("\n"))
 
 
-def python_docs(*, calibration: bool) -> str:
-    """One half of the topics in `pydoc_data.topics`: those whose name has an odd CRC-32 calibrate, the rest evaluate.
+@cache
+def embedded_text(name: str) -> str:
+    """One half of the topics in `pydoc_data.topics`, or of the modules of CODE_PACKAGES, whichever `name` says.
 
-    The rule looks at a topic's name alone, so a topic never changes sides between versions of Python. Topics quote
-    each other: a paragraph that the evaluation half has, too, is left out of the calibration half.
+    A topic or module whose name has an odd CRC-32 calibrates, the others evaluate. The rule looks at the name alone, so
+    that none ever changes sides between versions of Python. Topics quote each other, modules repeat what is usual: a
+    paragraph of topics that the evaluation half has, too, and one of code that has a long line of it, is left out of
+    the calibration half.
     """
+    code = name in (CODE_TEXT, CODE_CALIBRATION_TEXT)
+    halves: list[list[str]] = [[], []]
+    for title, content in _modules() if code else _topics():
+        halves[zlib.crc32(title.encode()) % 2] += content.split("\n\n")
+    if name in (EVALUATION_TEXT, CODE_TEXT):
+        return "\n\n".join(halves[0])
+    known = {part for paragraph in halves[0] for part in _telling_parts(paragraph, code)}
+    return "\n\n".join(paragraph for paragraph in halves[1] if not known & _telling_parts(paragraph, code))
+
+
+def _telling_parts(paragraph: str, code: bool) -> set[str]:
+    """What of a paragraph must not stand in the other half: its long lines if it is code, otherwise all of it."""
+    if not code:
+        return {" ".join(paragraph.split())}
+    return {line.strip() for line in paragraph.splitlines() if len(line.strip()) >= TELLING_LINE}
+
+
+def _topics() -> Iterable[tuple[str, str]]:
     from pydoc_data.topics import topics
 
-    halves: list[list[str]] = [[], []]
-    for name in sorted(topics):
-        halves[zlib.crc32(name.encode()) % 2] += topics[name].split("\n\n")
-    if not calibration:
-        return "\n\n".join(halves[0])
-    evaluation = {" ".join(paragraph.split()) for paragraph in halves[0]}
-    return "\n\n".join(paragraph for paragraph in halves[1] if " ".join(paragraph.split()) not in evaluation)
+    return sorted(topics.items())
+
+
+def _modules() -> Iterator[tuple[str, str]]:
+    """Names such as `json/decoder.py` and contents, in an order that mixes the packages."""
+    library = Path(sysconfig.get_paths()["stdlib"])
+    paths = [path for package in CODE_PACKAGES for path in library.glob(f"{package}/*.py")]
+    if not paths:
+        raise SurgeryError(f"{CODE_TEXT}: {library} holds no sources of Python's standard library; name a text file")
+    for path in sorted(paths, key=lambda path: zlib.crc32(path.relative_to(library).as_posix().encode())):
+        content = path.read_bytes()
+        if content.isascii():
+            yield path.relative_to(library).as_posix(), content.decode().strip()

@@ -47,6 +47,7 @@ def _growth(model: GGUFModel, plan: LatentPlan) -> int:
 LATENT = OperationKind(
     plan=LatentPlan,
     methods=(METHOD,),
+    algorithm="latent",
     of_grid=latent_plans,
     check=check_latent,
     perform=_perform,

@@ -61,6 +61,7 @@ def _seconds(model: GGUFModel, plans: Sequence[Plan]) -> float:
 LOW_RANK = OperationKind(
     plan=Plan,
     methods=tuple(METHODS),
+    algorithm="operation",
     of_grid=low_rank_plans,
     check=check_plan,
     perform=_perform,

@@ -17,8 +17,9 @@ from pipeline.report.cells import (
     is_source,
     name,
     smallest,
+    worst_text,
 )
-from pipeline.report.numbers import interval, mebibytes, megabytes, with_error
+from pipeline.report.numbers import interval, mebibytes, megabytes, significant
 
 QUESTION = "Which combination of surgery and quantisation loses least for its size?"
 LIMITS = (0.01, 0.03, 0.1, 0.3, 1.0)
@@ -78,9 +79,14 @@ def answer(results: Results) -> Answer:
 
 
 def _loss(cell: Cell) -> str:
-    loss = f"{with_error(cell['kld_mean'], cell['kld_se'])} nats a token"
-    known = cell["kld_low"] is not None and cell["kld_high"] is not None
-    return loss + (f" (95% interval {interval(cell['kld_low'], cell['kld_high'])})" if known else "")
+    """What a cell loses on its worst text, which is named if there are several, then with the mean of all."""
+    worst = worst_text(cell)
+    known = worst["kld_low"] is not None and worst["kld_high"] is not None
+    loss = f"{significant(worst['kld_mean'])} nats a token"
+    loss += f" (95% interval {interval(worst['kld_low'], worst['kld_high'])})" if known else ""
+    return loss + (
+        f" on {worst['text']}, its worst text, {significant(cell['kld_mean'])} on average" if worst is not cell else ""
+    )
 
 
 def _headline(cell: Cell, results: Results, *, within: bool) -> tuple[str, str]:
@@ -99,7 +105,8 @@ def _headline(cell: Cell, results: Results, *, within: bool) -> tuple[str, str]:
 
 
 def _yardstick(best: Cell | None, combinations: list[Cell]) -> str:
-    limit = f"below {LIMIT:g} nats a token, which is about a tenth more perplexity"
+    several = any(len(cell["texts"]) > 1 for cell in combinations)
+    limit = f"below {LIMIT:g} nats a token{' on every text' * several}, which is about a tenth more perplexity"
     if best:
         return f"Of {_count(combinations)}, {name(best)} is the smallest file whose 95% interval lies {limit}."
     return f"Of {_count(combinations)}, none has a 95% interval that lies {limit}."
@@ -133,12 +140,11 @@ def _beyond_quantisation(combinations: list[Cell]) -> Iterator[str]:
     if measured:
         cell = min(measured, key=lambda cell: float(cell["over_quant"]["mean"]))
         over = cell["over_quant"]
-        error = (over["high"] - over["low"]) / 4
         between = interval(over["low"], over["high"])
         unclear = ", not told apart from 0" if over["low"] <= 0 <= over["high"] else ""
         yield (
             f"The surgery that adds least to its quantisation, {name(cell)}, adds "
-            f"{with_error(over['mean'], error).split(' ')[0]} nats a token (95% interval {between}{unclear})."
+            f"{significant(over['mean'])} nats a token (95% interval {between}{unclear})."
         )
 
 

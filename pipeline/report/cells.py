@@ -80,9 +80,15 @@ def name(cell: Cell) -> str:
     return quant + (f", cache {cell['cache_type']}" if cell["cache_type"] != "f16" else "")
 
 
+def worst_text(cell: Cell) -> Cell:
+    """The scores on the text that loses most; the cell's own where it is measured on a single one."""
+    return max(cell["texts"], key=lambda text: float(text["kld_mean"])) if len(cell["texts"]) > 1 else cell
+
+
 def upper_loss(cell: Cell) -> float:
-    """The upper end of the 95 % interval of the KL divergence, in nats a token, or its mean when there is none."""
-    return float(cell["kld_high"] if cell["kld_high"] is not None else cell["kld_mean"])
+    """The upper end of the 95 % interval of the KL divergence on the worst text, in nats; its mean if there is none."""
+    texts = cell["texts"] if len(cell["texts"]) > 1 else [cell]
+    return max(float(text["kld_high"] if text["kld_high"] is not None else text["kld_mean"]) for text in texts)
 
 
 def smallest(cells: Iterable[Cell], size: Size, limit: float) -> Cell | None:

@@ -14,7 +14,7 @@ from pipeline.report.cells import (
     quantisation,
     setting,
 )
-from pipeline.report.numbers import NOTHING, interval, perplexity, with_error
+from pipeline.report.numbers import NOTHING, interval, perplexity, significant
 from pipeline.report.tables import status
 
 Row = dict[str, Any]
@@ -56,7 +56,7 @@ def cell_row(cell: Cell, size: str = "") -> Row:
     return {
         "method": cell["method"],
         "combination": name(cell),
-        "KL divergence": with_error(cell["kld_mean"], cell["kld_se"]),
+        "KL divergence": significant(cell["kld_mean"]),
         "95% interval": interval(cell["kld_low"], cell["kld_high"]),
         "perplexity": perplexity(cell),
         "size": size or NOTHING,
@@ -70,8 +70,7 @@ def bounds(cell: Cell, measure: str) -> tuple[float, float, float] | None:
     if measure == "kld":
         value, low, high = cell["kld_mean"], cell["kld_low"], cell["kld_high"]
     else:
-        value, error = cell["ppl"], 1.96 * (cell["ppl_se"] or 0)
-        low, high = (value - error, value + error) if value is not None else (None, None)
+        value, low, high = cell["ppl"], cell["ppl_low"], cell["ppl_high"]
     if value is None or not 0 < value < LARGEST_DRAWN:
         return None
     return value, value if low is None else max(low, BELOW), value if high is None else high

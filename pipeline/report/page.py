@@ -15,7 +15,7 @@ from pipeline.report.answer import LIMITS, QUESTION, Answer
 from pipeline.report.cells import Cell, Results, name
 from pipeline.report.chart_style import DARK, LIGHT
 from pipeline.report.figures import Figure
-from pipeline.report.numbers import duration, mebibytes, megabytes, percent, significant, with_error
+from pipeline.report.numbers import duration, interval, mebibytes, megabytes, percent, significant
 from pipeline.report.passages import passages
 from pipeline.report.tables import COLUMNS
 
@@ -60,9 +60,9 @@ def unbroken(text: str) -> str:
 def facts(cell: Cell, base: dict[str, Any]) -> list[tuple[str, str, str]]:
     """What to know of the best cell at a glance: a name, a value, and beside what to see it."""
     speed, base_speed = cell["generation_speed"], base["generation_speed"]
-    loss = with_error(cell["kld_mean"], cell["kld_se"]).split(" ")
+    between = interval(cell["kld_low"], cell["kld_high"])
     shown = [
-        ("KL divergence", loss[0], f"{' '.join(loss[1:])} nats a token"),
+        ("KL divergence", significant(cell["kld_mean"]), f"nats a token; 95% interval {between}"),
         ("perplexity", significant(cell["ppl"], 4), f"source {significant(base['ppl'], 4)}"),
         ("same top token", percent(cell["same_top"]), "as the source"),
         ("file", megabytes(cell["file_bytes"]), f"source {megabytes(base['file_bytes'])}"),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pipeline.report.cells import Cell, Results, is_operated, is_source, name
-from pipeline.report.numbers import with_error
+from pipeline.report.numbers import significant
 
 END = "(ends here)"
 QUOTED = "\N{LEFT DOUBLE QUOTATION MARK}{}\N{RIGHT DOUBLE QUOTATION MARK}"
@@ -43,7 +43,7 @@ def passages(results: Results, best: Cell | None) -> list[Passage]:
 def passage(source: list[str], cell: Cell, chosen: bool) -> Passage:
     """`first_difference` may be just past the last piece of either answer, which then ends there."""
     pieces, first = cell["answer"], cell["first_difference"]
-    loss = f"{with_error(cell['kld_mean'], cell['kld_se'])} nats a token"
+    loss = f"{significant(cell['kld_mean'])} nats a token"
     if first is None:
         return Passage(name(cell), loss, "says what the source says", "".join(pieces), "", "", chosen)
     said = f"says {QUOTED.format(source[first].strip())}" if first < len(source) else "ends"

@@ -15,7 +15,6 @@ from pipeline.report.numbers import (
     percent,
     perplexity,
     significant,
-    with_error,
 )
 
 FRONTS = {size.front: size.label for size in SIZES}
@@ -62,7 +61,7 @@ def _speed(speed: dict[str, Any]) -> str:
 
 COLUMNS = (
     Column("combination", "", name, name),
-    Column("KL divergence", "nats a token", lambda c: with_error(c["kld_mean"], c["kld_se"]), lambda c: c["kld_mean"]),
+    _field("KL divergence", "nats a token", "kld_mean", significant),
     Column("95% interval", "nats a token", lambda c: interval(c["kld_low"], c["kld_high"]), lambda c: c["kld_low"]),
     Column("perplexity", "", perplexity, lambda c: c["ppl"]),
     _field("same top token", "", "same_top", percent),
@@ -92,8 +91,8 @@ COLUMNS = (
 
 PLAIN = (
     *("label", "status", "reason", "method", "targets", "threshold", "rank", "budget", "cache", "metric", "mean"),
-    *("quant", "cache_type", "chunks", "ppl", "ppl_se"),
-    *("kld_mean", "kld_se", "kld_low", "kld_high", "kld_median", "kld_p99", "same_top"),
+    *("quant", "cache_type", "chunks", "worst", "ppl", "ppl_se", "ppl_low", "ppl_high", "ppl_se_tokens"),
+    *("kld_mean", "kld_se", "kld_low", "kld_high", "kld_se_tokens", "kld_median", "kld_p99", "same_top"),
     *("file_bytes", "factored_bytes", "factors", "dense", "kv_cache_bytes"),
 )
 NESTED = {

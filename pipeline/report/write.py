@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.errors import UsageError
 from pipeline.files.output_file import check_output, complete_or_absent
-from pipeline.json_text import json_text, without_infinities
+from pipeline.json_text import json_text, plain
 from pipeline.report.answer import answer
 from pipeline.report.cells import Results, compared
 from pipeline.report.charts import as_png, as_svg
@@ -32,7 +32,7 @@ def write_report(results: Results, page: Path) -> dict[str, Any]:
     Returns the paths, the answer's sentences, and how many cells have which status. Raises as `check_page` does.
     """
     check_page(page)
-    results = without_infinities(results)
+    results = plain(results)
     grid = compared(results)
     found, figures = answer(grid), study_figures(results)
     written = {

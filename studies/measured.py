@@ -1,0 +1,83 @@
+"""A study is a plan file and a picture: `surgery compare` measures the plan, and goes on where it was interrupted."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.calibration.obtain import obtain_calibration
+from pipeline.cli.output import ProgressReport
+from pipeline.cli.study_display import StudyDisplay
+from pipeline.compare.found import CellResult, StudyResult
+from pipeline.compare.grid import grid_cells, load_grids
+from pipeline.compare.results import ledger_results
+from pipeline.compare.run import run_study
+from pipeline.compare.study import StudySettings, open_study
+from pipeline.errors import SurgeryError
+from pipeline.files.models import EMBEDDED_NAME, open_model
+from pipeline.files.texts import EVALUATION_TEXT, read_text
+from pipeline.json_text import as_json, json_text
+
+
+def study_options(command: Any) -> Any:
+    """What every study is given."""
+    for option in (
+        click.option("--docs", default="docs", show_default=True, type=click.Path(path_type=Path, exists=True)),
+        click.option("--studies", default="studies-measured", show_default=True, type=click.Path(path_type=Path),
+            help="The folder of the ledgers."),
+        click.option("--threads", default=0, show_default=True, help="Processors to use; 0 for all."),
+        click.option("--chunks", default=10, show_default=True, help="Chunks of 512 tokens of each text."),
+        click.option("--evaluate", "texts", multiple=True, default=(EVALUATION_TEXT,), show_default=True,
+            help="A text to evaluate on that was not calibrated on; several times for several."),
+        click.option("--calibrate", "calibration", required=True, help="Statistics, or a text to calibrate on."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def measured(
+    name: str, *, calibration: str, texts: tuple[str, ...], chunks: int, threads: int, studies: Path, docs: Path
+) -> StudyResult:
+    """The study `name`, whose plan lies beside this file; what is missing is measured, and docs/NAME.json written.
+
+    Raises as `open_study` and `run_study` do, SurgeryError when a cell failed.
+    """
+    model = open_model(EMBEDDED_NAME)
+    cells = grid_cells(load_grids(Path(__file__).with_name(f"{name.replace('-', '_')}.yaml")))
+    settings = StudySettings(tuple(map(read_text, texts)), chunks=chunks, threads=threads, answer_tokens=0)
+    studies.mkdir(exist_ok=True)
+    with (
+        ProgressReport("calibrating", unit="chunks") as capturing,
+        ProgressReport("probing", unit="projections") as probing,
+        StudyDisplay() as display,
+    ):
+        calibrate = partial(
+            obtain_calibration, model, calibration, threads=threads, progress=capturing.update, probing=probing.update
+        )
+        with open_study(studies / name, model, settings, calibrate) as study:
+            progress = run_study(study, cells, display.watch)
+            results = ledger_results(study.ledger)
+    if progress.failures:
+        raise SurgeryError(f"{len(progress.failures)} cells failed; first {progress.failures[0]}")
+    (docs / f"{name}.json").write_text(json_text(as_json(results), indent=1) + "\n")
+    return results
+
+
+def cell_of(results: StudyResult, **choices: Any) -> CellResult:
+    """The cell with these fields. Raises LookupError when there is not exactly one."""
+    found = [cell for cell in results.cells if all(getattr(cell, name) == value for name, value in choices.items())]
+    if len(found) != 1:
+        raise LookupError(f"{len(found)} cells are {choices}")
+    return found[0]
+
+
+def bars(cells: list[CellResult]) -> tuple[list[float], list[list[float]]]:
+    """The KL divergences of `cells`, and how far their 95 % intervals reach below and above, as Matplotlib wants it."""
+    means = [cell.kld_mean for cell in cells]
+    return means, [[cell.kld_mean - cell.kld_low for cell in cells], [cell.kld_high - cell.kld_mean for cell in cells]]
+
+
+def loss(cell: CellResult) -> str:
+    """Its KL divergence with half of the 95 % interval over chunks, for a table."""
+    return f"{cell.kld_mean:.4f} ± {(cell.kld_high - cell.kld_low) / 2:.4f}"
