@@ -6,8 +6,7 @@ from typing import Any
 
 import click
 
-from pipeline.calibration.obtain import obtain_calibration
-from pipeline.cli.output import ProgressReport
+from pipeline.cli.calibrate import calibration_for_metric
 from pipeline.cli.study_display import StudyDisplay
 from pipeline.compare.found import CellResult, StudyResult
 from pipeline.compare.grid import grid_cells, load_grids
@@ -47,17 +46,10 @@ def measured(
     cells = grid_cells(load_grids(Path(__file__).with_name(f"{name.replace('-', '_')}.yaml")))
     settings = StudySettings(tuple(map(read_text, texts)), chunks=chunks, threads=threads, answer_tokens=0)
     studies.mkdir(exist_ok=True)
-    with (
-        ProgressReport("calibrating", unit="chunks") as capturing,
-        ProgressReport("probing", unit="projections") as probing,
-        StudyDisplay() as display,
-    ):
-        calibrate = partial(
-            obtain_calibration, model, calibration, threads=threads, progress=capturing.update, probing=probing.update
-        )
-        with open_study(studies / name, model, settings, calibrate) as study:
-            progress = run_study(study, cells, display.watch)
-            results = ledger_results(study.ledger)
+    calibrate = partial(calibration_for_metric, model, calibration, "attention", threads)
+    with open_study(studies / name, model, settings, calibrate) as study, StudyDisplay() as display:
+        progress = run_study(study, cells, display.watch)
+        results = ledger_results(study.ledger)
     if progress.failures:
         raise SurgeryError(f"{len(progress.failures)} cells failed; first {progress.failures[0]}")
     (docs / f"{name}.json").write_text(json_text(as_json(results), indent=1) + "\n")

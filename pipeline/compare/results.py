@@ -91,7 +91,8 @@ class _Reader:
         self.keys = ledger.cells()
         self.damage = noted_damage(dict(facts))
         self.base_key = base_key(StudySubject(**{name: facts[name] for name in StudySubject.__dataclass_fields__}))
-        self.chunks = {cell: self._chunks(key) for cell, key in self.keys.items()}
+        self.base_chunks = self._chunks(self.base_key)
+        self.chunks = {cell: self._beside_base(self._chunks(key)) for cell, key in self.keys.items()}
         self.base_answer = (ledger.run(self.base_key).facts or {}).get("answer")
 
     def _chunks(self, key: str) -> dict[str, list[TokenScores]]:
@@ -99,13 +100,22 @@ class _Reader:
         found = {sha256: self.ledger.chunks(text_key(key, sha256)) for sha256 in self.texts}
         return {sha256: chunks for sha256, chunks in found.items() if chunks}
 
+    def _beside_base(self, chunks: dict[str, list[TokenScores]]) -> dict[str, list[TokenScores]]:
+        """The chunks with the base's negative log-likelihoods, which were measured before any cell's."""
+        return {
+            sha256: [
+                replace(mine, base_nll=its.nll) for mine, its in zip(found, self.base_chunks[sha256], strict=False)
+            ]
+            for sha256, found in chunks.items()
+        }
+
     def _losses(self, cell: Cell) -> dict[str, np.ndarray]:
         """The KL divergence of each chunk by text; empty for what is not a cell of the study."""
         chunks = self.chunks.get(cell, {})
         return {sha256: np.array([chunk.kld.mean() for chunk in found]) for sha256, found in chunks.items()}
 
     def base(self) -> BaseResult:
-        run, chunks = self.ledger.run(self.base_key), self._chunks(self.base_key)
+        run, chunks = self.ledger.run(self.base_key), self.base_chunks
         facts = run.facts or {}
         return BaseResult(
             **_scores(chunks),
