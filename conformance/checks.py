@@ -18,7 +18,7 @@ from pipeline.calibration.calibrate import calibrate
 from pipeline.calibration.statistics_file import Calibration
 from pipeline.conversation import ask, start_conversation
 from pipeline.errors import SurgeryError
-from pipeline.evaluation.evaluate import evaluate
+from pipeline.evaluation.evaluate import Evaluation, evaluate
 from pipeline.files.importance_matrix import write_importance_matrix
 from pipeline.files.texts import Text
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
@@ -67,7 +67,7 @@ class Subject:
             self.calibration = calibrate(self.model, self.text, chunks=2, chunk_size=N_CTX, threads=1)
         return self.calibration
 
-    def evaluated(self, model: Path) -> dict[str, float]:
+    def evaluated(self, model: Path) -> Evaluation:
         options = ContextOptions(n_ctx=N_CTX, threads=1)
         return evaluate(model, self.text, base=self.path, chunks=CHUNKS, options=options)
 
@@ -122,17 +122,17 @@ def _compare_with_reference(subject: Subject, plan: Plan, name: str) -> str:
 
 def eval_itself(subject: Subject) -> str:
     result = subject.evaluated(subject.path)
-    if not abs(result["kld_mean"]) < EXACT:
-        raise WrongError(f"KL divergence from itself is {result['kld_mean']:.2e}")
+    if not abs(result.kld_mean) < EXACT:
+        raise WrongError(f"KL divergence from itself is {result.kld_mean:.2e}")
     own = subject.programs.perplexity(subject.path, subject.text_file, N_CTX, CHUNKS)
-    if not abs(own / result["ppl"] - 1) < 1e-3:
-        raise WrongError(f"perplexity {result['ppl']:.4f}, and {own:.4f} by llama-perplexity")
-    return f"perplexity {result['ppl']:.2f}"
+    if not abs(own / result.ppl - 1) < 1e-3:
+        raise WrongError(f"perplexity {result.ppl:.4f}, and {own:.4f} by llama-perplexity")
+    return f"perplexity {result.ppl:.2f}"
 
 
 def eval_operated(subject: Subject) -> str:
     operated = subject.folder / "rank.gguf"
-    nats = subject.evaluated(operated)["kld_mean"]
+    nats = subject.evaluated(operated).kld_mean
     if not nats > MOVED:
         raise WrongError(
             f"operating at rank {RANK} costs {nats:.2e} nats a token: nothing that matters was operated on"

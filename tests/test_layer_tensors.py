@@ -195,5 +195,5 @@ def test_a_metric_is_worth_something_with_latents_as_well(tmp_path: Path, englis
         report = operate(model, output, Plan(metric=name, threshold=None, rank=8), calibration=statistics)
         assert [group.group for group in report.groups][:4] == ["q_a", "q_b", "kv_a", "k_b+v_b"]
         options = ContextOptions(n_ctx=128)
-        costs[name] = evaluate(output, text, base=path, chunks=4, options=options)["kld_mean"]
+        costs[name] = evaluate(output, text, base=path, chunks=4, options=options).kld_mean
     assert costs[metric] < costs["weights"]
