@@ -188,7 +188,7 @@ def metric_inputs(subject: Subject) -> str:
 
 def metric_attention(subject: Subject) -> str:
     operated = subject.operated("attention", threshold=None, rank=RANK, metric="attention")
-    return f"KL {subject.evaluated(operated.path)['kld_mean']:.4f}"
+    return f"KL {subject.evaluated(operated.path).kld_mean:.4f}"
 
 
 def quantize_q8_0(subject: Subject) -> str:
