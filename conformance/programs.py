@@ -19,29 +19,37 @@ class Programs:
         """Everything that it printed. Raises ProgramError when it fails."""
         command = [str(self.folder / name), *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        if done.returncode < 0:
+            raise CrashError(f"{name} itself is ended by signal {-done.returncode}")
         if done.returncode:
             raise ProgramError(f"{name} ended with {done.returncode}: {_last_line(done.stderr + done.stdout)}")
         return done.stdout + done.stderr
 
-    def number(self, pattern: str, name: str, *arguments: object) -> float:
+    def number(self, pattern: str, name: object, *arguments: object) -> float:
         """The number that it printed. Its log is written by a thread that may be cut off at its end: so more than once."""
         for _ in range(ATTEMPTS):
-            if match := re.search(pattern, printed := self.run(name, *arguments)):
+            if match := re.search(pattern, printed := self.run(str(name), *arguments)):
                 return float(match[1])
         raise ProgramError(f"{name} printed nothing like {pattern!r}: {_last_line(printed)}")
 
-    def perplexity(self, model: Path, text: Path, n_ctx: int, chunks: int) -> float:
-        wanted = r"Final estimate: PPL = ([\d.]+|nan)"
-        common = ("-f", text, "-c", n_ctx, "--chunks", chunks, "-t", 1, "-ngl", 0)
-        return self.number(wanted, "llama-perplexity", "-m", model, *common)
+    def perplexity(self, model: Path, text: Path, n_ctx: int, chunks: int, logits: Path) -> float:
+        """The perplexity; the logits are kept in the file `logits`, in 16 bits, for `divergence`."""
+        return self.number(
+            r"Final estimate: PPL = ([\d.]+|nan)",
+            *_perplexity(model, text, n_ctx, chunks),
+            "--kl-divergence-base",
+            logits,
+        )
 
-    def divergence(self, model: Path, base: Path, text: Path, n_ctx: int, chunks: int, scratch: Path) -> float:
-        """The mean KL divergence from `base`, whose logits it keeps in 16 bits in the file `scratch`."""
-        common = ("-f", text, "-c", n_ctx, "--chunks", chunks, "-t", 1, "-ngl", 0, "--kl-divergence-base", scratch)
-        self.run("llama-perplexity", "-m", base, *common)
-        nats = self.number(r"Mean +KLD: +(-?[\d.e-]+|nan)", "llama-perplexity", "-m", model, *common, "--kl-divergence")
-        scratch.unlink()
-        return nats
+    def divergence(self, model: Path, text: Path, n_ctx: int, chunks: int, logits: Path) -> float:
+        """The mean KL divergence of a model from the one whose logits `perplexity` kept."""
+        return self.number(
+            r"Mean +KLD: +(-?[\d.e-]+|nan)",
+            *_perplexity(model, text, n_ctx, chunks),
+            "--kl-divergence-base",
+            logits,
+            "--kl-divergence",
+        )
 
     def importance_matrix(self, model: Path, text: Path, n_ctx: int, chunks: int, output: Path) -> Path:
         self.run(
@@ -55,8 +63,16 @@ class Programs:
         return output
 
 
+def _perplexity(model: Path, text: Path, n_ctx: int, chunks: int) -> tuple[object, ...]:
+    return ("llama-perplexity", "-m", model, "-f", text, "-c", n_ctx, "--chunks", chunks, "-t", 1, "-ngl", 0)
+
+
 class ProgramError(Exception):
     """A program of llama.cpp's failed."""
+
+
+class CrashError(ProgramError):
+    """A program of llama.cpp's crashed: there is nothing to compare with."""
 
 
 def _last_line(text: str) -> str:

@@ -1,7 +1,7 @@
 """Where q, k and v live in a GGUF model: the projections of each layer, and the layers that have none."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,16 @@ from pipeline.gguf_file.reader import GGUFModel
 from pipeline.layer_tensors import layer_projections
 from pipeline.projection import ROLES, Projection
 
-__all__ = ["ROLES", "AttentionMap", "Projection", "find_attention", "of_layer", "parse_layers", "read_projection"]
+__all__ = [
+    "ROLES",
+    "AttentionMap",
+    "Projection",
+    "find_attention",
+    "number_ranges",
+    "of_layer",
+    "parse_layers",
+    "read_projection",
+]
 
 ORDINARY = "surgery needs a model with ordinary attention, such as Llama, Mistral or Qwen"
 
@@ -23,6 +32,11 @@ class AttentionMap:
 
     layers: dict[int, dict[str, Projection]]
     skipped: dict[int, str]
+
+    @property
+    def plain(self) -> bool:
+        """Whether q, k and v of every layer are one matrix each."""
+        return all(projections.keys() == set(ROLES) for projections in self.layers.values())
 
     def require_plain(self, model: GGUFModel, purpose: str) -> None:
         """Raise SurgeryError where q, k and v of a layer are not one matrix each, for what needs that."""
@@ -69,10 +83,13 @@ def read_projection(model: GGUFModel, projection: Projection) -> np.ndarray:
     return projection.take(model.read(projection.tensor))
 
 
-def parse_layers(text: str, available: Iterable[int], argument: str = "layers") -> list[int]:
+def parse_layers(
+    text: str, available: Iterable[int], argument: str = "layers", *, skipped: Mapping[int, str] | None = None
+) -> list[int]:
     """The layer numbers that `text`, such as `0-10,12` or `all`, names among `available`, in order.
 
-    Raises UsageError, which names `argument`, for anything else, and for a layer that has no attention to operate on.
+    Raises UsageError, which names `argument`, for anything else, and for a layer that has no attention to operate on,
+    for the reason that `skipped` gives.
     """
     available = sorted(available)
     if text == "all":
@@ -84,9 +101,19 @@ def parse_layers(text: str, available: Iterable[int], argument: str = "layers") 
             raise UsageError.of(argument, text, f"{part!r} is neither a number nor a range; write for example 0-10,12")
         first, last = int(match[1]), int(match[2] or match[1])
         if unknown := [layer for layer in (first, last) if layer not in available]:
-            raise UsageError.of(
-                argument, text,
-                f"layer {unknown[0]} has no q, k and v; this model has them in {available[0]} to {available[-1]}",
-            )  # fmt: skip
+            reason = (skipped or {}).get(unknown[0])
+            why = f"layer {unknown[0]} has no q, k and v" + (f" to operate on: {reason}" if reason else "")
+            raise UsageError.of(argument, text, f"{why}; this model has them in {number_ranges(available)}")
         chosen |= set(range(first, last + 1)) & set(available)
     return sorted(chosen)
+
+
+def number_ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers as `parse_layers` reads them: 0-2,5."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

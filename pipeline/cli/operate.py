@@ -1,13 +1,12 @@
 """`surgery operate`: replace a model's attention projections by low-rank reconstructions."""
 
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pipeline.attention import ROLES
+from pipeline.attention import ROLES, number_ranges
 from pipeline.cli.calibrate import calibration_for_metric
 from pipeline.cli.choices import metric_options, plan_options
 from pipeline.cli.options import (
@@ -105,22 +104,11 @@ def command(
             print_quantization(quantization)
 
 
-def ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers as they are written in --layers: 0-2,5."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and runs[-1][-1] == number - 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
-
-
 def print_report(model: str, report: OperationReport) -> None:
     """The table of groups, the numbers that the factors would take, and what to do next."""
     rows = [
         (
-            ranges(group.layers),
+            number_ranges(group.layers),
             "+".join(group.group) if set(group.group) <= set(ROLES) else group.group,
             f"{group.rows} x {group.columns}",
             group.rank,
@@ -131,7 +119,7 @@ def print_report(model: str, report: OperationReport) -> None:
     ]
     print_table(("layer", "group", "n x d", "rank", "variance kept", "relative error"), rows)
     for reason, numbers in report.skipped_by_reason.items():
-        echo(f"left alone: layer{'s' if len(numbers) > 1 else ''} {ranges(numbers)} ({reason})")
+        echo(f"left alone: layer{'s' if len(numbers) > 1 else ''} {number_ranges(numbers)} ({reason})")
     share = report.factor_numbers / report.dense_numbers
     echo(
         f"\nnumbers stored if the factors were kept: {report.factor_numbers:,} of {report.dense_numbers:,} ({share:.0%})"

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from pipeline.attention import find_attention
 from pipeline.compare.study import Study
 from pipeline.layers import AttentionLayers
 from pipeline.subspaces.outline import overlap_outline, spectrum_outline
@@ -14,8 +15,11 @@ FACT = "subspaces"
 def look_into_source(study: Study, tell: Callable[[str], None]) -> None:
     """Write down what is not known yet under `weights`, and under `inputs` if the study is calibrated.
 
-    `tell` hears what is being done. An interruption loses the metric that was being looked at.
+    Nothing of a source whose q, k and v are not one matrix each. `tell` hears what is being done. An interruption loses
+    the metric that was being looked at.
     """
+    if not find_attention(study.model).plain:
+        return
     known = study.ledger.facts().get(FACT, {})
     for metric in ("weights", "inputs") if study.calibration else ("weights",):
         taken_from = study.subject.calibration_sha256 if metric == "inputs" else ""

@@ -65,7 +65,7 @@ def operate_family(
     started = time.perf_counter()
     plans = list(outputs.values())
     layers = AttentionLayers(model, _required_calibration(model, plans[0], calibration))
-    together = layer_groups(layers, parse_layers(plans[0].layers, layers), plans[0])
+    together = layer_groups(layers, parse_layers(plans[0].layers, layers, skipped=layers.skipped), plans[0])
     for plan in plans:  # the groups are the same, but each plan is checked
         groups = plan_groups(layers, together, plan)
     files = [OperatedFile(layers, path, plan, groups, together) for path, plan in outputs.items()]
