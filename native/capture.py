@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from native.errors import NativeError
+from native.errors import NativeError, require_tokens
 from native.library import GGMLTensor, op_number
 from native.model import ContextOptions, load_model, open_context
 from native.observer import GraphObserver, node_values, product_inputs, require_layers, routed_inputs, rows_of
@@ -167,10 +167,7 @@ def capture_moments(
     sums = ActivationSums(watched)
     with load_model(path) as model, open_context(model, options, sums.callback) as context:
         tokens = model.tokenize(text, special=False)
-        if len(tokens) < n_ctx:
-            raise NativeError(
-                f"the text has {len(tokens)} tokens; at least {n_ctx} are needed, one chunk: use a longer text"
-            )
+        require_tokens(len(tokens), n_ctx, "one chunk: use a longer text")
         count = min(chunks or len(tokens) // n_ctx, len(tokens) // n_ctx)
         grid = tokens[: count * n_ctx].reshape(count, n_ctx)
         covered = b"".join(model.piece(token) for token in tokens[: grid.size + TOKENS_AFTER].tolist())

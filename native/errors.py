@@ -13,3 +13,15 @@ class NativeError(Exception):
     def with_details(self, details: str) -> "NativeError":
         self.details = details
         return self
+
+
+class TextError(NativeError):
+    """What is wrong with the `text`-th text that was given; who knows its name puts it before the message."""
+
+    text = 0
+
+
+def require_tokens(count: int, needed: int, why: str) -> None:
+    """Raise TextError when a text of `count` tokens has fewer than are `needed`; `why` says for what, and what to do."""
+    if count < needed:
+        raise TextError(f"has {count} token{'' if count == 1 else 's'}; at least {needed} are needed, {why}")

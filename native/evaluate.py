@@ -17,7 +17,7 @@ from typing import IO
 import llama_cpp
 import numpy as np
 
-from native.errors import NativeError
+from native.errors import NativeError, TextError, require_tokens
 from native.model import Context, ContextOptions, Model, load_model, open_context
 from native.scoring import TokenScores, score_tokens
 
@@ -126,7 +126,13 @@ def shared_chunks(models: Sequence[Model], texts: Sequence[TextChunks], n_ctx: i
     Raises NativeError when a model has other tokens for a text than the first, or a text fewer than two chunks.
     """
     first = models[0]
-    grids = [text_chunks(first, text.content, n_ctx, text.most) for text in texts]
+    grids = []
+    for number, text in enumerate(texts):
+        try:
+            grids.append(text_chunks(first, text.content, n_ctx, text.most))
+        except TextError as error:
+            error.text = number
+            raise
     for other in models[1:]:
         if same_vocabulary(first, other):
             continue
@@ -163,12 +169,9 @@ def same_vocabulary(one: Model, other: Model) -> bool:
 
 
 def text_chunks(model: Model, text: str, n_ctx: int, most: int | None) -> np.ndarray:
-    """Up to `most` chunks of `text`, token ids of shape (chunks, n_ctx). Raises NativeError for less than two chunks."""
+    """Up to `most` chunks of `text`, token ids of shape (chunks, n_ctx). Raises TextError for less than two chunks."""
     tokens = model.tokenize(text, special=False)
-    if len(tokens) < 2 * n_ctx:
-        raise NativeError(
-            f"the text has {len(tokens)} tokens; at least {2 * n_ctx} are needed, two chunks of {n_ctx}: use a longer text or a smaller --ctx"
-        )
+    require_tokens(len(tokens), 2 * n_ctx, f"two chunks of {n_ctx}: use a longer text or a smaller --ctx")
     count = min(most or len(tokens) // n_ctx, len(tokens) // n_ctx)
     return tokens[: count * n_ctx].reshape(count, n_ctx)
 

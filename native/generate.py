@@ -13,6 +13,8 @@ from native.chat_template import ChatTemplateError, Message, render_chat
 from native.errors import NativeError
 from native.model import Context, ContextOptions, Model, load_model, open_context
 
+DEFAULT_CONTEXT = 4096  # tokens, at most
+
 
 @dataclass(frozen=True)
 class SamplingOptions:
@@ -65,7 +67,7 @@ def chat(
     answered by None. Raises NativeError when the model cannot be loaded or computes NaN.
     """
     with load_model(path, options.gpu_layers) as model:
-        n_ctx = options.n_ctx or min(model.n_ctx_train, 4096)
+        n_ctx = options.n_ctx or min(model.n_ctx_train or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
         with open_context(model, replace(options, n_ctx=n_ctx)) as context:
             first: list[Message] = [] if system is None else [{"role": "system", "content": system}]
             messages = first.copy()

@@ -4,7 +4,7 @@ from collections.abc import Generator, Mapping, Sequence
 
 import numpy as np
 
-from native.errors import NativeError
+from native.errors import require_tokens
 from native.library import GGMLTensor
 from native.model import ContextOptions, load_model, open_context
 from native.observer import GraphObserver, product_inputs, require_layers
@@ -37,8 +37,7 @@ def capture_inputs(
     observer = InputObserver(layers)
     with load_model(path) as model, open_context(model, options, observer.callback) as context:
         tokens = model.tokenize(text, special=False)
-        if len(tokens) < (max(chunks) + 1) * n:
-            raise NativeError(f"the text has {len(tokens)} tokens; {(max(chunks) + 1) * n} are needed")
+        require_tokens(len(tokens), (max(chunks) + 1) * n, "as many as were calibrated on: calibrate anew")
         for chunk in chunks:
             observer.decode(context, tokens[chunk * n : (chunk + 1) * n])
             require_layers(path, set(layers.values()) - observer.inputs.keys())

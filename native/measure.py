@@ -46,6 +46,7 @@ def measure(
 
 def _answer(model: Model, options: ContextOptions, prompt: str, max_tokens: int) -> MeasuredAnswer:
     tokens = prompt_tokens(model, [{"role": "user", "content": prompt}])
+    max_tokens = min(max_tokens, max(1, model.n_ctx_train - len(tokens)))  # no more than it was made for
     with open_context(model, replace(options, n_ctx=len(tokens) + max_tokens, n_batch=512)) as context:
         decode_prompt(context, tokens, np.empty(0, np.int32))
         pieces, seconds, started = [], [], time.perf_counter()

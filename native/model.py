@@ -12,7 +12,7 @@ import llama_cpp
 import numpy as np
 
 from native.abilities import abilities
-from native.errors import NativeError
+from native.errors import NativeError, TextError
 from native.library import ggml_base, initialise, native_log
 
 LONGEST_TEXT = 2**31 - 1  # bytes; llama_tokenize counts in 32 bits
@@ -51,7 +51,8 @@ class Model:
 
     @property
     def n_ctx_train(self) -> int:
-        return int(llama_cpp.llama_model_n_ctx_train(self.pointer))
+        """The context in tokens that it was trained with, as its file says; it may say 0, or anything."""
+        return int(llama_cpp.llama_model_n_ctx_train(self.pointer)) % 2**32  # unsigned in the file, signed here
 
     @property
     def cuts_back(self) -> bool:
@@ -89,7 +90,7 @@ class Model:
         native_log().doing(self.path, "tokenising a text")
         data = text.encode()
         if len(data) > LONGEST_TEXT:
-            raise NativeError(f"the text has {len(data):,} bytes, llama.cpp takes {LONGEST_TEXT:,}: use a shorter one")
+            raise TextError(f"has {len(data):,} bytes, and llama.cpp takes {LONGEST_TEXT:,}: use a shorter text")
         buffer = np.empty(len(data) + 16, np.int32)
         while True:
             pointer = buffer.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
@@ -265,8 +266,8 @@ def open_context(model: Model, options: ContextOptions, observer: Any = None) ->
     """
     if model.learned_positions and not options.shared and options.n_ctx > model.n_ctx_train:
         raise NativeError(
-            f"{model.path}: has learned positions for {model.n_ctx_train} tokens, and {options.n_ctx} are asked for;"
-            " it needs a shorter context (--ctx, if the command has it)"
+            f"{model.path}: has learned positions for {model.n_ctx_train} tokens, and {options.n_ctx} are asked for at"
+            f" once; where there is --ctx, {model.n_ctx_train} is the most"
         )
     native_log().doing(model.path, f"making a context of {options.n_sequences * options.n_ctx} tokens")
     params = llama_cpp.llama_context_default_params()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from native.errors import NativeError
 from native.model import Context, ContextOptions, load_model, open_context
 
 PROMPT_TOKENS = 512
@@ -47,6 +48,12 @@ def measure_speeds(
         for depth in depths:
             n_ctx = depth + PROMPT_TOKENS + GENERATED_TOKENS
             with ExitStack() as stack:
+                for model, _ in loaded:
+                    if model.learned_positions and n_ctx > model.n_ctx_train:
+                        raise NativeError(
+                            f"{model.path}: has learned positions for {model.n_ctx_train} tokens, and measuring its"
+                            f" speed behind {depth} takes {n_ctx}; leave --depths out"
+                        )
                 contexts = [
                     stack.enter_context(open_context(model, replace(options, n_ctx=n_ctx, n_batch=PROMPT_TOKENS)))
                     for model, options in loaded

@@ -24,7 +24,7 @@ from pipeline.calibration.statistics_file import (
 )
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.files.open_file import lock
-from pipeline.files.texts import Text
+from pipeline.files.texts import Text, named
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.progress import Progress, silent
 
@@ -135,6 +135,7 @@ def _capture(
         skip=sums.chunks,
         options=options,
     )
+    events = named([text], events)
     start = next(events)
     assert isinstance(start, CaptureStart)
     found = replace(wanted, chunk_count=start.chunks)  # the text may be shorter than what was asked for

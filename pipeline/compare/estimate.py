@@ -12,6 +12,7 @@ from native.model import ContextOptions
 from pipeline.compare.cell import AS_IT_IS, Cell, effective_plan
 from pipeline.compare.operations import kind_of
 from pipeline.compare.study import StudySettings, families
+from pipeline.files.texts import named
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.quantization import quantized_bytes
 
@@ -55,10 +56,11 @@ def _decoding_seconds(model: GGUFModel, settings: StudySettings) -> tuple[float,
     options = ContextOptions(n_ctx=settings.n_ctx, threads=settings.threads)
     chunk = token = 0.0
     with tempfile.TemporaryDirectory(prefix="surgery-") as folder:
-        for event in isolated(
+        events = isolated(
             measure, ModelRun(str(model.path), options), [TextChunks(settings.texts[0].content, 1, recorded=folder)],
             record=True, prompt=settings.prompt, max_tokens=ANSWER_TOKENS,
-        ):  # fmt: skip
+        )  # fmt: skip
+        for event in named(settings.texts, events):
             if isinstance(event, ScoredChunk):
                 (chunk,) = event.seconds
             elif isinstance(event, MeasuredAnswer) and event.seconds:

@@ -30,7 +30,7 @@ from pipeline.compare.operations import kind_of, written_operation
 from pipeline.errors import UsageError
 from pipeline.evaluation.evaluate import require_distinct
 from pipeline.evaluation.statistics import require_finite
-from pipeline.files.texts import Text
+from pipeline.files.texts import Text, named
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.protocol import Operation
 from pipeline.quantization import quantize
@@ -139,7 +139,7 @@ class Study:
             "made_with": made_with(self.settings.threads, "scores", "answers"),
             "file_bytes": self.model.file_bytes,
         }
-        for event in events:
+        for event in named(texts, events):
             if isinstance(event, EvaluationStart):
                 facts["kv_cache_bytes"] = event.kv_cache_bytes[0]
                 self._note_texts(event.chunks)

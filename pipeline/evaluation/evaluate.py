@@ -14,7 +14,7 @@ from native.scoring import TokenScores
 from pipeline.errors import UsageError
 from pipeline.evaluation.scores import Scores, perplexity, summarise
 from pipeline.evaluation.statistics import require_finite
-from pipeline.files.texts import Text
+from pipeline.files.texts import Text, named
 from pipeline.progress import Progress, silent
 
 SMALLEST_CONTEXT = 8
@@ -80,6 +80,7 @@ def evaluate(
         [TextChunks(text.content, chunks) for text in texts],
         ModelRun(str(base), as_reference(options)) if base else None,
     )
+    events = named(texts, events)
     start = next(events)
     assert isinstance(start, EvaluationStart)
     total = sum(start.chunks)

@@ -3,11 +3,13 @@
 import hashlib
 import sysconfig
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+from native.errors import TextError
 from pipeline.errors import SurgeryError, UsageError, no_file
 
 EVALUATION_TEXT = "python-docs"
@@ -30,6 +32,14 @@ class Text:
     @property
     def sha256(self) -> str:
         return hashlib.sha256(self.content.encode()).hexdigest()
+
+
+def named(texts: Sequence[Text], events: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    """`events` of llama.cpp on `texts`; what it finds wrong with one is said of its name. Raises SurgeryError."""
+    try:
+        return (yield from events)
+    except TextError as error:
+        raise SurgeryError(f"{texts[error.text].name}: {error}") from None
 
 
 def read_text(name: str) -> Text:
