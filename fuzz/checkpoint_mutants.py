@@ -30,7 +30,7 @@ VALUES: tuple[Any, ...] = (
 SIZES: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 260, "hidden_size": 8,
     "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
-    "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "hidden_act": "silu", "bos_token_id": 256, "eos_token_id": [257],
+    "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "hidden_act": "silu", "bos_token_id": 257, "eos_token_id": [258],
     "tie_word_embeddings": True, "rope_theta": 10000.0,
     "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                      "original_max_position_embeddings": 32},
@@ -52,18 +52,20 @@ def write_seed(folder: Path) -> Path:
         data += values
     (folder / "model.safetensors").write_bytes(_framed(json.dumps(header).encode(), data))
     alphabet = [chr(code if 33 <= code < 127 or 161 <= code != 173 else 256 + code) for code in range(256)]
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     special = ["<|begin|>", "<|end|>", "<|special|>"]
     split = {"type": "Split", "pattern": {"Regex": LLAMA3_PATTERN}, "behavior": "Isolated", "invert": False}
     bytes_ = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     (folder / "tokenizer.json").write_text(json.dumps({
         "version": "1.0", "truncation": None, "padding": None,
-        "added_tokens": [{"id": 256 + i, "content": text, "special": True} for i, text in enumerate(special)],
+        "added_tokens": [{"id": 257 + i, "content": text, **plain, "special": True} for i, text in enumerate(special)],
         "normalizer": None, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, bytes_]},
-        "post_processor": {"type": "TemplateProcessing", "pair": [], "special_tokens": {},
-                           "single": [{"SpecialToken": {"id": "<|begin|>"}}, {"Sequence": {"id": "A"}}]},
-        "decoder": {"type": "ByteLevel"},
-        "model": {"type": "BPE", "vocab": {text: i for i, text in enumerate(alphabet)}, "ignore_merges": True,
-                  "merges": [["a", "b"], "c d"]},
+        "post_processor": {"type": "TemplateProcessing", "pair": [],
+                           "special_tokens": {"<|begin|>": {"id": "<|begin|>", "ids": [257], "tokens": ["<|begin|>"]}},
+                           "single": [{"SpecialToken": {"id": "<|begin|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]},
+        "decoder": bytes_,
+        "model": {"type": "BPE", "vocab": {text: i for i, text in enumerate(alphabet)} | {"ab": 256}, "ignore_merges": True,
+                  "merges": [["a", "b"]]},
     }))  # fmt: skip
     return folder
 

@@ -32,6 +32,7 @@ TEXT = (
 MOST_SPECIAL = 64  # texts with a special token in them
 SILENT = (Keys.Tokenizer.PAD_ID, Keys.Tokenizer.MASK_ID, Keys.Tokenizer.UNK_ID)  # no prompt contains these
 Ids = list[list[int]]
+Looked = tuple[SeenVocabulary, Ids, str]  # what llama.cpp sees, the ids that the tokenizer gives, what that is
 
 
 def verified(model: Checkpoint, pre: str | None = None) -> Checkpoint:
@@ -92,7 +93,7 @@ def _special_texts(model: Checkpoint) -> list[str]:
     return [f"a{text}b {text} c" for text in chosen]
 
 
-def _look(model: Checkpoint, texts: list[str]) -> tuple[SeenVocabulary, Ids, str]:
+def _look(model: Checkpoint, texts: list[str]) -> Looked:
     declarations = [TensorDeclaration(t.name, t.shape, t.type) for t in model.tensors.values()]
     header, _, size = layout(list(model.metadata.values()), declarations, model.alignment)
     try:
@@ -100,19 +101,25 @@ def _look(model: Checkpoint, texts: list[str]) -> tuple[SeenVocabulary, Ids, str
             file.write(header)
             file.truncate(size)
             file.flush()
-            return next(isolated(look, file.name, str(model.folder), texts))
+            looked = next(isolated(look, file.name, str(model.folder), texts))
     except OSError as error:
         raise SurgeryError(f"{tempfile.gettempdir()}: a temporary file cannot be written: {error.strerror}") from None
     except NativeError as error:
         raise SurgeryError(f"{model.folder}: llama.cpp cannot load what it becomes: {error}") from None
+    if isinstance(looked, SurgeryError):
+        raise looked
+    return looked
 
 
-def look(path: str, folder: str, texts: list[str]) -> Generator[tuple[SeenVocabulary, Ids, str], None, None]:
+def look(path: str, folder: str, texts: list[str]) -> Generator[Looked | SurgeryError, None, None]:
     """What llama.cpp sees of the file at `path`, the ids that the tokenizer in `folder` gives, and what that is called.
 
     The ids may be of the first texts only, or of none. To be run in a process of its own.
     """
-    yield (see_vocabulary(path, texts), *reference_ids(Path(folder), texts))
+    try:
+        yield (see_vocabulary(path, texts), *reference_ids(Path(folder), texts))
+    except SurgeryError as error:  # what is raised there is a fault of the process itself
+        yield error
 
 
 def reference_ids(folder: Path, texts: Sequence[str]) -> tuple[Ids, str]:
