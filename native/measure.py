@@ -41,7 +41,7 @@ def measure(
             try:
                 yield _answer(model, run.options, prompt, max_tokens)
             except NativeError as error:
-                yield MeasuredAnswer([], [], str(error))
+                yield MeasuredAnswer([], [], str(error).removeprefix(f"{run.path}: "))
 
 
 def _answer(model: Model, options: ContextOptions, prompt: str, max_tokens: int) -> MeasuredAnswer:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 from click.testing import CliRunner
 
@@ -28,6 +29,7 @@ from pipeline.gguf_file.reader import open_gguf
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
 from pipeline.quantization import quantize
+from tests.tiny_model import write_tiny_model
 
 SCORES = (
     "ppl", "ppl_se", "ppl_low", "ppl_high", "ppl_se_tokens",
@@ -219,6 +221,23 @@ def test_a_cell_that_fails_is_told_and_the_others_go_on(tiny: Path, english: Pat
     assert failed.reason in progress.failures[1]
     assert str(folder) not in failed.reason  # its file is gone
     assert run(folder, tiny, english, grid).cells_total == 2  # a failed cell is tried again
+
+
+def test_a_chat_template_that_fails_costs_the_answers_alone(english: Path, tmp_path: Path) -> None:
+    broken = {"tokenizer.chat_template": ("{{ raise_exception('no') }}", gguf.GGUFValueType.STRING)}
+    model = write_tiny_model(tmp_path / "broken.gguf", metadata=broken)
+    run(
+        tmp_path / "study",
+        model,
+        english,
+        Grid(methods=("shared-kv",), thresholds=(0.9,), quants=("source",)),
+        chunks=2,
+    )
+    shown = CliRunner().invoke(cli, ["compare", "--status", str(tmp_path / "study")]).stdout
+    assert "\nno answer from 1 of 1 cell: its chat template (tokenizer.chat_template) fails: no\n" in shown
+    [cell] = study_results(tmp_path / "study").cells
+    assert (cell.status, cell.answer) == ("done", None)
+    assert cell.kld_mean > 0
 
 
 def test_stop_rules() -> None:

@@ -1,5 +1,6 @@
 """What `surgery compare` prints: the cells of a study as a table, or an estimate of what they would take."""
 
+from collections import Counter
 from collections.abc import Sequence
 from math import isnan
 from pathlib import Path
@@ -20,7 +21,11 @@ def show_study(results: StudyResult, as_json: bool) -> None:
         return
     study, base = results.study, results.base
     echo(f"{study['model']} on {study['text']}, chunks of {study['n_ctx']} tokens", nl=False)
-    echo("\n" if isnan(base.ppl) else f"; its own perplexity {base.ppl:.4f}{_between(base.ppl_low, base.ppl_high)}\n")
+    echo(
+        "\n"
+        if isnan(base.ppl)
+        else f"; its own perplexity {perplexity_text(base.ppl)}{_between(base.ppl_low, base.ppl_high)}\n"
+    )
     cells = sorted(results.cells, key=lambda cell: (isnan(cell.kld_mean), cell.kld_mean))
     texts = [text["name"] for text in study["texts"]] if len(study["texts"]) > 1 else []
     headings = (
@@ -40,6 +45,8 @@ def show_study(results: StudyResult, as_json: bool) -> None:
     for cell in cells:
         if cell.reason and cell.status == "failed":
             echo(visible(f"failed: {cell.label}: {cell.reason}"))
+    for reason, count in Counter(cell.answer_failure for cell in cells if cell.answer_failure).items():
+        echo(visible(f"no answer from {count} of {counted(len(cells), 'cell')}: {reason}"))
     echo("\n* no other file of at most its size, as it is or if the factors were stored, loses less")
     echo("KL divergence from the source in nats a token; intervals over chunks" + ", texts count alike" * bool(texts))
     fewest = min((text["chunks"] for text in study["texts"]), default=0)
@@ -48,7 +55,7 @@ def show_study(results: StudyResult, as_json: bool) -> None:
 
 
 def _between(low: float, high: float) -> str:
-    return "" if isnan(low) else f" (95 % interval {low:.4f} to {high:.4f})"
+    return "" if isnan(low) else f" (95 % interval {perplexity_text(low)} to {perplexity_text(high)})"
 
 
 def table_row(cell: CellResult, texts: Sequence[str]) -> tuple[str, ...]:
