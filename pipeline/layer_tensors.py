@@ -202,7 +202,7 @@ def _check_shapes(model: GGUFModel, layer: int, projections: dict[str, Projectio
     for key, roles in (("attention.head_count", "q"), ("attention.head_count_kv", "kv")):
         heads = of_layer(model.hyperparameter(key, 1), layer)
         for projection in (projections[role] for role in roles if role in projections):
-            if not isinstance(heads, int) or heads < 1 or projection.rows % heads:
+            if not isinstance(heads, int) or heads < 1 or projection.rows % heads or not projection.rows:
                 found = f"{projection.role} in {projection.tensor} has {projection.rows} rows to divide among the heads"
                 raise _contradiction(model, key, heads, found)
             if model.hyperparameter(key) is not None:

@@ -11,7 +11,7 @@ from pipeline.operation.patch import write_operated, write_patched
 from pipeline.operation.plan import Plan
 from pipeline.quantization import quantize
 from tests.same_weights import assert_same_weights
-from tests.test_quantize import write_importance
+from tests.statistics import write_made_up_importance
 
 
 def assert_same_as_whole(source: Path, folder: Path, kind: str, plan: Plan, importance: Path | None = None) -> None:
@@ -34,7 +34,7 @@ def assert_same_as_whole(source: Path, folder: Path, kind: str, plan: Plan, impo
 def test_patching_gives_the_file_that_quantising_whole_gives(
     wide: Path, tmp_path: Path, kind: str, with_importance: bool
 ) -> None:
-    write_importance(tmp_path / "imatrix.gguf", wide)
+    write_made_up_importance(tmp_path / "imatrix.gguf", open_gguf(wide))
     importance = tmp_path / "imatrix.gguf" if with_importance else None
     assert_same_as_whole(wide, tmp_path, kind, Plan(threshold=0.7), importance)
 

@@ -24,28 +24,9 @@ from pipeline.operation.patch import write_patched
 from pipeline.operation.plan import Plan
 from pipeline.quantization import quantize, quantized_types
 from tests.same_weights import assert_same_weights
+from tests.statistics import write_made_up_importance
 from tests.test_cli import call
 from tests.tiny_model import with_number
-
-
-def write_importance(path: Path, source: Path) -> dict[str, np.ndarray]:
-    """An importance matrix in llama.cpp's form for every matrix of `source`; the expected mean squares by tensor."""
-    writer = gguf.GGUFWriter(path, "imatrix")
-    writer.add_type("imatrix")
-    writer.add_array("imatrix.datasets", ["test"])
-    writer.add_uint32("imatrix.chunk_count", 1)
-    writer.add_uint32("imatrix.chunk_size", 512)
-    rng = np.random.default_rng(0)
-    means = {}
-    for info in open_gguf(source).tensors.values():
-        if len(info.shape) == 2:
-            sums = rng.exponential(100, (1, info.shape[1])).astype(np.float32)
-            writer.add_tensor(f"{info.name}.in_sum2", sums)
-            writer.add_tensor(f"{info.name}.counts", np.full((1, 1), 50, np.float32))
-            means[info.name] = sums[0] / np.float32(50)
-    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
-        step()
-    return means
 
 
 @pytest.mark.parametrize("with_importance", [False, True])
@@ -53,7 +34,7 @@ def write_importance(path: Path, source: Path) -> dict[str, np.ndarray]:
 def test_rows_are_quantised_as_in_a_whole_file(wide: Path, tmp_path: Path, kind: str, with_importance: bool) -> None:
     source = wide
     importance = tmp_path / "imatrix.gguf"
-    weights = write_importance(importance, source)
+    weights = write_made_up_importance(importance, open_gguf(source))
     quantize(open_gguf(source), tmp_path / "q.gguf", kind, importance_matrix=importance if with_importance else None)
     whole, before = open_gguf(tmp_path / "q.gguf"), open_gguf(source)
     checked = 0
@@ -132,7 +113,7 @@ def test_numbers_that_are_none_are_one_error(
 
 
 def test_an_importance_matrix_is_mean_squares(tiny: Path, tmp_path: Path) -> None:
-    means = write_importance(tmp_path / "imatrix.gguf", tiny)
+    means = write_made_up_importance(tmp_path / "imatrix.gguf", open_gguf(tiny))
     read = read_importance_matrix(tmp_path / "imatrix.gguf")
     assert read.keys() == means.keys()
     assert all(np.allclose(read[name], means[name]) for name in means)

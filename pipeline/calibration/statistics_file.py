@@ -20,7 +20,7 @@ from pipeline.calibration.overlap import line_sketch
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.files.texts import Text
 from pipeline.gguf_file.metadata import MetadataEntry, metadata_entry
-from pipeline.gguf_file.reader import DEFAULT_ALIGNMENT, GGUFModel, open_gguf
+from pipeline.gguf_file.reader import DEFAULT_ALIGNMENT, NAME_ERRORS, GGUFModel, open_gguf
 from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
 from pipeline.projection import ATTENTION_INPUT
 
@@ -149,15 +149,15 @@ class Calibration:
     def layer(self, number: int, name: str = ATTENTION_INPUT) -> LayerMoments:
         """The moments of an input of a layer, read now. Raises SurgeryError for one that was not observed."""
         prefix = f"blk.{number}.{name}."
-        if prefix + "sum" not in self.file.tensors:
+        if not {prefix + "sum", prefix + "count"} <= self.file.tensors.keys():
             raise SurgeryError(f"{self.path}: holds no statistics of layer {number}; calibrate again")
         tokens = self.file.read(prefix + "count")[0]
         mean, inputs, received = (
             self.file.read(prefix + what).astype(np.float64) / tokens if prefix + what in self.file.tensors else None
             for what in ("sum", *MATRICES)
         )
-        assert mean is not None  # they are written together
-        assert inputs is not None
+        if mean is None or inputs is None or not fit(mean, inputs, received):
+            raise SurgeryError(f"{self.path}: the statistics of layer {number} do not fit together; calibrate again")
         where = f"{self.source.model_name}: layer {number}"
         rotated, mode = self.file.read(prefix + "rope") if prefix + "rope" in self.file.tensors else (0, 0)
         observed = None if received is None else unpack(received)
@@ -170,6 +170,11 @@ class Calibration:
         """
         names = [name.removesuffix(".in_sum2") for name in self.file.tensors if name.endswith(".in_sum2")]
         return {n: (self.file.read(f"{n}.in_sum2"), self.file.read(f"{n}.counts")) for n in names}
+
+
+def fit(mean: np.ndarray, *triangles: np.ndarray | None) -> bool:
+    """Whether the triangles are of moments of what has this mean, (d,)."""
+    return mean.ndim == 1 and all(t is None or t.shape == (mean.size * (mean.size + 1) // 2,) for t in triangles)
 
 
 def pack(matrix: np.ndarray) -> np.ndarray:
@@ -348,6 +353,6 @@ def _checksum(metadata: list[MetadataEntry], arrays: Mapping[str, np.ndarray]) -
     for entry in metadata:
         digest.update(entry.raw)
     for name, values in arrays.items():
-        digest.update(struct.pack("<Q", len(name)) + name.encode())
+        digest.update(struct.pack("<Q", len(name)) + name.encode(errors=NAME_ERRORS))
         digest.update(np.ascontiguousarray(values).data)
     return digest.hexdigest()

@@ -54,8 +54,7 @@ def earlier_operations(model: GGUFModel) -> dict[str, str]:
     """What operations on the same model left, as JSON under `previous`; empty if there were none."""
     earlier = {key: entry.value for key, entry in model.metadata.items() if key.startswith(PREFIX)}
     if PREFIX + "previous" in earlier:
-        with suppress(
-            ValueError
-        ):  # nested as JSON, not as JSON within a string, which would double with each operation
+        # nested as JSON, not as JSON within a string, which would double with each operation
+        with suppress(ValueError, TypeError, RecursionError):
             earlier[PREFIX + "previous"] = json.loads(earlier[PREFIX + "previous"])
     return {"previous": json.dumps(earlier)} if earlier else {}

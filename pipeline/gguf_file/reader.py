@@ -19,6 +19,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
 from pipeline.errors import SurgeryError
 from pipeline.files.open_file import OpenFile
+from pipeline.gguf_file.hyperparameters import unexpected_value
 from pipeline.gguf_file.metadata import Cursor, MetadataEntry
 
 DEFAULT_ALIGNMENT = 32
@@ -86,8 +87,18 @@ class GGUFModel:
         return str(self.get("general.architecture", ""))
 
     def hyperparameter(self, name: str, default: Any = None) -> Any:
-        """The value of `<architecture>.<name>`, such as `block_count`, or `default`."""
-        return self.get(f"{self.architecture}.{name}", default)
+        """The value of `<architecture>.<name>`, such as `block_count`, or `default`.
+
+        Raises SurgeryError for what cannot be the value of such a name, see `unexpected_value`.
+        """
+        key = f"{self.architecture}.{name}"
+        if key not in self.metadata:
+            return default
+        value = self.metadata[key].value
+        if expected := unexpected_value(name, value):
+            shown = ascii(value if not isinstance(value, list) else value[:3])[:60]
+            raise SurgeryError(f"{self.path}: {key} is {shown}; expected {expected}; the file is damaged, get it anew")
+        return value
 
     def read_raw(self, name: str) -> np.ndarray:
         """The stored bytes of a tensor: uint8, of shape (rows, bytes per row)."""

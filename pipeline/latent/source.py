@@ -87,7 +87,9 @@ def require_convertible(model: GGUFModel) -> LatentSource:
                     model, f"has {roles[role].rows} x {roles[role].columns} numbers in {role} of layer {layer}"
                 )
     base = float(model.hyperparameter("rope.freq_base", DEFAULT_FREQUENCY_BASE))
-    epsilon = float(model.hyperparameter("attention.layer_norm_rms_epsilon"))
+    epsilon = float(model.hyperparameter("attention.layer_norm_rms_epsilon", 0.0))
+    if base <= 0 or epsilon <= 0:
+        raise _refusal(model, f"has a base of RoPE of {base:g} and an epsilon of its norms of {epsilon:g}")
     return LatentSource(heads, kv_heads, size, width, base, epsilon, attention.layers)
 
 

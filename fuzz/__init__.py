@@ -1,0 +1,1 @@
+"""Mutated files against everything that reads them: `python -m fuzz`, or `make fuzz`."""
