@@ -4,11 +4,13 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 
 from gguf import GGMLQuantizationType
 
+from fuzz.checkpoint_mutants import FILES, checkpoint_mutants
 from fuzz.gguf_mutants import mutant, take_apart
 from native.errors import NativeError
 from pipeline.attention import find_attention
@@ -93,10 +95,16 @@ def statistics(folder: Path) -> Target:
     return Target(lambda random: mutant([seed], random), read)
 
 
+def checkpoints(file: str, folder: Path) -> Target:
+    """Checkpoints of which one file is a mutant, converted."""
+    return Target(*checkpoint_mutants(folder, file))
+
+
 TARGETS: dict[str, Callable[[Path], Target]] = {
     "gguf": gguf_models,
     "imatrix": importance_matrices,
     "statistics": statistics,
+    **{file: partial(checkpoints, file) for file in FILES},
 }
 
 
