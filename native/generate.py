@@ -83,7 +83,7 @@ def chat(
                     prompt = prompt_tokens(model, messages, n_ctx, plain=plain)
                 except NativeError as error:
                     messages.pop()
-                    advice = "; --plain does without it" if isinstance(error, ChatTemplateError) else ""
+                    advice = "; `plain` does without it" if isinstance(error, ChatTemplateError) else ""
                     reply = Refusal(f"{error}{advice}")
                     continue
                 answer: list[str] = []
@@ -103,7 +103,7 @@ def prompt_tokens(
         raise NativeError(f"{model.path}: the prompt has no tokens in this model's vocabulary; ask something else")
     if n_ctx is not None and len(tokens) >= n_ctx:
         raise NativeError(
-            f"the conversation has {len(tokens)} tokens, the context {n_ctx}; use a larger --ctx or start anew"
+            f"the conversation has {len(tokens)} tokens, the context {n_ctx}; use a larger `n_ctx` or start anew"
         )
     return tokens
 

@@ -75,7 +75,7 @@ def quantize_file(
     if llama_cpp.llama_model_quantize(source.encode(), output.encode(), ctypes.byref(params)):
         error = native_log().error(f"{source}: llama.cpp could not quantise it to {kind}")
         if importance is None and "imatrix" in str(error):
-            error = NativeError(f"{kind}: needs an importance matrix for this model; give one with --imatrix")
+            error = NativeError(f"{kind}: needs an importance matrix for this model; give one with `importance_matrix`")
         if "iostream error" in str(error):
             raise OSError(errno.EIO, "llama.cpp's quantiser ran into a write error; is the disk full?")
         raise error

@@ -21,7 +21,7 @@ def quantize_rows(values: np.ndarray, kind: int, importance: np.ndarray | None =
     library = ggml_base()
     name = library.ggml_type_name(kind).decode().upper()
     if importance is None and library.ggml_quantize_requires_imatrix(kind):
-        raise NativeError(f"{name} needs an importance matrix; choose another type, or --outtype auto")
+        raise NativeError(f"{name} needs an importance matrix; choose another type, or `outtype` auto")
     rows, columns = values.shape
     values = np.ascontiguousarray(values, np.float32)
     result = np.empty((rows, library.ggml_row_size(kind, columns)), np.uint8)

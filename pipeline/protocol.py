@@ -55,6 +55,7 @@ class CellFile:
 class OperationKind:
     """A kind of operation, with the class of its choices.
 
+    command: what `surgery` calls it; quantises: whether that command has --quant
     methods: the names by which a grid has it
     algorithm: what `pipeline.revision` calls the code that decides its numbers
     of_grid: the operations that a grid's choices make, see `pipeline.compare.grid.Grid`
@@ -67,6 +68,8 @@ class OperationKind:
     """
 
     plan: type
+    command: str
+    quantises: bool
     methods: tuple[str, ...]
     algorithm: str
     of_grid: Callable[[Mapping[str, Any]], Sequence[Operation]]

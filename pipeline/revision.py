@@ -22,7 +22,11 @@ from pipeline.resources import machine_name
 ROOT = Path(__file__).parent.parent
 DECOMPOSING = (
     "pipeline/decompose",
+    "pipeline/calibration/metrics.py",
     "pipeline/attention.py",
+    "pipeline/layer_tensors.py",
+    "pipeline/layers.py",
+    "pipeline/projection.py",
     "pipeline/files/encode.py",
     "pipeline/gguf_file/reader.py",
 )

@@ -189,7 +189,7 @@ def test_a_study_is_of_one_model_one_text_and_one_context(
     other.write_text(english.read_text() * 2)
     with pytest.raises(UsageError, match="is a study of another text"):
         run(study, tiny, other)
-    with pytest.raises(UsageError, match=r"--ctx 32: .* was measured with 64"):
+    with pytest.raises(UsageError, match=r"`n_ctx=32`: .* was measured with 64"):
         run(study, tiny, english, n_ctx=32)
 
 
@@ -396,7 +396,7 @@ def test_an_operation_that_fails_fails_its_cells_alone(
 def test_a_study_that_cannot_be_written_names_its_option(tmp_path: Path) -> None:
     (tmp_path / "lock").mkdir()  # root may write in a read-only folder, but not this
     for folder, message in ((Path("/proc/study"), "name another folder"), (tmp_path, "Is a directory")):
-        with pytest.raises(UsageError, match=f"-o {folder}: cannot be written: .*{message}"):
+        with pytest.raises(UsageError, match=f"`folder` {folder}: cannot be written: .*{message}"):
             make_folder(folder)
 
 

@@ -159,7 +159,7 @@ def test_texts(tmp_path: Path) -> None:
     path.write_bytes(b"caf\xe9")
     with pytest.raises(SurgeryError, match=r"not UTF-8 text \(byte 3\)"):
         read_text(str(path))
-    with pytest.raises(UsageError, match="--text nowhere: no such file"):
+    with pytest.raises(UsageError, match="`text` nowhere: no such file"):
         read_text("nowhere")
 
 
@@ -179,7 +179,7 @@ def test_several_texts_are_each_measured_as_if_alone(
     assert both.worst == max(alone, key=lambda one: one.kld_mean).text
     assert (both.chunks, both.tokens_scored) == (6, 2 * alone[0].tokens_scored)
     assert told == [(done, 6) for done in range(7)]  # chunk by chunk
-    with pytest.raises(UsageError, match="--text again: is the same text as reversed; give it once"):
+    with pytest.raises(UsageError, match="`text` again: is the same text as reversed; give it once"):
         evaluate(other, [*texts, Text("again", texts[1].content)], options=options)
 
 

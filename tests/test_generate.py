@@ -104,7 +104,7 @@ def test_the_context_is_a_limit(tiny: Path) -> None:
     [(_, statistics)] = say(tiny, ["abc"], SamplingOptions(temperature=0, max_tokens=1000), n_ctx=256)
     assert statistics.finish_reason in ("context", "stop")
     assert statistics.prompt_tokens + statistics.generated_tokens <= 256
-    with pytest.raises(Refused, match="use a larger --ctx"):
+    with pytest.raises(Refused, match="use a larger `n_ctx`"):
         say(tiny, ["x" * 300], GREEDY, n_ctx=256)
 
 
@@ -149,7 +149,7 @@ def test_what_is_kept_of_a_memory_gives_the_logits_of_a_fresh_one(tiny: Path, tm
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
-        ("{{ raise_exception('Roles must\nalternate') }}", "fails: Roles must alternate; --plain does without it"),
+        ("{{ raise_exception('Roles must\nalternate') }}", "fails: Roles must alternate; `plain` does without it"),
         ("\n{% frobnicate %}", "fails: line 2: Encountered unknown tag 'frobnicate'"),
         ("{{ nothing + messages[0].content }}", "fails: 'nothing' is undefined"),
         ("{% for t in tools %}{% endfor %}", "fails: TypeError: 'NoneType' object is not iterable"),
@@ -194,7 +194,7 @@ def test_a_message_that_is_refused_does_not_end_the_conversation(tmp_path: Path)
     path = with_template(tmp_path / "m.gguf", "{{ raise_exception('no') if 'x' in messages[-1].content }}" + TURNS)
     with closing(start_conversation(path, ContextOptions(n_ctx=256), GREEDY, system="Short.")) as conversation:
         first = [*ask(conversation, "abc")]
-        for refused, message in (("x", "fails: no"), ("y" * 300, "use a larger --ctx")):
+        for refused, message in (("x", "fails: no"), ("y" * 300, "use a larger `n_ctx`")):
             with pytest.raises(Refused, match=message):
                 [*ask(conversation, refused)]
         restart(conversation)

@@ -9,6 +9,7 @@ from types import FrameType
 from native.generate import Chat
 from pipeline.cli.answering import answer
 from pipeline.cli.output import echo
+from pipeline.cli.wording import spoken
 from pipeline.conversation import Refused, restart
 from pipeline.visible import visible
 
@@ -76,7 +77,7 @@ def tell_all(conversations: Mapping[str, Chat], message: str) -> None:
                 try:
                     answer(name, conversation, message, label=len(conversations) > 1, stopped=interrupted.is_set)
                 except Refused as error:
-                    echo(f"surgery: {visible(str(error))}\n", err=True)
+                    echo(f"surgery: {visible(spoken(str(error)))}\n", err=True)
 
 
 @contextmanager

@@ -2,11 +2,11 @@
 
 import shlex
 from collections.abc import Iterator
-from dataclasses import fields
 
+from pipeline.choices import choices_of
 from pipeline.compare.cell import AS_IT_IS, Cell
-from pipeline.latent.plan import LatentPlan
-from pipeline.operation.plan import Plan
+from pipeline.compare.operations import kind_of
+from pipeline.protocol import Operation
 
 OUTPUT, BETWEEN = "cell.gguf", "between.gguf"
 
@@ -16,16 +16,13 @@ def cell_commands(cell: Cell, model: str, calibration: str | None) -> list[str]:
     plan = cell.plan
     quantised = cell.quant != AS_IT_IS
     lines: list[list[str]] = []
-    if isinstance(plan, Plan):
-        lines.append(["operate", model, "-o", OUTPUT, *_plan_options(plan), *_calibration(cell, calibration)])
-        lines[-1] += ["--quant", cell.quant] if quantised else []
-    elif isinstance(plan, LatentPlan):
-        made = BETWEEN if quantised else OUTPUT
-        rotary = ["--rotary", str(plan.rotary)] if plan.rotary else []
-        lines.append(
-            ["latent", model, "-o", made, "--cache", str(plan.cache), *rotary, *_calibration(cell, calibration)]
-        )
-        lines += [["quantize", BETWEEN, OUTPUT, cell.quant]] if quantised else []
+    if plan:
+        kind = kind_of(plan.method)
+        apart = quantised and not kind.quantises
+        lines.append([kind.command, model, "-o", BETWEEN if apart else OUTPUT, *_options(plan)])
+        lines[-1] += _calibration(cell, calibration)
+        lines[-1] += ["--quant", cell.quant] if quantised and kind.quantises else []
+        lines += [["quantize", BETWEEN, OUTPUT, cell.quant]] if apart else []
     elif quantised:
         lines.append(["quantize", model, OUTPUT, cell.quant])
     caches = [f"--cache-type-{side}={cell.cache_type}" for side in "kv"] if cell.cache_type != "f16" else []
@@ -33,12 +30,11 @@ def cell_commands(cell: Cell, model: str, calibration: str | None) -> list[str]:
     return [shlex.join(["surgery", *line]) for line in lines]
 
 
-def _plan_options(plan: Plan) -> Iterator[str]:
-    """The options of `surgery operate` that are not at their defaults, and the rank rule."""
-    for field in fields(plan):
-        value = getattr(plan, field.name)
-        if value is not None and (field.name == "threshold" or value != field.default):
-            yield f"--{field.name.replace('_', '-')}"
+def _options(plan: Operation) -> Iterator[str]:
+    """The options for what is not at its default."""
+    for name, (_, default) in choices_of(type(plan)).items():
+        if (value := getattr(plan, name)) != default:
+            yield f"--{name.replace('_', '-')}"
             yield str(value)
 
 

@@ -5,6 +5,9 @@ from typing import Any
 
 from pipeline.evaluation.scores import Scores
 from pipeline.evaluation.statistics import Quartiles
+from pipeline.tabular import Tabular
+
+KLD = ("kld_mean", "kld_low", "kld_high")
 
 
 @dataclass(frozen=True)
@@ -132,10 +135,20 @@ class BaseResult(Scores, Sizes, RunFacts):
 
 
 @dataclass(frozen=True)
-class StudyResult:
+class StudyResult(Tabular):
     """A study: what all cells share, the source, the cells, and by metric what was seen of the source's subspaces."""
 
     study: dict[str, Any]
     base: BaseResult
     cells: tuple[CellResult, ...]
     subspaces: dict[str, Any]
+
+    def headline(self) -> str:
+        return (
+            f"{self.study['model']} on {self.study['text']}; KL divergence in nats a token, 95 % intervals over chunks"
+        )
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row a cell: what it costs, and what it loses."""
+        names = ("label", "status", "chunks", "file_bytes", "kv_cache_bytes", "ppl", *KLD, "same_top")
+        return [{name: getattr(cell, name) for name in names} for cell in self.cells]

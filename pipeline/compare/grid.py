@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.choices import CHOICE, Choice, choices_of
 from pipeline.compare.cell import AS_IT_IS, CACHE_TYPES, NO_METHOD, Cell
 from pipeline.compare.operations import KINDS, KNOWN_METHODS, kind_of
+from pipeline.decompose.methods import METRICS
 from pipeline.errors import UsageError
 from pipeline.files.output_file import complete_or_absent
 from pipeline.latent.plan import LatentPlan
@@ -123,6 +124,12 @@ def grid_cells(grids: Iterable[Grid]) -> list[Cell]:
             "the grid is empty: give `thresholds`, `ranks` or `budgets` for its methods, or `quants` or `cache_types`"
         )
     return sorted(cells, key=lambda cell: cell.plan is not None)
+
+
+def needed_metric(cells: Iterable[Cell]) -> str:
+    """What calibration statistics the cells need: the metric that asks most of them."""
+    metrics = ["weights", *(cell.plan.metric for cell in cells if cell.plan)]
+    return max(metrics, key=list(METRICS).index)  # they are listed by what they need
 
 
 def save_grids(path: Path, grids: Sequence[Grid], *, force: bool) -> None:

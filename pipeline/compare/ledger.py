@@ -153,14 +153,14 @@ def open_ledger(folder: Path, *, create: bool = False) -> Iterator[Ledger]:
 def make_folder(folder: Path) -> None:
     """Make the folder of a study if it is missing. Raises UsageError when it cannot be, or nothing written in it."""
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"-o {folder}: is a file; name a folder for the study")
+        raise UsageError(f"`folder` {folder}: is a file; name a folder for the study")
     if not folder.parent.is_dir():
-        raise UsageError(f"-o {folder}: the folder {folder.parent} does not exist; make it first")
+        raise UsageError(f"`folder` {folder}: the folder {folder.parent} does not exist; make it first")
     try:
         folder.mkdir(exist_ok=True)
         (folder / "lock").open("a").close()
     except OSError as error:
-        raise UsageError(f"-o {folder}: cannot be written: {error.strerror}; name another folder") from None
+        raise UsageError(f"`folder` {folder}: cannot be written: {error.strerror}; name another folder") from None
 
 
 def _lay_out(connection: sqlite3.Connection) -> None:

@@ -284,7 +284,7 @@ def open_study(
             )
         if known and known["n_ctx"] != settings.n_ctx:
             raise UsageError(
-                f"--ctx {settings.n_ctx}: {folder} was measured with {known['n_ctx']}; name another folder"
+                f"`n_ctx={settings.n_ctx}`: {folder} was measured with {known['n_ctx']}; name another folder"
             )
         calibration = calibrate()
         study = Study(folder, model, settings, calibration, ledger)

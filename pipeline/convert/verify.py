@@ -62,7 +62,7 @@ def verified(model: Checkpoint, pre: str | None = None) -> Checkpoint:
         )
         if pre is None:
             raise SurgeryError(f"{what}; llama.cpp cannot express this tokenizer")
-        return replace(model, notes=(*model.notes, f"{what}; is --pre {pre} right?"))
+        return replace(model, notes=(*model.notes, f"{what}; is `pre` {pre} right?"))
     return model
 
 

@@ -16,6 +16,7 @@ from pipeline.evaluation.scores import Scores, perplexity, summarise
 from pipeline.evaluation.statistics import require_finite
 from pipeline.files.texts import Text, named
 from pipeline.progress import Progress, silent
+from pipeline.tabular import Tabular
 
 SMALLEST_CONTEXT = 8
 
@@ -31,7 +32,7 @@ class TextEvaluation(Scores):
 
 
 @dataclass(frozen=True)
-class Evaluation(Scores):
+class Evaluation(Scores, Tabular):
     """What a model does with `texts`: the scores are those of a single one, or of all, which count alike.
 
     text, chunks, tokens_scored: the names and the sums of all texts; text_sha256: of a single one
@@ -52,6 +53,16 @@ class Evaluation(Scores):
     seconds: float
     tokens_per_second: float
     kv_cache_bytes: int
+
+    def headline(self) -> str:
+        beside = f", KL divergence from {self.base} in nats a token" if self.base else ""
+        return f"{self.model}: perplexity{beside}, with 95 % intervals over chunks"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row a text."""
+        divergence = ("kld_mean", "kld_low", "kld_high", "same_top") if self.base else ()
+        names = ("text", "chunks", "ppl", "ppl_low", "ppl_high", *divergence)
+        return [{name: getattr(text, name) for name in names} for text in self.texts]
 
 
 def evaluate(

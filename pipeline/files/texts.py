@@ -52,14 +52,14 @@ def read_text(name: str) -> Text:
     path = Path(name).expanduser()
     if not path.is_file():
         raise UsageError(
-            f"--text {name}: {no_file(path)}; name a UTF-8 text file, or one of {', '.join(EMBEDDED_TEXTS)}"
+            f"`text` {name}: {no_file(path)}; name a UTF-8 text file, or one of {', '.join(EMBEDDED_TEXTS)}"
         )
     try:
         content = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise SurgeryError(f"--text {name}: not UTF-8 text (byte {error.start}); convert it first") from None
+        raise SurgeryError(f"`text` {name}: not UTF-8 text (byte {error.start}); convert it first") from None
     except OSError as error:
-        raise SurgeryError(f"--text {name}: cannot be read: {error.strerror}") from None
+        raise SurgeryError(f"`text` {name}: cannot be read: {error.strerror}") from None
     return Text(name, content.removesuffix("\n"))
 
 

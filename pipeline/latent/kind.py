@@ -46,6 +46,8 @@ def _growth(model: GGUFModel, plan: LatentPlan) -> int:
 
 LATENT = OperationKind(
     plan=LatentPlan,
+    command="latent",
+    quantises=False,
     methods=(METHOD,),
     algorithm="latent",
     of_grid=latent_plans,

@@ -60,6 +60,8 @@ def _seconds(model: GGUFModel, plans: Sequence[Plan]) -> float:
 
 LOW_RANK = OperationKind(
     plan=Plan,
+    command="operate",
+    quantises=True,
     methods=tuple(METHODS),
     algorithm="operation",
     of_grid=low_rank_plans,

@@ -1,0 +1,134 @@
+"""What makes models: the library's functions, which open what is named and calibrate where that is needed."""
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.calibration.calibrate import DEFAULT_CHUNKS
+from pipeline.calibration.obtain import CalibrationWatch, obtain_calibration
+from pipeline.calibration.statistics_file import Calibration
+from pipeline.files.models import open_source
+from pipeline.files.output_file import check_output
+from pipeline.files.texts import CALIBRATION_TEXT
+from pipeline.gguf_file.reader import GGUFModel
+from pipeline.latent import convert
+from pipeline.latent.kind import check_latent
+from pipeline.latent.plan import LatentPlan
+from pipeline.operation import operate as low_rank
+from pipeline.operation.layer_groups import check_plan
+from pipeline.operation.operate_and_quantize import operate_and_quantize
+from pipeline.operation.plan import Plan
+from pipeline.operation.report import OperationReport
+from pipeline.progress import Progress, silent
+from pipeline.quantization import known_type
+from pipeline.quantization import quantize as quantize_file
+
+Named = str | Path | GGUFModel
+"""A model, or what `open_model` knows it by."""
+Statistics = Calibration | str | Path
+"""Calibration statistics, or the names that `calibrate` takes."""
+
+
+def open_model(name: Named) -> GGUFModel:
+    """A GGUF file, `smollm2-135m`, a file of the hub, or a Hugging Face checkpoint, as a model whose tensors can be read.
+
+    Raises UsageError for what is none of them, SurgeryError for a damaged file.
+    """
+    return name if isinstance(name, GGUFModel) else open_source(str(name))
+
+
+def calibrate(
+    model: Named,
+    texts: str | Path = CALIBRATION_TEXT,
+    *,
+    chunks: int = DEFAULT_CHUNKS,
+    metric: str = "attention",
+    threads: int = 0,
+    progress: Progress = silent,
+) -> Calibration:
+    """What a model's attention sees of `texts`: files, with commas between, or `self`, which the model writes.
+
+    From the cache, or taken now over up to `chunks` chunks of 512 tokens of each. `metric` inputs is taken faster,
+    without the probes that `attention` needs. `progress` counts chunks.
+    """
+    return obtain_calibration(
+        open_model(model), str(texts), chunks=chunks, metric=metric, threads=threads,
+        watch=CalibrationWatch(capturing=progress), argument="texts",
+    )  # fmt: skip
+
+
+def operate(
+    model: Named,
+    output: str | Path,
+    plan: Plan = Plan(),
+    *,
+    calibration: Statistics = CALIBRATION_TEXT,
+    quant: str | None = None,
+    threads: int = 0,
+    force: bool = False,
+    progress: Progress = silent,
+) -> OperationReport:
+    """Write `output`: `model` with its q, k and v replaced as `plan` says, then quantised whole to `quant`, if given.
+
+    `calibration` is used by a plan whose metric is not `weights`. `progress` counts groups. Raises UsageError for a plan
+    that the model cannot follow or an output that exists, unless by `force`.
+    """
+    source, path = open_model(model), Path(output)
+    if quant:
+        known_type(quant)
+    check_output(path, force=force, sources=source.paths)
+    check_plan(source, plan)
+    moments = None if plan.metric == "weights" else statistics(source, calibration, plan.metric, threads)
+    if quant:
+        return operate_and_quantize(
+            source, path, plan, quant, calibration=moments, threads=threads, force=force, operating=progress
+        )[0]
+    return low_rank.operate(source, path, plan, calibration=moments, threads=threads, force=force, progress=progress)
+
+
+def convert_to_latent(
+    model: Named,
+    output: str | Path,
+    plan: LatentPlan = LatentPlan(),
+    *,
+    calibration: Statistics = CALIBRATION_TEXT,
+    threads: int = 0,
+    force: bool = False,
+    progress: Progress = silent,
+) -> convert.LatentReport:
+    """Write `output`: `model`, a Llama, with keys and values cached as one small latent. `progress` counts layers.
+
+    Raises SurgeryError for a model that cannot be converted, UsageError for a plan that it cannot follow.
+    """
+    source, path = open_model(model), Path(output)
+    check_latent(source, plan)
+    check_output(path, force=force, sources=source.paths)
+    moments = statistics(source, calibration, plan.metric, threads)
+    return convert.convert_to_latent(source, path, plan, moments, threads=threads, force=force, progress=progress)
+
+
+def quantize(
+    model: Named,
+    output: str | Path,
+    kind: str,
+    *,
+    importance_matrix: str | Path | None = None,
+    threads: int = 0,
+    force: bool = False,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Write `output`: `model` in a type of llama.cpp's quantiser such as Q4_K_M; `progress` counts tensors.
+
+    The result has the keys that `surgery quantize` prints as JSON. Raises UsageError for an unknown type.
+    """
+    matrix = None if importance_matrix is None else Path(importance_matrix)
+    return quantize_file(
+        open_model(model), Path(output), kind,
+        importance_matrix=matrix, threads=threads, force=force, progress=progress,
+    )  # fmt: skip
+
+
+def statistics(model: GGUFModel, given: Statistics, metric: str, threads: int) -> Calibration:
+    """Statistics that are given, or those by that name."""
+    if isinstance(given, Calibration):
+        return given
+    return obtain_calibration(model, str(given), metric=metric, threads=threads)
