@@ -52,7 +52,7 @@ def measure_speeds(
                     if model.learned_positions and n_ctx > model.n_ctx_train:
                         raise NativeError(
                             f"{model.path}: has learned positions for {model.n_ctx_train} tokens, and measuring its"
-                            f" speed behind {depth} takes {n_ctx}; leave --depths out"
+                            f" speed behind {depth} takes {n_ctx}; leave `depths` out"
                         )
                 contexts = [
                     stack.enter_context(open_context(model, replace(options, n_ctx=n_ctx, n_batch=PROMPT_TOKENS)))
