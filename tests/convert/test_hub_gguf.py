@@ -70,7 +70,8 @@ def test_fetched_once_and_found_offline(hub: SmallHub, surgery: SurgeryProcess, 
     assert hub.requests == []
     default = surgery("operate", f"hf.co/{REPOSITORY}", "-o", "out.gguf", "--rank", "2", env=env)
     assert default.returncode == 0, default.stderr
-    assert hub.fetched() == {"tiny-Q4_K_M.gguf"}
+    cached = {path.name for path in (tmp_path / "hf-home").rglob("snapshots/*/*.gguf")}
+    assert cached == {"tiny-Q8_0.gguf", "tiny-Q4_K_M.gguf"}
     assert open_gguf(tmp_path / "out.gguf").get("surgery.source.name") is not None
 
 
