@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -21,9 +22,11 @@ from pipeline.gguf_file.metadata import metadata_entry
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
 from pipeline.latent.architecture import LATENT_SHARE
+from pipeline.latent.byte_budget import bits_per_number, choose_within_bytes, predicted_loss, relative_noise
 from pipeline.latent.convert import LatentReport, convert_to_latent
 from pipeline.latent.plan import LatentPlan, choose_layout
 from pipeline.latent.source import require_convertible
+from pipeline.layers import AttentionLayers
 from tests.conftest import SurgeryProcess
 from tests.tiny_model import TinyModel, write_tiny_model
 
@@ -101,15 +104,17 @@ def test_positions_matter_and_only_relative_ones(converted: Path, halved: tuple[
         assert np.abs(logits(path, swapped)[-1] - plain[-1]).max() > 0.01
 
 
-def test_the_norm_on_the_latent_is_neutral(converted: Path) -> None:
-    model = open_gguf(converted)
+def test_the_norm_on_the_latent_is_neutral(converted: Path, folder: Path) -> None:
+    model, calibration = open_gguf(converted), open_calibration(folder / "one.statistics.gguf")
     epsilon = model.hyperparameter("attention.layer_norm_rms_epsilon")
     rank = model.hyperparameter("attention.kv_lora_rank")
-    x = np.random.default_rng(0).standard_normal((2000, 64))
-    x /= np.sqrt(np.mean(x**2, axis=1, keepdims=True))
+    noise = np.random.default_rng(0).standard_normal((2000, 64))
     for layer in range(2):
+        values, vectors = np.linalg.eigh(calibration.layer(layer).inputs)
+        x = noise @ (vectors * np.sqrt(np.maximum(values, 0))).T
         z = x @ model.read(f"blk.{layer}.attn_kv_a_mqa.weight")[:rank].T.astype(float)
         square = np.mean(z**2, axis=1)
+        assert square.mean() == pytest.approx(LATENT_SHARE * epsilon, rel=0.1)
         divisors = np.sqrt(square + epsilon)
         assert divisors.max() / divisors.min() - 1 < LATENT_SHARE * square.max() / square.mean()
         assert np.abs(divisors / np.sqrt(epsilon * (1 + LATENT_SHARE)) - 1).max() < 5e-4
@@ -230,6 +235,10 @@ def test_harmless_extras_are_taken(tiny: Path, tmp_path: Path) -> None:
         ({"rotary": 18}, "--rotary 18: the source rotates 16"),
         ({"cache": 16, "rotary": 16}, "leave no latent"),
         ({"outtype": "q4_0"}, "--outtype 'q4_0'"),
+        ({"cache_type": "q3_0"}, "--cache-type 'q3_0'"),
+        ({"cache": 48, "cache_type": "q4_0"}, "no whole blocks of q4_0; choose a multiple of 32"),
+        ({"cache_bytes": 0.0}, "--cache-bytes 0"),
+        ({"cache_bytes": float("nan")}, "--cache-bytes nan"),
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused(tiny: Path, options: dict[str, float], message: str) -> None:
@@ -242,6 +251,29 @@ def test_shares_are_whole_blocks_of_a_quantised_cache(embedded: Path) -> None:
     assert source.cached_numbers == 384
     assert [choose_layout(LatentPlan(cache=share), source).cached_numbers for share in (0.5, 0.6, 1)] == [192, 224, 384]
     assert choose_layout(LatentPlan(cache=200), source).cached_numbers == 200
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "q5_0", "q4_0"])
+def test_the_noise_of_a_type_is_that_of_its_rounding(kind: str) -> None:
+    """A step of a block of 32 normal numbers is their largest size, about 2.1, over the type's largest integer."""
+    steps = 2.1 / {"q8_0": 127, "q5_0": 16, "q4_0": 8}[kind]
+    assert relative_noise(kind) == pytest.approx(steps**2 / 12, rel=0.35)
+
+
+def test_bytes_are_spent_on_numbers_or_bits_by_what_is_predicted_to_lose_least(
+    tiny: Path, tiny_statistics: Calibration
+) -> None:
+    model = open_gguf(tiny)
+    source, layers = require_convertible(model), AttentionLayers(model, tiny_statistics)
+    for share in (0.3, 0.55, 1.0):
+        chosen = choose_within_bytes(LatentPlan(cache_bytes=share), source, layers.values())
+        assert chosen.cache * bits_per_number(chosen.cache_type) <= share * 16 * source.cached_numbers
+        loss = sum(predicted_loss(chosen, source, layer) for layer in layers.values())
+        for other in (replace(chosen, cache_type="iq4_nl"), LatentPlan(cache=32, cache_type="f16")):
+            if other.cache * bits_per_number(other.cache_type) <= share * 16 * source.cached_numbers:
+                assert loss <= sum(predicted_loss(other, source, layer) for layer in layers.values())
+    with pytest.raises(UsageError, match=r"--cache-bytes 0\.05: too little"):
+        choose_within_bytes(LatentPlan(cache_bytes=0.05), source, layers.values())
 
 
 def test_statistics_of_another_model_are_refused(one_head: Path, tiny_statistics: Calibration, tmp_path: Path) -> None:

@@ -15,15 +15,17 @@ from pipeline.gguf_file.reader import open_gguf
 from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
 from pipeline.latent import queries, values
 from pipeline.latent.compression import compress
+from pipeline.latent.equalise import equalise_rotary, equalising_scales
 from pipeline.latent.rotary import align_keys, as_complex, as_real, frequencies, mean_turns, multiplication
 from pipeline.latent.scaled import SCALE_OFFSETS, read_scaled, scaled_type
-from pipeline.latent.scores import SampledAttention, rotate_at
+from pipeline.latent.scores import SampledAttention, latent_scores, rotate_at
 from pipeline.latent.weights import LatentWeights
 
 pytestmark = pytest.mark.numerical
 
 RNG = np.random.default_rng(0)
 HEADS, KV_HEADS, PAIRS, WIDTH = 4, 2, 3, 10
+F32 = GGMLQuantizationType.F32
 
 
 def moment(d: int) -> np.ndarray:
@@ -114,11 +116,50 @@ def latent_weights(rank: int) -> LatentWeights:
     )  # fmt: skip
 
 
+def noise_of_one_block(scales: np.ndarray, energy: np.ndarray, cost: np.ndarray) -> float:
+    return float((cost / scales**2).sum() * (scales**2 * energy).sum())
+
+
+def test_equalising_scales_make_the_noise_of_a_block_cost_least() -> None:
+    energy, cost = RNG.uniform(0.01, 10, (2, 7))
+    scales = equalising_scales(energy, cost)
+    assert np.mean(scales**2 * energy) == pytest.approx(1)
+    least = noise_of_one_block(scales, energy, cost)
+    assert least == pytest.approx(np.sqrt(energy * cost).sum() ** 2)
+    for change in RNG.uniform(0.8, 1.25, (20, 7)):
+        assert noise_of_one_block(scales * change, energy, cost) >= least
+    assert np.isfinite(equalising_scales(np.array([0.0, 1.0]), np.array([1.0, 0.0]))).all()
+    assert np.isfinite(equalising_scales(np.zeros(3), np.zeros(3))).all()
+
+
+def test_equalising_changes_no_score_and_makes_a_quantised_cache_better() -> None:
+    pairs = 16
+    inputs, nothing = RNG.standard_normal((2, 24, WIDTH)).astype(np.float32), np.zeros((1, 2, WIDTH), np.float32)
+    attention = SampledAttention(inputs, nothing, nothing, nothing, frequencies(100.0, pairs))
+    q = RNG.standard_normal((1, 6, WIDTH))
+    sizes = np.repeat(np.geomspace(0.01, 10, pairs), 2)
+    weights = LatentWeights(
+        RNG.standard_normal((32, WIDTH)), sizes[:, None] * RNG.standard_normal((2 * pairs, WIDTH)),
+        np.zeros((1, 6, 32)), RNG.standard_normal((1, 6, 2 * pairs)), np.zeros((1, 6, 32)),
+    )  # fmt: skip
+    queries_read = (attention.inputs[:, attention.positions] @ q[0].T).astype(np.float32)
+
+    def scores(kind: GGMLQuantizationType) -> np.ndarray:
+        return np.concatenate(
+            latent_scores(weights, attention, kind).scores(queries_read, weights.query_maps(0)), axis=1
+        )
+
+    right, rounded = scores(F32), scores(GGMLQuantizationType.Q4_0)
+    equalise_rotary(weights, q, np.eye(WIDTH))
+    assert np.allclose(scores(F32), right, rtol=1e-3, atol=1e-3 * np.abs(right).max())
+    assert np.square(scores(GGMLQuantizationType.Q4_0) - right).sum() < 0.5 * np.square(rounded - right).sum()
+
+
 def test_refitted_queries_are_the_weighted_least_squares_solution(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queries, "ITERATIONS", 300)
     monkeypatch.setattr(queries, "RIDGE", 0.0)
     attention, weights = sampled(), latent_weights(rank=2)
-    _, error = queries.refit_queries(weights, attention)
+    _, error = queries.refit_queries(weights, attention, F32)
     positions, n = attention.positions, attention.inputs.shape[1]
     key = attention.inputs @ weights.rotary_key.T
     cache = np.concatenate(
@@ -147,7 +188,7 @@ def test_refitted_queries_are_the_weighted_least_squares_solution(monkeypatch: p
 
 def test_refitting_never_makes_it_worse_and_leaves_what_is_exact() -> None:
     attention, weights = sampled(), latent_weights(rank=3)
-    before, after = queries.refit_queries(weights, attention)
+    before, after = queries.refit_queries(weights, attention, F32)
     assert after < before
     full = LatentWeights(
         attention.k.reshape(-1, WIDTH), np.zeros((2 * PAIRS, WIDTH)), np.zeros((HEADS, 2 * PAIRS, KV_HEADS * 2 * PAIRS)),
@@ -158,7 +199,7 @@ def test_refitting_never_makes_it_worse_and_leaves_what_is_exact() -> None:
         start = head // (HEADS // KV_HEADS) * 2 * PAIRS
         full.latent_query[head, :, start : start + 2 * PAIRS] = np.eye(2 * PAIRS)
     maps = full.latent_query.copy()
-    assert queries.refit_queries(full, still)[0] < 1e-9
+    assert queries.refit_queries(full, still, F32)[0] < 1e-9
     assert np.array_equal(full.latent_query, maps)
 
 
@@ -194,7 +235,7 @@ def test_refitted_values_are_the_least_squares_solution_for_the_whole_output(mon
     attention, weights = sampled(), latent_weights(rank=2)
     output = RNG.standard_normal((HEADS, 30, 2 * PAIRS)).astype(np.float32)
     start = weights.value.copy()
-    values.refit_values(weights, attention, output)
+    values.refit_values(weights, attention, output, F32)
     mixtures, wanted = sampled_outputs(weights, replace(attention, apart=values.MIXTURES_APART), output)
     design = np.einsum("hdb,hnr->ndhbr", output, mixtures).reshape(wanted.size, -1)
     best = np.linalg.lstsq(design, wanted.ravel(), rcond=None)[0]
@@ -208,7 +249,7 @@ def test_the_ridge_keeps_values_that_nothing_speaks_against(monkeypatch: pytest.
     output = RNG.standard_normal((HEADS, 30, 2 * PAIRS)).astype(np.float32)
     before = weights.value.copy()
     monkeypatch.setattr(values, "RIDGE", 1e6)
-    values.refit_values(weights, attention, output)
+    values.refit_values(weights, attention, output, F32)
     assert np.allclose(weights.value, before, atol=1e-4)
 
 

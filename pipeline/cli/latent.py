@@ -12,6 +12,7 @@ from pipeline.cli.choices import plan_options
 from pipeline.cli.options import (
     calibration_option,
     force_option,
+    given,
     json_option,
     model_argument,
     output_option,
@@ -19,6 +20,7 @@ from pipeline.cli.options import (
 )
 from pipeline.cli.output import ProgressReport, echo, print_json, print_table, warn
 from pipeline.cli.program import program
+from pipeline.errors import UsageError
 from pipeline.files.models import open_model
 from pipeline.files.output_file import check_output
 from pipeline.latent.convert import LatentReport, convert_to_latent
@@ -49,6 +51,8 @@ def command(
 
     Any llama.cpp that knows DeepSeek's architecture runs it. Nothing is trained.
     """
+    if choices["cache_bytes"] is not None and (given("cache") or given("cache_type")):
+        raise UsageError("--cache-bytes chooses --cache and --cache-type; leave them out")
     plan = LatentPlan(**choices)
     source = open_model(model)
     check_latent(source, plan)  # before anything takes long
@@ -76,11 +80,16 @@ def print_report(model: str, report: LatentReport) -> None:
     layout = report.layout
     echo(
         f"\ncached per token and layer: {layout.cached_numbers} numbers instead of {report.source_numbers}"
-        f" ({report.share:.0%}), {layout.rank} of them the latent and {2 * layout.pairs} with RoPE"
+        f" ({report.share:.0%}), {layout.rank} of them the latent and {2 * layout.pairs} with RoPE;"
+        f" as {report.plan.cache_type} {report.byte_share:.0%} of the bytes of an F16 cache"
     )
     if layout.cached_numbers % 32:
         warn(f"{layout.cached_numbers} is not a multiple of 32, so this cache cannot be quantised")
     echo(f"wrote {report.output} ({report.output_bytes / 1e6:,.1f} MB) in {report.seconds:.1f} s\n")
     name = shlex.quote(report.output)
-    echo(f"what it lost:   {program()} eval {name} --base {shlex.quote(model)} --chunks 8")
-    echo(f"what it says:   {program()} run {name} --beside {shlex.quote(model)} --prompt 'What is machine learning?'")
+    kind = report.plan.cache_type
+    options = "" if kind == "f16" else f" --cache-type-k {kind} --cache-type-v {kind}"
+    echo(f"what it lost:   {program()} eval {name} --base {shlex.quote(model)} --chunks 8{options}")
+    echo(
+        f"what it says:   {program()} run {name}{options} --beside {shlex.quote(model)} --prompt 'What is machine learning?'"
+    )

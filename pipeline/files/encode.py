@@ -1,7 +1,7 @@
 """Turn reconstructed float32 matrices into the bytes of a GGUF tensor type."""
 
 import numpy as np
-from gguf import GGMLQuantizationType, quantize
+from gguf import GGMLQuantizationType, dequantize, quantize
 
 from native.quantize_rows import quantize_rows
 from pipeline.attention import Projection
@@ -53,3 +53,9 @@ def encode_rows(
         weights = [None] * len(values) if importance is None else np.split(importance, len(values))
         return np.stack([quantize_rows(*each) for each in zip(values, [kind] * len(values), weights, strict=True)])
     return quantize_rows(values, kind, importance)
+
+
+def as_stored(values: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
+    """Float32 `values` (..., columns) as they come back from being stored as `kind`, row by row."""
+    rows = encode_rows("cache", values.reshape(-1, values.shape[-1]), kind)
+    return dequantize(rows, kind).reshape(values.shape)

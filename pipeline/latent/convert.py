@@ -27,7 +27,9 @@ from pipeline.latent.architecture import (
     layer_tensors,
     shrinks,
 )
-from pipeline.latent.layer import convert_layer, measured_distances, output_projection, sampled_attention
+from pipeline.latent.byte_budget import bits_per_number, choose_within_bytes
+from pipeline.latent.equalise import equalise_rotary
+from pipeline.latent.layer import align_layer, compress_layer, measured_distances, output_projection, sampled_attention
 from pipeline.latent.plan import CacheLayout, LatentPlan, choose_layout
 from pipeline.latent.queries import refit_queries
 from pipeline.latent.samples import sample_inputs
@@ -73,7 +75,7 @@ class LatentReport(Tabular):
 
     @property
     def share(self) -> float:
-        """The cache's share of the source's."""
+        """The cache's share of the source's numbers."""
         return self.layout.cached_numbers / self.source_numbers
 
     def headline(self) -> str:
@@ -85,6 +87,11 @@ class LatentReport(Tabular):
         """A row a layer."""
         return [asdict(layer) for layer in self.layers]
 
+    @property
+    def byte_share(self) -> float:
+        """The cache's share of the bytes of the source's, if that is one of F16."""
+        return self.share * bits_per_number(self.plan.cache_type) / 16
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "output": self.output,
@@ -92,6 +99,7 @@ class LatentReport(Tabular):
             "cached_numbers": self.layout.cached_numbers,
             "source_cached_numbers": self.source_numbers,
             "share": self.share,
+            "byte_share": self.byte_share,
             "latent_rank": self.layout.rank,
             "rotary_numbers": 2 * self.layout.pairs,
             "layers": [asdict(layer) for layer in self.layers],
@@ -120,11 +128,15 @@ def convert_to_latent(
     """
     started = time.perf_counter()
     source = require_convertible(model)
-    layout = choose_layout(plan, source)
+    choose_layout(plan, source)
     check_output(output, force=force, sources=model.paths)
     require_fit(calibration, model)
     if not calibration.has_sensitivities:
         raise UsageError.of("calibration", calibration.path, "lacks sensitivities; make it with surgery calibrate")
+    attention = AttentionLayers(model, calibration)
+    if plan.cache_bytes is not None:
+        plan = choose_within_bytes(plan, source, attention.values())
+    layout = choose_layout(plan, source)
     layers: list[LatentLayer] = []
     declared, new = declare_tensors(model, source, layout, plan.outtype)
     metadata = [*latent_metadata(model, source, layout), *_provenance(model, plan, layout, source, calibration)]
@@ -134,7 +146,6 @@ def convert_to_latent(
             create_gguf(output, metadata, declared, alignment=model.alignment, force=force, sources=model.paths)
         )
         _carry_over(model, writer, declared, new)
-        attention = AttentionLayers(model, calibration)
         fitted = side_by_side(
             lambda number: _fit_layer(source, attention[number], layout, samples.of_layer(number)),
             source.layers,
@@ -157,9 +168,11 @@ def _fit_layer(
 ) -> tuple[dict[str, np.ndarray], LatentLayer]:
     """A layer's new tensors, float32, fitted to the source's attention over sampled `inputs`, float32 (chunks, n, d)."""
     attention = sampled_attention(source, layer, inputs)
-    weights, kept = convert_layer(source, layer, layout, measured_distances(attention))
-    before, after = refit_queries(weights, attention)
-    refit_values(weights, attention, output_projection(source, layer))
+    aligned = align_layer(source, layer, layout.pairs, measured_distances(attention))
+    weights, kept = compress_layer(source, aligned, layout.rank, layer.number)
+    equalise_rotary(weights, attention.q.astype(np.float64), layer.moments("k").inputs)
+    before, after = refit_queries(weights, attention, layout.kind)
+    refit_values(weights, attention, output_projection(source, layer), layout.kind)
     square = float(np.sum((weights.latent @ layer.moments("k").inputs) * weights.latent)) / layout.rank
     tensors = layer_tensors(source, layer.number, attention.q.astype(np.float64), weights, square)
     return dict(tensors), LatentLayer(layer.number, kept, before, after)
@@ -190,6 +203,7 @@ def _provenance(
         "cached_numbers": layout.cached_numbers,
         "source_cached_numbers": source.cached_numbers,
         "rotary_numbers": 2 * layout.pairs,
+        "cache_type": plan.cache_type,
         **{f"calibration.{key}": value for key, value in calibration_facts(calibration).items()},
         "source.name": model.name,
         "source.sha256": calibration.source.model_sha256,

@@ -1,5 +1,7 @@
 """Latent attention for one layer: keys aligned over heads, some of them rotated, the rest and the values compressed."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from pipeline.calibration.metrics import attention_metric
@@ -8,7 +10,6 @@ from pipeline.decompose.attention_metric import energy
 from pipeline.decompose.weighted import Metric
 from pipeline.errors import SurgeryError
 from pipeline.latent.compression import compress
-from pipeline.latent.plan import CacheLayout
 from pipeline.latent.rotary import align_keys, as_complex, as_real, frequencies, mean_turns, multiplication
 from pipeline.latent.scores import SampledAttention
 from pipeline.latent.source import LatentSource
@@ -36,17 +37,31 @@ def measured_distances(attention: SampledAttention) -> np.ndarray:
     return np.stack([attention.distances(attention.probabilities(attention.scores(head))) for head in heads])
 
 
-def convert_layer(
-    source: LatentSource,
-    layer: Layer,
-    layout: CacheLayout,
-    distances: np.ndarray,
-) -> tuple[LatentWeights, float]:
-    """The layer's latent attention from the calibration's moments, and the share of energy that its latent keeps.
+@dataclass(frozen=True)
+class AlignedLayer:
+    """A layer's keys, aligned over heads: what stays rotated, and the rows that a latent is to stand for.
 
-    The strongest component of the keys at each of the `layout.pairs` highest frequencies is cached rotated. All others
+    rotary_key: (2 pairs, d); rotary_query: (heads, b, 2 pairs), as in `LatentWeights`
+    rows: (n, d), the keys' other components, then v; metric: in which an error of theirs is in nats
+    maps: for each head (b, n - len(v)), from its queries to the components; values: how many rows are v
+    key_cost: nats for an error of keys per unit of what the queries that meet it make of it
+    """
+
+    rotary_key: np.ndarray
+    rotary_query: np.ndarray
+    rows: np.ndarray
+    metric: Metric
+    maps: list[np.ndarray]
+    values: int
+    key_cost: float
+
+
+def align_layer(source: LatentSource, layer: Layer, rotary_pairs: int, distances: np.ndarray) -> AlignedLayer:
+    """Divide a layer's keys by the calibration's moments into what stays rotated and what does not.
+
+    The strongest component of the keys at each of the `rotary_pairs` highest frequencies is cached rotated. All others
     lose their rotation, and in exchange are multiplied by its mean over the `distances` (heads, n) that each head's
-    attention spans. They and the values are compressed together: an error counts by what it was measured to cost.
+    attention spans.
     """
     moments = layer.moments("k")
     metric_v = attention_metric(layer, "v")
@@ -58,7 +73,7 @@ def convert_layer(
     aligned = align_keys(
         as_complex(k, source.kv_heads), per_head.reshape(source.kv_heads, group, -1).sum(axis=1), inputs
     )
-    rotated = np.arange(source.pairs) < layout.pairs
+    rotated = np.arange(source.pairs) < rotary_pairs
     frequency, component = np.nonzero(~rotated[:, None] | (np.arange(source.kv_heads) > 0))
     turns = mean_turns(distances, frequencies(source.frequency_base, source.pairs))
     maps, rotary = [], []
@@ -66,7 +81,7 @@ def convert_layer(
         restore = aligned.restore[:, head // group]
         factors = (turns[head, frequency] * restore[frequency, component]).conj()
         maps.append(multiplication(factors, frequency, source.pairs))
-        kept = np.arange(layout.pairs)
+        kept = np.arange(rotary_pairs)
         rotary.append(multiplication(restore[kept, 0].conj(), kept, source.pairs))
     cost_k = layer.sensitivity("k") / energy(k, inputs, output_blocks(layer, "k"))
     cost_v = layer.sensitivity("v")
@@ -77,13 +92,19 @@ def convert_layer(
     if len(frequency):
         blocks.insert(0, cost_k * meeting)
     residual = as_real(aligned.rows[frequency, component])
-    compression = compress(np.vstack([residual, v]), Metric(inputs, blocks), layout.rank, seed=layer.number)
-    keys, values = np.split(compression.expand, [len(residual)])
+    rows, metric = np.vstack([residual, v]), Metric(inputs, blocks)
+    return AlignedLayer(as_real(aligned.rows[:rotary_pairs, 0]), np.stack(rotary), rows, metric, maps, len(v), cost_k)
+
+
+def compress_layer(source: LatentSource, aligned: AlignedLayer, rank: int, seed: int) -> tuple[LatentWeights, float]:
+    """The layer's latent attention, and the share of energy that its latent keeps: keys and values together."""
+    compression = compress(aligned.rows, aligned.metric, rank, seed)
+    keys, values = np.split(compression.expand, [len(aligned.rows) - aligned.values])
     weights = LatentWeights(
         latent=compression.latent,
-        rotary_key=as_real(aligned.rows[: layout.pairs, 0]),
-        latent_query=np.stack([m @ keys for m in maps]),
-        rotary_query=np.stack(rotary),
-        value=np.repeat(values.reshape(source.kv_heads, source.head_size, -1), group, axis=0),
+        rotary_key=aligned.rotary_key,
+        latent_query=np.stack([m @ keys for m in aligned.maps]),
+        rotary_query=aligned.rotary_query,
+        value=np.repeat(values.reshape(source.kv_heads, source.head_size, -1), source.heads // source.kv_heads, axis=0),
     )
     return weights, compression.kept

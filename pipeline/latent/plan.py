@@ -4,12 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
 from pipeline.choices import check_choices, choice, choices_of
 from pipeline.errors import UsageError
 from pipeline.latent.source import LatentSource
 
 METHOD = "latent"
 OUTTYPES = ("auto", "f32", "f16", "bf16")
+CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "q4_0")
 BLOCK = 32  # numbers in a block of a quantised cache, of which a token's must be a whole number
 
 
@@ -18,7 +21,9 @@ class LatentPlan:
     """`cache`: a share of the source's cached numbers in (0, 1], or if above 1 how many per token and layer.
 
     `rotary`: how many of them keep RoPE, an even number; None for a pair at each of the source's frequencies, but not
-    more than half of the cache. Raises UsageError, which names the argument, for what makes no sense.
+    more than half of the cache. `cache_type`: that of the KV cache it will run with, whose rounding is fitted to.
+    `cache_bytes`: a share of the bytes of the source's F16 cache, which chooses `cache` and `cache_type`.
+    Raises UsageError, which names the argument, for what makes no sense.
     """
 
     cache: float = choice(
@@ -35,6 +40,15 @@ class LatentPlan:
         "auto", str, "Type of the new matrices. auto: the source's if it is a float type, else F16. All others keep"
         " theirs.",
         names=OUTTYPES,
+    )  # fmt: skip
+    cache_type: str = choice(
+        "f16", str, "Type of the KV cache that it will run with, whose rounding is fitted to; give it to run and eval, too.",
+        names=CACHE_TYPES,
+    )  # fmt: skip
+    cache_bytes: float | None = choice(
+        None, float, "Instead of --cache and --cache-type: a share of the bytes of the source's F16 cache; numbers and type"
+        " are chosen for it by the loss that is predicted.",
+        expected="a share above 0 and at most 1, such as 0.15", low=0, above=True, high=1,
     )  # fmt: skip
 
     method: ClassVar[str] = METHOD
@@ -54,7 +68,10 @@ class LatentPlan:
     @property
     def label(self) -> str:
         """The plan in a few words, whatever is not usual last."""
-        return f"{METHOD} {self.cache:g}" + (f" rotary {self.rotary}" if self.rotary else "")
+        return f"{METHOD} {self.cache:g}" + (
+            (f" rotary {self.rotary}" if self.rotary else "")
+            + (f" for {self.cache_type}" if self.cache_type != "f16" else "")
+        )
 
     def effective(self) -> "LatentPlan":
         """The plan itself: all that it chooses makes a difference."""
@@ -72,10 +89,11 @@ def latent_plans(choices: Mapping[str, Any]) -> list[LatentPlan]:
 
 @dataclass(frozen=True)
 class CacheLayout:
-    """What a token caches in a layer: `rank` numbers of latent, then 2 `pairs` numbers that RoPE rotates."""
+    """What a token caches in a layer: `rank` numbers of latent, then 2 `pairs` numbers that RoPE rotates, as `kind`."""
 
     rank: int
     pairs: int
+    kind: GGMLQuantizationType = GGMLQuantizationType.F16
 
     @property
     def cached_numbers(self) -> int:
@@ -101,4 +119,11 @@ def choose_layout(plan: LatentPlan, source: LatentSource) -> CacheLayout:
     rank = min(numbers - 2 * pairs, source.cached_numbers - 2 * pairs, source.width)
     if rank < 1:
         raise UsageError.of("cache", plan.cache, f"{numbers} numbers leave no latent beside {2 * pairs} rotary ones")
-    return CacheLayout(rank, pairs)
+    kind = GGMLQuantizationType[plan.cache_type.upper()]
+    if (rank + 2 * pairs) % GGML_QUANT_SIZES[kind][0]:
+        raise UsageError.of(
+            "cache", plan.cache,
+            f"{rank + 2 * pairs} numbers per token and layer are no whole blocks of {plan.cache_type}; choose a multiple of"
+            f" {BLOCK}, or the cache type f16",
+        )  # fmt: skip
+    return CacheLayout(rank, pairs, kind)

@@ -1,0 +1,67 @@
+"""How many numbers to cache, and as which type, for a share of the source's bytes: what is predicted to lose least.
+
+A latent of rank r loses the energy of the components that it leaves out, and each number that it keeps is rounded. With
+the scales of `equalise.py` a block whose numbers have energies e and costs c loses noise / n (sum_i sqrt(c_i e_i))^2,
+noise being the type's mean square error of numbers of mean square 1. Both are in nats, as the metric is.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from pipeline.errors import UsageError
+from pipeline.files.encode import as_stored
+from pipeline.latent.equalise import pair_energies
+from pipeline.latent.layer import align_layer
+from pipeline.latent.plan import BLOCK, LatentPlan, choose_layout
+from pipeline.latent.source import LatentSource
+from pipeline.layers import Layer
+
+KINDS = ("f16", "q8_0", "q5_0", "iq4_nl")  # of each size the type that rounds least
+DISTANCES = 512  # that attention is taken to span evenly: what it really spans is measured only after the choice
+
+
+def bits_per_number(kind: str) -> float:
+    """What a number takes in a cache of this type."""
+    numbers, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind.upper()]]
+    return 8 * size / numbers
+
+
+def relative_noise(kind: str) -> float:
+    """The mean square error of rounding numbers of mean square 1 to this type: normal ones, 0.007 for iq4_nl."""
+    values = np.random.default_rng(0).standard_normal((256, 256)).astype(np.float32)
+    return float(np.square(as_stored(values, GGMLQuantizationType[kind.upper()]) - values).mean())
+
+
+def choose_within_bytes(plan: LatentPlan, source: LatentSource, layers: Iterable[Layer]) -> LatentPlan:
+    """`plan` with the numbers and the type that `plan.cache_bytes` of the source's F16 cache pay for.
+
+    Raises UsageError where not even the smallest latent fits.
+    """
+    assert plan.cache_bytes is not None
+    choices = []
+    for kind in KINDS:
+        numbers = int(plan.cache_bytes * source.cached_numbers * 16 / bits_per_number(kind)) // BLOCK * BLOCK
+        if numbers >= 2 * BLOCK:
+            choices.append(replace(plan, cache=min(numbers, source.cached_numbers), cache_type=kind, cache_bytes=None))
+    if not choices:
+        raise UsageError.of("cache_bytes", plan.cache_bytes, f"too little for {2 * BLOCK} numbers per token and layer")
+    losses = np.zeros(len(choices))
+    for layer in layers:
+        losses += [predicted_loss(choice, source, layer) for choice in choices]
+    return choices[int(losses.argmin())]
+
+
+def predicted_loss(plan: LatentPlan, source: LatentSource, layer: Layer) -> float:
+    """The nats a token that one layer's latent is predicted to cost, before anything is refitted."""
+    layout, noise = choose_layout(plan, source), relative_noise(plan.cache_type)
+    aligned = align_layer(source, layer, layout.pairs, np.ones((source.heads, DISTANCES)))
+    sizes = np.linalg.svd(aligned.metric.weigh(aligned.rows), compute_uv=False)
+    left_out = float(np.square(sizes[layout.rank :]).sum())
+    queries = layer.rows("q").reshape(source.heads, source.head_size, source.width).astype(np.float64)
+    inputs = layer.moments("k").inputs
+    keys, reads = pair_energies(aligned.rotary_key, aligned.rotary_query, queries, inputs)
+    rotary = 2 * aligned.key_cost * float(np.sqrt(keys * reads).sum()) ** 2 / layout.pairs
+    return left_out + noise * (float(sizes[: layout.rank].sum()) ** 2 / layout.rank + rotary)
