@@ -62,7 +62,7 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Open a checkpoint folder: config.json, weights and tokenizer, all checked against each other.
 
-    `outtype`: the type of the matrices, `auto` for the checkpoint's own; norms and biases become F32. `pre` overrides
+    `outtype`: the type of the matrices, `auto` for each one's own; norms and biases become F32. `pre` overrides
     the name of the pre-tokenizer. Raises UsageError when the folder is no checkpoint, SurgeryError when the checkpoint
     is incomplete, contradicts itself or is of a family that cannot be converted.
     """
@@ -73,7 +73,7 @@ def open_checkpoint(
     weights = read_weights(folder, paths)
     kind = own_type(weights) if outtype == "auto" else GGMLQuantizationType[outtype.upper()]
     rope = read_rope(config, family)
-    tensors = convert_tensors(config, family, weights, kind)
+    tensors = convert_tensors(config, family, weights, None if outtype == "auto" else kind)
     if rope.kind == "llama3":
         tensors.insert(0, _rope_freqs(config, llama3_factors(config, rope)))
     label = label or folder.resolve().name

@@ -133,5 +133,10 @@ def adds_space_prefix(files: TokenizerFiles) -> bool:
     normalizers = flatten(files.tokenizer.get("normalizer"), "normalizers")
     splitters = flatten(files.tokenizer.get("pre_tokenizer"))
     return any(step.get("type") == "Prepend" for step in normalizers) or any(
-        step.get("type") == "Metaspace" and step.get("prepend_scheme", "always") != "never" for step in splitters
+        step.get("type") == "Metaspace" and _prepends(step) for step in splitters
     )
+
+
+def _prepends(step: dict[str, Any]) -> bool:
+    """Whether a Metaspace step puts a space before a text, as older and newer files say it."""
+    return bool(step.get("prepend_scheme", "always" if step.get("add_prefix_space", True) else "never") != "never")

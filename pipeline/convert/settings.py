@@ -30,7 +30,7 @@ HARMLESS = words(
     " max_length min_length max_new_tokens do_sample early_stopping num_beams num_beam_groups diversity_penalty"
     " temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size"
     " encoder_no_repeat_ngram_size num_return_sequences remove_invalid_values decoder_start_token_id"
-    " exponential_decay_length_penalty cache_implementation is_decoder"
+    " exponential_decay_length_penalty cache_implementation is_decoder is_llama_config"
 )
 # key -> what it may be: what every family computes with, whether or not it is said
 FIXED: dict[str, tuple[Any, ...]] = {
@@ -38,7 +38,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "tie_encoder_decoder": (False,), "pruned_heads": ({},), "partial_rotary_factor": (1.0,),
     "use_sliding_window": (False,), "attention_bias": (False,), "mlp_bias": (False,), "bad_words_ids": (),
     "suppress_tokens": (), "begin_suppress_tokens": (), "forced_bos_token_id": (), "forced_eos_token_id": (),
-    "use_bidirectional_attention": (False,), "is_causal": (True,), "auto_map": ({},), "quantization_config": ({},),
+    "use_bidirectional_attention": (False,), "is_causal": (True,), "rope_interleaved": (False,), "use_mrope": (False,), "auto_map": ({},), "quantization_config": ({},),
 }  # fmt: skip
 
 

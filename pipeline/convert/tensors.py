@@ -78,9 +78,9 @@ def permute(rows: np.ndarray, heads: int) -> np.ndarray:
 
 
 def convert_tensors(
-    config: Config, family: Family, weights: dict[str, StoredTensor], kind: GGMLQuantizationType
+    config: Config, family: Family, weights: dict[str, StoredTensor], kind: GGMLQuantizationType | None
 ) -> list[ConvertedTensor]:
-    """Every tensor of the GGUF file, in order; matrices in type `kind`.
+    """Every tensor of the GGUF file, in order; matrices in type `kind`, or in their own, or F32 for those of F64.
 
     Raises SurgeryError for a tensor that is missing, unknown, or of another shape than config.json says.
     """
@@ -107,7 +107,7 @@ def convert_tensors(
 
 
 def _embeddings(
-    config: Config, family: Family, left: dict[str, StoredTensor], names: Names, kind: GGMLQuantizationType
+    config: Config, family: Family, left: dict[str, StoredTensor], names: Names, kind: GGMLQuantizationType | None
 ) -> tuple[ConvertedTensor, ConvertedTensor | None]:
     """The embeddings, and the output matrix unless it is the same: both are taken out of `left`."""
     shape = (config.integer("vocab_size"), config.integer("hidden_size"))
@@ -142,11 +142,16 @@ def own_type(weights: dict[str, StoredTensor]) -> GGMLQuantizationType:
     return TYPES.get(first.dtype if first else "F32", GGMLQuantizationType.F32)
 
 
-def _converted(family: Family, expected: Expected, stored: StoredTensor, kind: GGMLQuantizationType) -> ConvertedTensor:
+def _converted(
+    family: Family, expected: Expected, stored: StoredTensor, kind: GGMLQuantizationType | None
+) -> ConvertedTensor:
     if stored.shape != expected.shape:
         raise SurgeryError(
             f"{stored.path}: tensor {stored.name} has shape {stored.shape}; by config.json it should be {expected.shape}"
         )
     offset = family.norm_offset if expected.name.endswith("_norm.weight") else 0.0
-    kind = kind if len(stored.shape) > 1 else GGMLQuantizationType.F32
+    if len(stored.shape) < 2:
+        kind = GGMLQuantizationType.F32
+    elif kind is None:
+        kind = TYPES.get(stored.dtype, GGMLQuantizationType.F32)
     return ConvertedTensor(expected.name, stored, kind, expected.permuted_heads, offset)

@@ -24,7 +24,7 @@ SETTINGS_HARMLESS = words(
     " special_tokens_map_file tokenizer_file vocab_file merges_file stride truncation truncation_strategy padding"
     " truncation_max_length padding_max_length pad_to_multiple_of pad_token_type_id return_token_type_ids"
     " model_input_names device_map backend is_local local_files_only trust_remote_code use_fast fast init_inputs"
-    " transformers_version model_type response_schema token_type_ids_pattern unsloth_version"
+    " transformers_version vocab_size model_type response_schema token_type_ids_pattern unsloth_version"
 )
 SETTINGS_FIXED: dict[str, tuple[Any, ...]] = {
     "split_special_tokens": (False,), "sp_model_kwargs": ({},), "do_lower_case": (False,), "auto_map": ({},),
@@ -87,7 +87,7 @@ class TokenizerFiles:
         for values in (legacy, self.settings, self.special_map):
             entry = values.get(f"{role}_token")
             text = entry.get("content") if isinstance(entry, dict) else entry
-            if isinstance(text, str):
+            if isinstance(text, str) and text:
                 return text
         return None
 

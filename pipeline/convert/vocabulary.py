@@ -29,6 +29,7 @@ def add_added_tokens(vocabulary: Vocabulary, files: TokenizerFiles, vocab_size: 
     Those beyond `vocab_size` are left out: some fine-tuned models' tokenizers have a padding token without embedding.
     A SentencePiece vocabulary writes spaces in its own way; byte-level ones have that character, too, as itself.
     """
+    silent = {files.role(role) for role in ("unk", "sep", "pad", "mask", "cls")}  # no prompt contains these
     special: dict[int, bool] = {}
     texts: dict[int, str] = {}
     for token in files.added_tokens():
@@ -38,6 +39,11 @@ def add_added_tokens(vocabulary: Vocabulary, files: TokenizerFiles, vocab_size: 
             raise SurgeryError(
                 f"{files.folder}: the token {token.number} is {shown(texts[token.number])} in one file and"
                 f" {shown(token.text)} in another"
+            )
+        if token.strips and token.text not in silent:
+            raise SurgeryError(
+                f"{files.folder}: the added token {shown(token.text)} has {token.strips}; llama.cpp leaves what is around"
+                " a token as it is"
             )
         special[token.number] = special.get(token.number, False) or token.special or looks_special(token.text)
         text = token.text if special[token.number] or byte_level else token.text.replace(SPACE, " ")

@@ -320,3 +320,15 @@ def test_the_checkpoints_own_files_are_never_overwritten(name: str, copy: Callab
         assert result.exit_code == 2, result.output
         assert "is the input itself" in result.output
         assert (folder / name).read_bytes() == before
+
+
+def test_matrices_of_several_types_keep_theirs(copy: Callable[[str], Path], tmp_path: Path) -> None:
+    """Nothing is rounded because another matrix is in a smaller type."""
+    folder = copy("qwen2")
+    weights = load_file(folder / WEIGHTS)
+    name = "model.layers.1.mlp.up_proj.weight"
+    save_file({key: t if key == name else t.bfloat16() for key, t in weights.items()}, folder / WEIGHTS)
+    write_model(open_checkpoint(folder), tmp_path / "out.gguf")
+    model = open_gguf(tmp_path / "out.gguf")
+    assert {model.tensors[f"blk.1.ffn_{part}.weight"].type.name for part in ("up", "down")} == {"F32", "BF16"}
+    np.testing.assert_array_equal(model.read("blk.1.ffn_up.weight"), weights[name].numpy())

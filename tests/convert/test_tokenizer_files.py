@@ -153,8 +153,10 @@ def test_added_tokens_that_swallow_what_is_around_them_are_refused(way: str, cop
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.add_special_tokens([AddedToken("<|odd|>", **{way: True})])
     tokenizer.save(str(folder / "tokenizer.json"))
-    with pytest.raises(SurgeryError, match=r"of the text 'a<\|odd\|>b <\|odd\|> c' llama\.cpp's token"):
-        verified(open_checkpoint(folder))
+    with pytest.raises(SurgeryError, match=rf"the added token '<\|odd\|>' has {way}"):
+        open_checkpoint(folder)
+    change_json(folder / "tokenizer_config.json", put("pad_token", "<|odd|>"))
+    verified(open_checkpoint(folder))
 
 
 def test_two_tokens_of_one_text_are_refused(copy: Copy) -> None:
