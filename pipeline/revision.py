@@ -21,24 +21,21 @@ from pipeline.resources import machine_name
 
 ROOT = Path(__file__).parent.parent
 DECOMPOSING = (
-    "pipeline/decompose",
-    "pipeline/calibration/metrics.py",
-    "pipeline/attention.py",
-    "pipeline/layer_tensors.py",
-    "pipeline/layers.py",
-    "pipeline/projection.py",
+    "pipeline/decompose", "pipeline/attention.py", "pipeline/layer_tensors.py", "pipeline/layers.py",
+    "pipeline/projection.py", "pipeline/calibration/metrics.py", "pipeline/calibration/output_blocks.py",
     "pipeline/files/encode.py",
     "pipeline/gguf_file/reader.py",
-)
+)  # fmt: skip
 ALGORITHMS: dict[str, tuple[str, ...]] = {
     "scores": ("native/evaluate.py", "native/scoring.py"),
-    "answers": ("native/generate.py", "native/measure.py"),
+    "answers": ("native/generate.py", "native/chat_template.py", "native/measure.py"),
     "operation": ("pipeline/operation", *DECOMPOSING),
-    "latent": ("pipeline/latent", *DECOMPOSING),
+    "latent": ("pipeline/latent", "native/inputs.py", *DECOMPOSING),
     "quantising": ("pipeline/quantization.py", "pipeline/operation/patch.py", "native/quantize_file.py",
         "native/quantize_rows.py"),
-    "calibration": ("pipeline/calibration", "native/capture.py", "native/inputs.py", "native/observer.py",
-        "native/probe.py", "native/scoring.py"),
+    "calibration": ("pipeline/calibration/calibrate.py", "pipeline/calibration/mixture.py",
+        "pipeline/calibration/sensitivity.py", "pipeline/calibration/statistics_file.py", "native/capture.py",
+        "native/observer.py", "native/probe.py", "native/scoring.py"),
 }  # fmt: skip
 """The modules, or folders of modules, that decide an algorithm's numbers."""
 

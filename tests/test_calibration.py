@@ -22,6 +22,7 @@ from pipeline.calibration.overlap import SKETCH_SIZE, line_sketch, overlap_warni
 from pipeline.calibration.statistics_file import (
     Calibration,
     MomentSums,
+    calibration_facts,
     copy_calibration,
     open_calibration,
     pack,
@@ -171,6 +172,18 @@ def test_a_broken_model_has_no_statistics(
     with pytest.raises(NativeError, match=f"broken.gguf: NaN or infinity {seen}"):
         calibrate(open_gguf(broken), read_text(str(english)), chunks=1)
     assert not list(own_cache.iterdir())
+
+
+def test_statistics_that_another_llama_cpp_took_are_taken_again(
+    tiny: Path, english: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = read_text(str(english))
+    first = calibrate(open_gguf(tiny), text, chunks=1, sensitivities=False)
+    monkeypatch.setattr("pipeline.revision.LLAMA_CPP_VERSION", "0.3.37")
+    second = calibrate(open_gguf(tiny), text, chunks=1, sensitivities=False)
+    assert second.path != first.path
+    assert second.source.revision.startswith("0.3.37 ")
+    assert calibration_facts(first) != calibration_facts(second)
 
 
 def test_an_interrupted_run_goes_on(tiny: Path, english: Path, own_cache: Path, tmp_path: Path) -> None:

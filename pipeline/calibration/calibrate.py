@@ -27,6 +27,7 @@ from pipeline.files.open_file import lock
 from pipeline.files.texts import Text, named
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.progress import Progress, silent
+from pipeline.revision import revisions
 
 CHUNK_SIZE = 512  # tokens
 DEFAULT_CHUNKS = 64
@@ -62,6 +63,7 @@ def calibrate(
         text.sha256,
         chunks,
         chunk_size,
+        " ".join(revisions("calibration").values()),
     )
     path = cached_path(wanted)
     calibration = cached_calibration(path)
@@ -105,7 +107,10 @@ def cached_calibration(path: Path) -> Calibration | None:
 
 
 def cached_path(source: CalibrationSource) -> Path:
-    """Where statistics of `source` are kept: a name made of its hashes, so that a copy elsewhere is found as well."""
+    """Where statistics of `source` are kept: a name made of its hashes, so that a copy elsewhere is found as well.
+
+    The revision of the code and llama.cpp's version are among them: what another one took is taken again.
+    """
     facts = {key: value for key, value in asdict(source).items() if not key.endswith("_name")} | {"v": FORMAT_VERSION}
     name = hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()[:24]
     return cache_folder() / f"calibration-{name}.gguf"

@@ -34,6 +34,7 @@ def mix(calibrations: Sequence[Calibration]) -> Calibration:
         text_name=",".join(source.text_name for source in sources),
         text_sha256=hashlib.sha256("".join(source.text_sha256 for source in sources).encode()).hexdigest(),
         chunk_count=sum(source.chunk_count for source in sources),
+        revision=", ".join(dict.fromkeys(source.revision for source in sources)),
     )
     path = cached_path(source)
     kept = cached_calibration(path)

@@ -34,7 +34,10 @@ MATRICES = ("second_moment", "received")
 
 @dataclass(frozen=True)
 class CalibrationSource:
-    """What statistics were taken from: a model, its tokenizer and a text by SHA-256, and how much of the text."""
+    """What statistics were taken from: a model, its tokenizer and a text by SHA-256, and how much of the text.
+
+    `revision` is that of the code that took them, and llama.cpp's version; empty where a file does not say.
+    """
 
     model_name: str
     model_sha256: str
@@ -43,6 +46,7 @@ class CalibrationSource:
     text_sha256: str
     chunk_count: int
     chunk_size: int
+    revision: str = ""
 
 
 @dataclass(frozen=True)
@@ -311,6 +315,7 @@ def calibration_facts(calibration: Calibration | None) -> dict[str, Any]:
         "text_sha256": source.text_sha256,
         "chunks": source.chunk_count,
         "chunk_size": source.chunk_size,
+        "revision": source.revision,
     }
     sketch = calibration.sketch
     return facts | ({"sketch": sketch} if sketch else {})
@@ -344,7 +349,9 @@ def _open(path: Path) -> tuple[Calibration, int]:
     metadata = [entry for key, entry in file.metadata.items() if key != CHECKSUM]
     if file.get(CHECKSUM) != _checksum(metadata, {name: file.read_raw(name) for name in file.tensors}):
         raise SurgeryError(f"{path}: was edited or damaged, its checksum does not fit; calibrate again")
-    source = CalibrationSource(**{key: file.get(f"calibration.{key}") for key in CalibrationSource.__annotations__})
+    source = CalibrationSource(
+        **{key: file.get(f"calibration.{key}", "") for key in CalibrationSource.__dataclass_fields__}
+    )
     return Calibration(path, source, file.get("calibration.rope"), file), file.get("calibration.chunks_done")
 
 

@@ -16,6 +16,7 @@ from pipeline.evaluation.scores import Scores, perplexity, summarise
 from pipeline.evaluation.statistics import require_finite
 from pipeline.files.texts import Text, named
 from pipeline.progress import Progress, silent
+from pipeline.revision import made_with
 from pipeline.tabular import Tabular
 
 SMALLEST_CONTEXT = 8
@@ -39,6 +40,7 @@ class Evaluation(Scores, Tabular):
     worst: the name of the text with the largest KL divergence or, without a base, perplexity
     seconds: decoding and scoring; tokens_per_second counts the tokens of model and base together
     kv_cache_bytes: what llama.cpp allocates for `n_ctx` tokens of the model
+    made_with: code, libraries, processor and threads, as `pipeline.revision.made_with` notes them
     """
 
     model: str
@@ -53,6 +55,7 @@ class Evaluation(Scores, Tabular):
     seconds: float
     tokens_per_second: float
     kv_cache_bytes: int
+    made_with: dict[str, Any]
 
     def headline(self) -> str:
         beside = f", KL divergence from {self.base} in nats a token" if self.base else ""
@@ -127,6 +130,7 @@ def evaluate(
         seconds=seconds,
         tokens_per_second=total * options.n_ctx * (2 if base else 1) / seconds,
         kv_cache_bytes=start.kv_cache_bytes[0],
+        made_with=made_with(options.threads, "scores"),
     )
 
 
