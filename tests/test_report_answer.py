@@ -131,5 +131,5 @@ def test_with_several_texts_the_worst_decides_and_is_named() -> None:
     best = answer(results)
     assert best.best
     assert best.best["label"] == "none, Q8_0"  # Q4_K_M loses 0.15 on code
-    assert "on code, its worst text, 0.00140 on average" in best.headline
+    assert "on code, its worst text (0.00140 on average)" in best.headline
     assert "lies below 0.1 nats a token on every text" in best.sentences[0]

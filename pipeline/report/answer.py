@@ -17,6 +17,7 @@ from pipeline.report.cells import (
     is_source,
     name,
     smallest,
+    source_cell,
     worst_text,
 )
 from pipeline.report.numbers import interval, mebibytes, megabytes, significant
@@ -24,6 +25,8 @@ from pipeline.report.numbers import interval, mebibytes, megabytes, significant
 QUESTION = "Which combination of surgery and quantisation loses least for its size?"
 LIMITS = (0.01, 0.03, 0.1, 0.3, 1.0)
 LIMIT = 0.1
+FEW_CHUNKS = 8  # of a text
+WIDE = 0.5  # of the mean, from one end of the interval to the other
 VERDICTS = {
     "adds up": "the sum of both alone",
     "more than adds up": "more than the sum of both alone",
@@ -35,6 +38,7 @@ VERDICTS = {
 class Answer:
     """`headline` follows `label`, whoever is the best; `best` is the best cell, None when nothing is measured.
 
+    `preliminary` says why the numbers may yet change, if they may.
     `choices` has a row for every limit in nats a token: the smallest cell within it, by each of `sizes`.
     """
 
@@ -42,12 +46,13 @@ class Answer:
     label: str
     headline: str
     sentences: list[str] = field(default_factory=list)
+    preliminary: str = ""
     sizes: list[Size] = field(default_factory=list)
     choices: list[tuple[float, list[Cell | None]]] = field(default_factory=list)
 
     @property
     def text(self) -> list[str]:
-        return [f"{self.label}{self.headline}", *self.sentences]
+        return [f"{self.label}{self.headline}", *([self.preliminary] if self.preliminary else []), *self.sentences]
 
 
 def answer(results: Results) -> Answer:
@@ -57,6 +62,8 @@ def answer(results: Results) -> Answer:
         return Answer(None, "Nothing", " is compared yet.")
     if not combinations:
         return Answer(None, "Nothing", f" is measured yet, of {_count(results['cells'])}.", [*_unfinished(results)])
+    source = source_cell(results)
+    candidates = [*combinations, *([source] if source else [])]
     best = smallest(combinations, FILE, LIMIT)
     chosen = best or min(combinations, key=lambda cell: float(cell["kld_mean"]))
     label, headline = _headline(chosen, results, within=best is not None)
@@ -73,9 +80,25 @@ def answer(results: Results) -> Answer:
             *_interactions(combinations),
             *_unfinished(results),
         ],
+        _preliminary(chosen, results),
         sizes,
-        [(limit, [smallest(combinations, size, limit) for size in sizes]) for limit in LIMITS],
+        [(limit, [smallest(candidates, size, limit) for size in sizes]) for limit in LIMITS],
     )
+
+
+def _preliminary(chosen: Cell, results: Results) -> str:
+    """Why the answer rests on too little, in a sentence; empty when it does not."""
+    chunks = min((text["chunks"] for text in chosen["texts"]), default=chosen["chunks"])
+    if chunks < FEW_CHUNKS:
+        each = "each text" if len(chosen["texts"]) > 1 else "the text"
+        count = f"{chunks} chunk{'s' if chunks != 1 else ''} of {each}"
+        return (
+            f"Preliminary: {count} is little, and what so few vary by is itself hardly known. More chunks add to these."
+        )
+    worst = worst_text(chosen)
+    if worst["kld_low"] is None or worst["kld_high"] - worst["kld_low"] <= WIDE * worst["kld_mean"]:
+        return ""
+    return f"Preliminary: the interval of {name(chosen)} is wide, and more chunks would narrow it."
 
 
 def _loss(cell: Cell) -> str:
@@ -85,7 +108,7 @@ def _loss(cell: Cell) -> str:
     loss = f"{significant(worst['kld_mean'])} nats a token"
     loss += f" (95% interval {interval(worst['kld_low'], worst['kld_high'])})" if known else ""
     return loss + (
-        f" on {worst['text']}, its worst text, {significant(cell['kld_mean'])} on average" if worst is not cell else ""
+        f" on {worst['text']}, its worst text ({significant(cell['kld_mean'])} on average)" if worst is not cell else ""
     )
 
 

@@ -38,6 +38,23 @@ def compared(results: Results) -> Results:
     return {**results, "cells": [cell for cell in results["cells"] if not cell["damage"]]}
 
 
+def source_cell(results: Results) -> Cell | None:
+    """The source as a cell that loses nothing; None while its size is not known."""
+    base = results["base"]
+    if base["file_bytes"] is None:
+        return None
+    nothing_lost = {"kld_mean": 0.0, "kld_low": 0.0, "kld_high": 0.0, "same_top": 1.0}
+    itself = {
+        "label": "source",
+        "method": "none",
+        "quant": "source",
+        "cache_type": "f16",
+        "status": "done",
+        "texts": [],
+    }
+    return {**base, **nothing_lost, **itself, "factored_bytes": base["file_bytes"]}
+
+
 def is_measured(cell: Cell) -> bool:
     """Whether the loss is final: neither running nor unknown. A cell that was stopped early has one, too."""
     return cell["status"] in ("done", "stopped") and cell["kld_mean"] is not None

@@ -11,13 +11,14 @@ import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from pipeline.decompose.methods import METHODS
 from pipeline.report.answer import LIMITS, QUESTION, Answer
-from pipeline.report.cells import Cell, Results, name
+from pipeline.report.cells import Cell, Results, different, name, worst_text
 from pipeline.report.chart_style import DARK, LIGHT
 from pipeline.report.figures import Figure
 from pipeline.report.numbers import duration, interval, mebibytes, megabytes, percent, significant
 from pipeline.report.passages import passages
-from pipeline.report.tables import COLUMNS
+from pipeline.report.tables import columns
 
 
 def render_page(results: Results, answer: Answer, figures: Sequence[Figure]) -> str:
@@ -32,14 +33,16 @@ def render_page(results: Results, answer: Answer, figures: Sequence[Figure]) -> 
         "percent": percent,
         "significant": significant,
         "unbroken": unbroken,
+        "spoken": lambda text: text.replace("`", ""),
     }
     return environment.get_template("report.html.j2").render(
         answer=answer,
         base=results["base"],
         cells=results["cells"],
         charts={"light": LIGHT, "dark": DARK, "specifications": specifications(figures)},
-        columns=COLUMNS,
+        columns=columns(results),
         passages=passages(results, answer.best),
+        terms=terms(results["cells"]),
         facts=facts(answer.best, results["base"]) if answer.best else [],
         figures=figures,
         limits=LIMITS,
@@ -57,12 +60,23 @@ def unbroken(text: str) -> str:
     return re.sub(r"(?<=\d) (?=±|MB|MiB)|(?<=±) ", "\N{NO-BREAK SPACE}", text)
 
 
+def terms(cells: Sequence[Cell]) -> list[tuple[str, str]]:
+    """The words of a study that need a word: the unit of what is lost, and its methods."""
+    nats = "what KL divergence is measured in: 0.01 nats a token are about 1 % more perplexity"
+    methods = {name: method.summary for name, method in METHODS.items()}
+    methods |= {"latent": "keys and values cached as one small latent, which is multi-head latent attention"}
+    return [("nat", nats), *((name, methods[name]) for name in different(cells, "method") if name in methods)]
+
+
 def facts(cell: Cell, base: dict[str, Any]) -> list[tuple[str, str, str]]:
     """What to know of the best cell at a glance: a name, a value, and beside what to see it."""
     speed, base_speed = cell["generation_speed"], base["generation_speed"]
-    between = interval(cell["kld_low"], cell["kld_high"])
+    worst = worst_text(cell)
+    loss = f"nats a token; 95% interval {interval(worst['kld_low'], worst['kld_high'])}"
+    if worst is not cell:
+        loss += f"; on {worst['text']}, the worst text, {significant(cell['kld_mean'])} on average"
     shown = [
-        ("KL divergence", significant(cell["kld_mean"]), f"nats a token; 95% interval {between}"),
+        ("KL divergence", significant(worst["kld_mean"]), loss),
         ("perplexity", significant(cell["ppl"], 4), f"source {significant(base['ppl'], 4)}"),
         ("same top token", percent(cell["same_top"]), "as the source"),
         ("file", megabytes(cell["file_bytes"]), f"source {megabytes(base['file_bytes'])}"),

@@ -28,7 +28,7 @@ class Passage:
 def passages(results: Results, best: Cell | None) -> list[Passage]:
     """One for every cell that answered, the least loss first; none when the source did not answer.
 
-    Chosen are the cell `best`, and the operated ones that lose least and most.
+    Chosen are the cell `best`, the operated one that loses least, and the two that lose most.
     """
     source = results["base"]["answer"]
     if source is None:
@@ -36,7 +36,7 @@ def passages(results: Results, best: Cell | None) -> list[Passage]:
     cells = [cell for cell in results["cells"] if cell["answer"] is not None and not is_source(cell)]
     cells.sort(key=lambda cell: float("inf") if cell["kld_mean"] is None else cell["kld_mean"])
     operated = [cell for cell in cells if is_operated(cell)]
-    chosen = [cell for cell in (best, *operated[:1], *operated[-1:]) if cell]
+    chosen = [cell for cell in (best, *operated[:1], *cells[-2:]) if cell]
     return [passage(source, cell, any(cell is one for one in chosen)) for cell in cells]
 
 

@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from pipeline.report.cells import SIZES, Cell, Results, name, share_stored, share_stored_text
@@ -56,6 +57,8 @@ def status(cell: Cell) -> str:
 
 
 def _speed(speed: dict[str, Any]) -> str:
+    if speed["low"] == speed["high"]:  # of one value, or as good as one: there is no spread
+        return f"{speed['median']:,.0f}"
     return f"{speed['median']:,.0f} ({speed['low']:,.0f} to {speed['high']:,.0f})"
 
 
@@ -89,6 +92,28 @@ COLUMNS = (
     Column("status", "", status, lambda c: c["status"]),
 )
 
+
+def columns(results: Results) -> list[Column]:
+    """COLUMNS, and after the mean KL divergence one for each text if there are several."""
+    texts = results["study"]["texts"]
+    if len(texts) < 2:
+        return list(COLUMNS)
+    place = 1 + next(number for number, column in enumerate(COLUMNS) if column.heading == "95% interval")
+    return [*COLUMNS[:place], *(_on(text["name"]) for text in texts), *COLUMNS[place:]]
+
+
+def _on(text: str) -> Column:
+    """The KL divergence on one text, the worst marked."""
+
+    def loss(cell: Cell) -> float | None:
+        return next((one["kld_mean"] for one in cell["texts"] if one["text"] == text), None)
+
+    def shown(cell: Cell) -> str:
+        return significant(loss(cell)) + (" (worst)" if cell["worst"] == text else "")
+
+    return Column(f"on {PurePath(text).name}", "nats a token", shown, loss)
+
+
 PLAIN = (
     *("label", "status", "reason", "method", "targets", "threshold", "rank", "budget", "cache", "metric", "mean"),
     *("quant", "cache_type", "chunks", "worst", "ppl", "ppl_se", "ppl_low", "ppl_high", "ppl_se_tokens"),
@@ -118,11 +143,12 @@ def as_csv(results: Results) -> str:
 
 def as_markdown(results: Results) -> str:
     """The table as the page shows it, in the study's order."""
-    headings = [f"{column.heading} ({column.unit})" if column.unit else column.heading for column in COLUMNS]
+    shown = columns(results)
+    headings = [f"{column.heading} ({column.unit})" if column.unit else column.heading for column in shown]
     rows = [
         headings,
-        ["---:" if column.numeric else "---" for column in COLUMNS],
-        *([column.text(cell) for column in COLUMNS] for cell in results["cells"]),
+        ["---:" if column.numeric else "---" for column in shown],
+        *([column.text(cell) for column in shown] for cell in results["cells"]),
     ]
     return "".join(f"| {' | '.join(_in_cell(text) for text in row)} |\n" for row in rows)
 

@@ -62,7 +62,7 @@ function sortBy(heading) {
     return direction * compare(order(a, column), order(b, column));
   });
   body.append(...rows);
-  for (const other of all("#cells thead th")) other.ariaSort = "none";
+  for (const other of all("#cells thead th[aria-sort]")) other.ariaSort = "none";
   heading.ariaSort = direction === 1 ? "ascending" : "descending";
 }
 function filterRows() {
@@ -76,9 +76,18 @@ function filterRows() {
   document.getElementById("shown").textContent = `${shown} of ${body.rows.length}`;
 }
 if (body) {
-  for (const heading of all("#cells thead th")) heading.firstElementChild.addEventListener("click", () => sortBy(heading));
+  for (const heading of all("#cells thead th[aria-sort]")) heading.firstElementChild.addEventListener("click", () => sortBy(heading));
   document.getElementById("filter").addEventListener("input", filterRows);
   document.getElementById("best").addEventListener("change", filterRows);
+}
+
+// Commands: copied where the browser allows it; without this script they can still be selected.
+for (const button of all(".copy")) {
+  button.hidden = !navigator.clipboard;
+  button.addEventListener("click", async () => {
+    await navigator.clipboard.writeText(button.previousElementSibling.textContent);
+    button.textContent = "Copied";
+  });
 }
 
 // Answers: without this script all are shown.
