@@ -191,7 +191,7 @@ def test_the_table_filters(browser: Browser) -> None:
 def test_what_a_model_wrote_is_shown_as_text(browser: Browser) -> None:
     browser.open(DESK)
     shown = [passage for passage in browser.all("[data-passage]") if passage.is_displayed()]
-    assert len(shown) == 3
+    assert len(shown) == 4
     assert SCRIPT in shown[-1].text
     assert shown[-1].find_element(By.CSS_SELECTOR, "mark").get_attribute("textContent") == "first difference:way"
     browser.click(".choose summary")
