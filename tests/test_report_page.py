@@ -196,7 +196,7 @@ def test_what_a_model_wrote_is_shown_as_text(browser: Browser) -> None:
     assert shown[-1].find_element(By.CSS_SELECTOR, "mark").get_attribute("textContent") == "first difference:way"
     browser.click(".choose summary")
     browser.all(".choose input:not(:checked)")[0].click()
-    assert len([passage for passage in browser.all("[data-passage]") if passage.is_displayed()]) == 4
+    assert len([passage for passage in browser.all("[data-passage]") if passage.is_displayed()]) == 5
 
 
 def test_a_point_says_what_it_is(browser: Browser) -> None:
