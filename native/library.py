@@ -13,6 +13,7 @@ import llama_cpp
 
 from native.errors import NativeError
 
+ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT
 LOG_LEVEL_WARNING, LOG_LEVEL_ERROR, LOG_LEVEL_CONTINUED = 3, 4, 5  # enum ggml_log_level
 
 MOST_ERRORS = 3  # in a message
@@ -109,6 +110,12 @@ def ggml_base() -> ctypes.CDLL:
     library.ggml_op_name.argtypes = [ctypes.c_int]
     library.ggml_op_name.restype = ctypes.c_char_p
     library.ggml_init.argtypes = [InitParams]
+    library.gguf_init_from_file.argtypes, library.gguf_init_from_file.restype = (
+        [ctypes.c_char_p, GGUFInitParams],
+        ctypes.c_void_p,
+    )
+    library.gguf_get_alignment.argtypes, library.gguf_get_alignment.restype = [ctypes.c_void_p], ctypes.c_size_t
+    library.gguf_free.argtypes = [ctypes.c_void_p]
     library.ggml_free.argtypes = [ctypes.c_void_p]
     library.ggml_new_tensor_2d.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
     library.ggml_set_name.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
@@ -117,6 +124,24 @@ def ggml_base() -> ctypes.CDLL:
     for function in ("ggml_init", "ggml_new_tensor_2d", "ggml_set_name", "ggml_mul_mat", "ggml_get_data"):
         getattr(library, function).restype = ctypes.c_void_p
     return library
+
+
+def file_alignment(path: str) -> int:
+    """To what multiple of bytes the tensors of a GGUF file are aligned, as ggml reads it; the usual one if it cannot."""
+    library = ggml_base()
+    file = library.gguf_init_from_file(path.encode(), GGUFInitParams(True, None))
+    if not file:
+        return ALIGNMENT
+    try:
+        return int(library.gguf_get_alignment(file))
+    finally:
+        library.gguf_free(file)
+
+
+class GGUFInitParams(ctypes.Structure):
+    """gguf_init_params."""
+
+    _fields_ = (("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p))
 
 
 class InitParams(ctypes.Structure):

@@ -13,7 +13,7 @@ import numpy as np
 
 from native.abilities import abilities
 from native.errors import NativeError, TextError
-from native.library import ggml_base, initialise, native_log
+from native.library import ALIGNMENT, file_alignment, ggml_base, initialise, native_log
 
 LONGEST_TEXT = 2**31 - 1  # bytes; llama_tokenize counts in 32 bits
 USUAL_PIECE = 256  # bytes that a token spells, at most, but for rare ones
@@ -155,6 +155,8 @@ def load_model(path: str, gpu_layers: int = 0) -> Iterator[Model]:
     native_log().doing(path, "loading it")
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = gpu_layers
+    if file_alignment(path) % ALIGNMENT:  # mapped into memory, tensors stand as in the file, and ggml would abort
+        params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
     pointer = llama_cpp.llama_model_load_from_file(path.encode(), params)
     if not pointer:
         raise native_log().error(f"{path}: llama.cpp cannot load this model")

@@ -10,10 +10,9 @@ import llama_cpp
 import numpy as np
 
 from native.errors import NativeError
-from native.library import initialise, native_log
+from native.library import ALIGNMENT, initialise, native_log
 from native.model import default_threads
 
-ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT
 NOT_OFFERED = {"GUESSED", "NVFP4"}
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "MXFP4": "MXFP4_MOE"}
 READABLE = {kind.value for kind in gguf.LlamaFileType}  # by the gguf package, which may be older than llama.cpp

@@ -9,8 +9,8 @@ from gguf import GGML_QUANT_SIZES
 
 from native.errors import NativeError
 from native.isolated import isolated
+from native.library import ALIGNMENT
 from native.quantize_file import (
-    ALIGNMENT,
     FALLBACK_LINE,
     FILE_TYPES,
     PROGRESS_LINE,
@@ -18,7 +18,7 @@ from native.quantize_file import (
     file_type,
     quantize_file,
 )
-from pipeline.errors import UsageError, suggestion
+from pipeline.errors import SurgeryError, UsageError, suggestion
 from pipeline.files.importance_matrix import match_importance, read_importance_matrix
 from pipeline.files.output_file import check_output, complete_or_absent
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
@@ -62,7 +62,12 @@ def quantize(
         ):  # fmt: skip
             pass
         model.require_unchanged(by_name=True)
-        output_bytes = open_gguf(temporary).file_bytes
+        try:
+            output_bytes = open_gguf(temporary).file_bytes
+        except SurgeryError as error:
+            raise SurgeryError(
+                f"{model.path}: what llama.cpp's quantiser made of it cannot be read ({error})"
+            ) from None
     return {
         "source": str(model.path),
         "output": str(output),

@@ -25,7 +25,7 @@ from pipeline.operation.plan import Plan
 from pipeline.quantization import quantize, quantized_types
 from tests.same_weights import assert_same_weights
 from tests.statistics import write_made_up_importance
-from tests.test_cli import call
+from tests.test_cli import call, call_json
 from tests.tiny_model import with_number
 
 
@@ -170,19 +170,21 @@ def test_a_damaged_importance_matrix_is_refused(
         read_importance_matrix(with_tensors(tmp_path / "i.gguf", entries))
 
 
-@pytest.mark.parametrize("alignment", [64, 256])
-def test_a_source_of_another_alignment(tiny: Path, tmp_path: Path, alignment: int) -> None:
+@pytest.mark.parametrize("alignment", [16, 64, 256])
+def test_a_source_of_another_alignment(tiny: Path, english: Path, tmp_path: Path, alignment: int) -> None:
     """llama.cpp's quantiser pads to 32 bytes whatever the file says, and wrote what nobody could read."""
     model = open_gguf(tiny)
     entries = [entry for key, entry in model.metadata.items() if key != "general.alignment"]
     entries.append(metadata_entry("general.alignment", alignment))
     declared = [TensorDeclaration(t.name, t.shape, t.type) for t in model.tensors.values()]
     # one tensor whose bytes are no multiple of the alignment, behind which places differ
-    declared.insert(0, TensorDeclaration("rope_freqs.weight", (8,), gguf.GGMLQuantizationType.F32))
+    declared.insert(0, TensorDeclaration("rope_freqs.weight", (8,), gguf.GGMLQuantizationType.F32))  # of factor 1
     with create_gguf(Path("a.gguf"), entries, declared, alignment=alignment, force=False) as writer:
         writer.put("rope_freqs.weight", np.ones(8, np.float32).view(np.uint8))
         for name in model.tensors:
             writer.copy_from(model, name)
+    shown = [call_json("eval", path, "--text", english, "--ctx", 64, "--chunks", 2)["ppl"] for path in (tiny, "a.gguf")]
+    assert shown[0] == pytest.approx(shown[1])
     quantize(open_gguf(Path("a.gguf")), Path("q.gguf"), "Q8_0")
     written = open_gguf(Path("q.gguf"))
     assert written.alignment == 32

@@ -4,7 +4,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -46,9 +45,8 @@ def sample_inputs(
     width = attention.layers[0]["q"].columns
     n = source.chunk_size
     options = ContextOptions(n_ctx=n, n_batch=n, threads=threads)
-    with tempfile.TemporaryDirectory(prefix="surgery-") as folder:
-        shape = (len(layers), count, n, width)
-        inputs = np.memmap(Path(folder) / "inputs", np.float16, "w+", shape=shape)
+    with tempfile.TemporaryFile() as file:  # without a name: nothing of it stays, however this process ends
+        inputs = np.memmap(file, np.float16, "w+", shape=(len(layers), count, n, width))
         captured = isolated(capture_inputs, str(model.path), calibration.text.content, layers, chunks, options)
         for done, by_layer in enumerate(captured):
             for layer, values in by_layer.items():
