@@ -3,7 +3,7 @@
 import gc
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,8 +16,10 @@ from pipeline.latent.convert import convert_to_latent
 from pipeline.latent.plan import LatentPlan
 from pipeline.layers import AttentionLayers
 from pipeline.operation import decomposer
+from pipeline.operation.groups import Group
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
+from pipeline.operation.reconstruct import Decomposition, decompose_group
 from tests.tiny_model import TinyModel
 
 
@@ -106,9 +108,13 @@ def test_converting_to_latent_reads_every_matrix_and_moment_once(
 def test_a_budget_decomposes_once_what_it_can_keep(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int | None, passes: int
 ) -> None:
-    decomposed: list[str] = []
-    decompose = decomposer.decompose_group
-    monkeypatch.setattr(decomposer, "decompose_group", lambda *given: (decomposed.append(""), decompose(*given))[1])
+    decomposed: list[Group] = []
+
+    def decompose(layers: AttentionLayers, group: Group, plans: Sequence[Plan]) -> Decomposition | None:
+        decomposed.append(group)
+        return decompose_group(layers, group, plans)
+
+    monkeypatch.setattr(decomposer, "decompose_group", decompose)
     operate(open_gguf(tiny), tmp_path / "expected.gguf", plan := Plan(budget=0.4))
     decomposed.clear()
     if kept is not None:

@@ -46,7 +46,7 @@ def _iterate(matrix: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray] 
     if wanted <= 0:
         return None
     basis = matrix @ (np.random.default_rng(0).random((n, block), matrix.dtype) - matrix.dtype.type(0.5))
-    converged = False
+    enough = False  # whether the filter that made this basis was the last that is needed
     for number in range(MOST_PASSES):
         basis /= np.linalg.norm(basis, axis=0)
         image = matrix @ basis
@@ -55,14 +55,15 @@ def _iterate(matrix: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray] 
         if rank > TRUSTED_SHARE * block or values[-1] <= np.finfo(matrix.dtype).eps * values[0]:
             return None
         basis = basis @ rotation
-        if converged:
+        if enough:
             return values, basis
         image = image @ rotation
         cutoff = float(values[int(CUTOFF_SHARE * block)])
         if values[rank - 1] <= cutoff:  # flat: nothing to tell the leading ones by
             return None
         error = _projection_error(basis[:, :rank], image[:, :rank], values[:rank], cutoff) / wanted**0.5
-        converged = number > 0 and error < TOLERANCE * _chebyshev_growth(float(values[rank - 1]) / cutoff)
+        growth = _chebyshev_growth(float(values[rank - 1]) / cutoff)  # the next filter divides the error by it
+        enough = number > 0 and error / growth < TOLERANCE
         basis = _chebyshev(matrix, basis, image, cutoff)
     return None
 

@@ -32,14 +32,15 @@ def symmetric_eigenpairs(matrix: np.ndarray, *, overwrite: bool = False) -> tupl
     vectors = matrix.T if overwrite and matrix.flags.c_contiguous else np.array(matrix, order="F")
     values = np.empty(n, matrix.dtype)
     work, indices = np.empty(1 + 6 * n + 2 * n * n, matrix.dtype), np.empty(3 + 5 * n, np.intc)
-    numbers = np.array([max(n, 1), len(work), len(indices), n, 0], np.intc)
-    leading, work_size, indices_size, size, status = (numbers[i:].ctypes.data for i in range(5))
+    size, leading, status = ctypes.c_int(n), ctypes.c_int(max(n, 1)), ctypes.c_int(0)
+    work_size, indices_size = ctypes.c_int(len(work)), ctypes.c_int(len(indices))
+    at = ctypes.byref  # Fortran takes numbers by their addresses
     routine(
-        b"V", b"L", size, vectors.ctypes.data, leading, values.ctypes.data, work.ctypes.data, work_size,
-        indices.ctypes.data, indices_size, status,
+        b"V", b"L", at(size), vectors.ctypes.data, at(leading), values.ctypes.data, work.ctypes.data, at(work_size),
+        indices.ctypes.data, at(indices_size), at(status),
     )  # fmt: skip
-    if numbers[-1]:
-        raise np.linalg.LinAlgError(f"{name}: no convergence, status {numbers[-1]}")
+    if status.value:
+        raise np.linalg.LinAlgError(f"{name}: no convergence, status {status.value}")
     return values, vectors
 
 

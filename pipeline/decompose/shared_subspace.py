@@ -90,7 +90,10 @@ def climb(start: np.ndarray, terms: Sequence[LayerTerm], total: float) -> np.nda
         while found is None and passes < MOST_PASSES and length > SHORTEST_STEP:
             basis, turn = np.linalg.qr(now.basis + length * step)
             trial, passes = capture(basis, terms), passes + 1
-            found, length = (trial, length) if trial.energy > now.energy else (None, length / 2)
+            if trial.energy > now.energy:
+                found = trial
+            else:
+                length /= 2
         if found is None:
             break
         gained, error = found.energy - now.energy, total - now.energy

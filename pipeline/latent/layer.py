@@ -73,8 +73,9 @@ def align_layer(source: LatentSource, layer: Layer, rotary_pairs: int, distances
     aligned = align_keys(
         as_complex(k, source.kv_heads), per_head.reshape(source.kv_heads, group, -1).sum(axis=1), inputs
     )
-    rotated = np.arange(source.pairs) < rotary_pairs
-    frequency, component = np.nonzero(~rotated[:, None] | (np.arange(source.kv_heads) > 0))
+    compressed = np.ones((source.pairs, source.kv_heads), bool)
+    compressed[:rotary_pairs, 0] = False
+    frequency, component = np.nonzero(compressed)
     turns = mean_turns(distances, frequencies(source.frequency_base, source.pairs))
     maps, rotary = [], []
     for head in range(source.heads):

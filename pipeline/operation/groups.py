@@ -1,10 +1,10 @@
 """Which projections share components: the groups that a plan makes of a model's layers."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from pipeline.attention import Projection
-from pipeline.decompose.methods import METHODS
+from pipeline.decompose.methods import METHODS, Method
 from pipeline.errors import UsageError
 from pipeline.layers import AttentionLayers
 from pipeline.operation.plan import Plan
@@ -74,15 +74,12 @@ def plan_groups(layers: AttentionLayers, together: Iterable[tuple[int, ...]], pl
     `together` are the layers that share components where the method does so between layers, see `layer_groups`.
     Raises UsageError when the plan asks for a rank that a group cannot have.
     """
-    method = METHODS[plan.method]
-    groups = [
-        Group(roles, tuple(layers.projections[number][role] for number in numbers for role in roles))
-        for sharing in together
-        for name in method.groups
-        for numbers in ([sharing] if name in method.across_layers else [(number,) for number in sharing])
-        for roles in _stacks(layers.projections, numbers, name)
-    ]
-    groups = [group for group in groups if group.targets(plan)]
+    groups = []
+    for sharing in together:
+        for numbers, roles in _shared(layers.projections, sharing, METHODS[plan.method]):
+            group = Group(roles, tuple(layers.projections[number][role] for number in numbers for role in roles))
+            if group.targets(plan):
+                groups.append(group)
     if not groups:
         raise UsageError.of("targets", plan.targets, "none of the chosen layers has a matrix for that alone")
     for group in groups:
@@ -93,6 +90,16 @@ def plan_groups(layers: AttentionLayers, together: Iterable[tuple[int, ...]], pl
                 f"{members} of {group.described_layers} has {group.full_rank} components at the most",
             )  # fmt: skip
     return groups
+
+
+def _shared(
+    layers: Mapping[int, Collection[str]], sharing: tuple[int, ...], method: Method
+) -> Iterator[tuple[tuple[int, ...], tuple[str, ...]]]:
+    """What shares components among the layers `sharing`: the roles of all of them, or of each alone."""
+    for name in method.groups:
+        for numbers in [sharing] if name in method.across_layers else [(number,) for number in sharing]:
+            for roles in _stacks(layers, numbers, name):
+                yield numbers, roles
 
 
 def _stacks(layers: Mapping[int, Collection[str]], numbers: tuple[int, ...], name: str) -> list[tuple[str, ...]]:

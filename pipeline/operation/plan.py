@@ -103,8 +103,9 @@ class Plan:
 
     def keeps_everything(self, full_rank: int) -> bool:
         """Whether a group that has `full_rank` components loses nothing, so that its bytes can stay as they are."""
-        everything = 1 in (self.threshold, self.budget) if self.rank is None else self.rank >= full_rank
-        return self.mean != "drop" and everything
+        if self.mean == "drop":
+            return False
+        return self.rank >= full_rank if self.rank is not None else 1 in (self.threshold, self.budget)
 
     @property
     def label(self) -> str:
