@@ -1,6 +1,7 @@
 """Studies of a tiny random model: the grid, the run, what is resumed, and numbers equal to those of `surgery eval`."""
 
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -12,9 +13,11 @@ import gguf
 import pytest
 from click.testing import CliRunner
 
+import studies
 from native.model import ContextOptions
 from pipeline.cli.main import cli
-from pipeline.compare.cell import Cell, StudySubject, base_key, effective_plan, text_key
+from pipeline.compare.cell import CACHE_TYPES, Cell, StudySubject, base_key, effective_plan, text_key
+from pipeline.compare.commands import cell_commands
 from pipeline.compare.found import CellResult, StudyResult
 from pipeline.compare.grid import PRESETS, Grid, grid_cells, load_grids, save_grids
 from pipeline.compare.ledger import LEDGER, known_texts, make_folder, open_ledger, sole_writer
@@ -26,6 +29,7 @@ from pipeline.errors import SurgeryError, UsageError
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.files.texts import Text, read_text
 from pipeline.gguf_file.reader import open_gguf
+from pipeline.latent.plan import LatentPlan
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
 from pipeline.quantization import quantize
@@ -299,6 +303,44 @@ def test_grid_files_that_make_no_sense(tmp_path: Path, content: str, message: st
     (tmp_path / "grid.yaml").write_text(content)
     with pytest.raises(UsageError, match=message):
         load_grids(tmp_path / "grid.yaml")
+
+
+def test_quantised_caches_alone() -> None:
+    """The price of quantised caches is asked for without any surgery."""
+    labels = [cell.label for cell in grid_cells([Grid(methods=("none",), quants=("source",), cache_types=CACHE_TYPES)])]
+    assert labels == ["source, cache q8_0", "source, cache q4_0"]
+    assert Grid(methods=("none", "shared-kv"), thresholds=(0.9,)).plans() == [Plan(threshold=0.9)]
+    result = CliRunner().invoke(cli, ["compare", "x.gguf", "-o", "s", "--methods", "none", "--thresholds", "0.9"])
+    assert (result.exit_code, len(result.output.splitlines())) == (2, 1)
+    assert "--thresholds: no method of the grid has ranks" in result.output
+    shown = "".join(CliRunner().invoke(cli, ["compare", "--help"]).output.split())  # however it is wrapped
+    assert "0.99,0.9,0.5" in shown
+    assert "[default:shared-kv,separate]" in shown
+
+
+def test_the_plans_of_the_studies_are_grids() -> None:
+    counts = {path.stem: len(grid_cells(load_grids(path))) for path in Path(studies.__file__).parent.glob("*.yaml")}
+    assert counts == {"shared_structure": 20, "cross_layer": 36, "latent_cache": 20}
+
+
+def test_the_commands_of_a_cell_make_its_file(study: Path, tiny: Path, tmp_path: Path) -> None:
+    calibrated = Cell(Plan(threshold=0.25, metric="inputs", method="separate", targets="kv"), "Q8_0", "q8_0")
+    assert cell_commands(calibrated, "my model.gguf", "book.txt") == [
+        "surgery operate 'my model.gguf' -o cell.gguf --method separate --targets kv --threshold 0.25 --metric inputs"
+        " --calibration book.txt --quant Q8_0",
+        "surgery run cell.gguf --cache-type-k=q8_0 --cache-type-v=q8_0",
+    ]
+    budget = Plan(threshold=None, budget=0.5)
+    assert cell_commands(Cell(budget), "m.gguf", None)[0] == "surgery operate m.gguf -o cell.gguf --budget 0.5"
+    latent = cell_commands(Cell(LatentPlan(cache=0.25), "Q8_0"), "m.gguf", "book.txt")
+    assert latent[:2] == [
+        "surgery latent m.gguf -o between.gguf --cache 0.25 --calibration book.txt",
+        "surgery quantize between.gguf cell.gguf Q8_0",
+    ]
+    assert cell_commands(Cell(None), "m.gguf", None) == ["surgery run m.gguf"]
+    (operate_it, _) = cell_commands(Cell(Plan(threshold=0.6), "Q8_0"), str(tiny), None)
+    assert CliRunner().invoke(cli, shlex.split(operate_it)[1:]).exit_code == 0
+    assert Path("cell.gguf").stat().st_size == cell_of(study_results(study), "shared-kv 0.6, Q8_0").file_bytes
 
 
 def test_an_empty_grid() -> None:

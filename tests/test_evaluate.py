@@ -123,8 +123,8 @@ def test_a_base_has_a_cache_in_f16_whatever_the_models_is(embedded: Path) -> Non
 
 def test_refusals(tiny: Path, embedded: Path, english: Path, make_tiny: Callable[[TinyModel], Path]) -> None:
     text = read_text(str(english))
-    with pytest.raises(NativeError, match=r"the text has \d+ tokens; at least 1024 are needed"):
-        evaluate(tiny, Text("short", "too short"))
+    with pytest.raises(SurgeryError, match=r"short: has \d+ tokens; at least 1024 are needed"):
+        evaluate(tiny, [text, Text("short", "too short")])
     with pytest.raises(NativeError, match="has another vocabulary"):
         evaluate(tiny, text, base=embedded)
     with pytest.raises(UsageError, match="`n_ctx=4`"):
@@ -179,7 +179,7 @@ def test_several_texts_are_each_measured_as_if_alone(
     assert both.worst == max(alone, key=lambda one: one.kld_mean).text
     assert (both.chunks, both.tokens_scored) == (6, 2 * alone[0].tokens_scored)
     assert told == [(done, 6) for done in range(7)]  # chunk by chunk
-    with pytest.raises(UsageError, match="`text` again: is the same text as reversed; give it once"):
+    with pytest.raises(UsageError, match=r"`text=.again.`: is the same text as reversed; give it once"):
         evaluate(other, [*texts, Text("again", texts[1].content)], options=options)
 
 

@@ -31,9 +31,9 @@ def cell_commands(cell: Cell, model: str, calibration: str | None) -> list[str]:
 
 
 def _options(plan: Operation) -> Iterator[str]:
-    """The options for what is not at its default."""
+    """The options for what is not at its default; what is None is what another option stands in the place of."""
     for name, (_, default) in choices_of(type(plan)).items():
-        if (value := getattr(plan, name)) != default:
+        if (value := getattr(plan, name)) not in (default, None):
             yield f"--{name.replace('_', '-')}"
             yield str(value)
 
