@@ -40,6 +40,8 @@ def abilities(path: str, model: int, vocab: int, threads: int) -> Abilities:
         return Abilities(
             "is an encoder with a decoder (such as T5): it answers an input, and is no plain language model"
         )
+    if llama_cpp.llama_model_cls_label(model, 0):
+        return Abilities("is a classifier, whose output are labels: it predicts no next token")
     if llama_cpp.llama_model_is_diffusion(model):
         return Abilities("is a diffusion model: it fills in masked tokens, and predicts no next one")
     return _watched(path, model, threads)

@@ -10,10 +10,10 @@ from click.testing import CliRunner
 from native.errors import NativeError
 from native.model import ContextOptions, load_model, open_context
 from pipeline.cli.main import cli
-from tests.tiny_architectures import LEARNED_POSITIONS, write_bert, write_gpt2, write_lfm2
+from tests.tiny_architectures import LEARNED_POSITIONS, write_bert, write_gpt2, write_lfm2, write_t5
 from tests.tiny_model import TinyModel, tensors_of, write_tiny_model
 
-UINT, BOOL, STRING = gguf.GGUFValueType.UINT32, gguf.GGUFValueType.BOOL, gguf.GGUFValueType.STRING
+UINT, BOOL, STRING, ARRAY = (getattr(gguf.GGUFValueType, name) for name in ("UINT32", "BOOL", "STRING", "ARRAY"))
 
 
 @pytest.mark.parametrize("metadata", [{}, {"attention.causal": (True, BOOL)}, {"pooling_type": (1, UINT)}])
@@ -28,6 +28,7 @@ def test_an_encoder_is_refused_whatever_its_file_says(tmp_path: Path, metadata: 
     [
         ({"llama.pooling_type": (3, UINT)}, r"embedding model or reranker \(pooling type last\)"),
         ({"llama.pooling_type": (4, UINT)}, r"embedding model or reranker \(pooling type rank\)"),
+        ({"llama.classifier.output_labels": (["yes", "no"], ARRAY)}, "is a classifier"),
         ({"llama.attention.causal": (False, BOOL)}, "attends to what comes later"),
         ({"tokenizer.ggml.model": ("no_vocab", STRING), "llama.vocab_size": (257, UINT)}, "has no tokenizer"),
     ],
@@ -37,6 +38,21 @@ def test_what_a_file_says_of_itself_is_heard(
 ) -> None:
     path = write_tiny_model(tmp_path / "odd.gguf", metadata=metadata)
     with pytest.raises(NativeError, match=f"odd.gguf: .*{message}"), load_model(str(path)):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("decoder", "message"), [(False, "is an encoder: it computes no logits"), (True, "is an encoder with a decoder")]
+)
+def test_encoders_of_llama_cpps_own_naming(tmp_path: Path, decoder: bool, message: str) -> None:
+    path = write_t5(tmp_path / "t5.gguf", decoder=decoder)
+    with pytest.raises(NativeError, match=rf"t5.gguf: {message}"), load_model(str(path)):
+        pass
+
+
+def test_a_diffusion_model(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "dream.gguf", TinyModel("dream", bias=True))
+    with pytest.raises(NativeError, match=r"dream.gguf: is a diffusion model"), load_model(str(path)):
         pass
 
 

@@ -41,6 +41,32 @@ def write_bert(path: Path, **metadata: tuple[object, gguf.GGUFValueType]) -> Pat
     return write_tiny_model(path, TinyModel("bert", kv_heads=4), metadata=more, tensors=tensors)
 
 
+def write_t5(path: Path, *, decoder: bool) -> Path:
+    """An encoder, with a decoder or alone."""
+    ones = np.ones(WIDTH, np.float32)
+    tensors = {"token_embd.weight": _matrix(VOCABULARY)}
+    for side in ("enc", "dec") if decoder else ("enc",):
+        tensors[f"{side}.output_norm.weight"] = ones
+        for layer, prefix in ((layer, f"{side}.blk.{layer}.") for layer in range(2)):
+            tensors |= {f"{prefix}{norm}.weight": ones for norm in ("attn_norm", "ffn_norm")}
+            for attention in ("attn", "cross_attn") if side == "dec" else ("attn",):
+                tensors |= {f"{prefix}{attention}_{role}.weight": _matrix(WIDTH) for role in "qkvo"}
+            if side == "dec":
+                tensors[prefix + "cross_attn_norm.weight"] = ones
+            if layer == 0:
+                tensors[prefix + "attn_rel_b.weight"] = _matrix(32, 4)
+            tensors |= {
+                prefix + "ffn_up.weight": _matrix(FEED_FORWARD),
+                prefix + "ffn_down.weight": _matrix(WIDTH, FEED_FORWARD),
+            }
+    architecture = "t5" if decoder else "t5encoder"
+    more: dict[str, tuple[object, gguf.GGUFValueType]] = {
+        f"{architecture}.attention.relative_buckets_count": (32, UINT),
+        f"{architecture}.decoder_start_token_id": (0, UINT),
+    }
+    return write_tiny_model(path, TinyModel(architecture, kv_heads=4), metadata=more, tensors=tensors)
+
+
 def write_gpt2(path: Path) -> Path:
     """A language model with LEARNED_POSITIONS learned positions."""
     tensors = {"token_embd.weight": _matrix(VOCABULARY), "position_embd.weight": _matrix(LEARNED_POSITIONS)}
