@@ -96,10 +96,18 @@ class Model:
             pointer = buffer.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
             count = llama_cpp.llama_tokenize(self.vocab, data, len(data), pointer, len(buffer), whole, special)
             if count >= 0:
-                return buffer[:count].copy()
+                return self._known(buffer[:count].copy())
             if -count <= len(buffer):  # not the number of tokens, for which there would have been room
                 raise native_log().error(f"{self.path}: llama.cpp could not tokenise the text")
             buffer = np.empty(-count, np.int32)
+
+    def _known(self, tokens: np.ndarray) -> np.ndarray:
+        """`tokens`, if the vocabulary has them all: for what it cannot spell, llama.cpp makes up token -1."""
+        if ((tokens < 0) | (tokens >= self.n_vocab)).any():
+            raise NativeError(
+                f"{self.path}: its vocabulary ({self.metadata('tokenizer.ggml.model')}) cannot spell all of the text"
+            )
+        return tokens
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for; nothing for a control token."""

@@ -69,6 +69,15 @@ def test_language_models_pass_be_they_hybrid_or_broken(tiny: Path, tmp_path: Pat
             assert not model.learned_positions
 
 
+def test_a_vocabulary_that_cannot_spell_the_text(tmp_path: Path) -> None:
+    """RWKV's writes bytes as escapes, which this one lacks: a blank is no token of it."""
+    path = write_tiny_model(tmp_path / "rwkv.gguf", metadata={"tokenizer.ggml.model": ("rwkv", STRING)})
+    with load_model(str(path)) as model:
+        assert len(model.tokenize("abc", special=False)) == 3
+        with pytest.raises(NativeError, match=r"rwkv.gguf: its vocabulary \(rwkv\) cannot spell all of the text"):
+            model.tokenize("a b", special=False)
+
+
 def test_learned_positions_bound_the_context(tmp_path: Path) -> None:
     with load_model(str(write_gpt2(tmp_path / "gpt2.gguf"))) as model:
         assert model.learned_positions
