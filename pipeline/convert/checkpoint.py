@@ -15,6 +15,7 @@ from pipeline.convert.settings import check_settings
 from pipeline.convert.stored_tensor import StoredTensor
 from pipeline.convert.strange_names import MERGE
 from pipeline.convert.tensors import ConvertedTensor, convert_tensors, own_type
+from pipeline.convert.text_part import text_config, text_weights
 from pipeline.convert.tokenizer import tokenizer_metadata
 from pipeline.convert.weights import INDEX_FILES, READERS, SINGLE_FILES, SMALL_FILES, find_weights, read_weights
 from pipeline.errors import SurgeryError, UsageError
@@ -68,9 +69,13 @@ def open_checkpoint(
     """
     paths = _check_folder(folder)
     config = read_config(folder)
+    text = text_config(config)
+    pictures, config = text is not config, text
     config, family = find_family(config)
     check_settings(config, family)
     weights = read_weights(folder, paths)
+    if pictures:
+        weights = text_weights(weights)
     kind = own_type(weights) if outtype == "auto" else GGMLQuantizationType[outtype.upper()]
     rope = read_rope(config, family)
     tensors = convert_tensors(config, family, weights, None if outtype == "auto" else kind)
@@ -92,6 +97,7 @@ def open_checkpoint(
         label=label,
         folder=folder,
         converted={tensor.name: tensor for tensor in tensors},
+        notes=(f"{folder}: only the text part is converted, without pictures",) if pictures else (),
     )
 
 

@@ -44,6 +44,7 @@ def names_of(family: Family, stored: Collection[str]) -> Names:
     layer = LAYER | POST_NORMS if family.post_norms else LAYER
     if not family.qk_norm:
         layer = {name: stored for name, stored in layer.items() if name not in ("attn_q_norm", "attn_k_norm")}
+    layer = layer | dict(family.layer_names)
     return Names("model.embed_tokens", "model.norm", "lm_head", "model.layers", layer, family.permuted)
 
 

@@ -23,6 +23,8 @@ class Family:
     layers one sees the whole context, the others a sliding window, unless the file says otherwise.
     `qkv_bias`: q, k and v always have biases. `own_head`: there is a place for an output matrix that is not the
     embeddings. `free_head_dim`: heads may be of another size than hidden_size / heads.
+    `layer_names` are transformers' names of a layer's parts where they are not Llama's, `scales` the numbers that go
+    into GGUF as they are, by GGUF's name. `no_rope_step`: every so many layers one has no RoPE.
     `hidden_over_heads`: for this number of layers llama.cpp scales queries by hidden_size / heads, not head_dim.
     """
 
@@ -42,6 +44,9 @@ class Family:
     free_head_dim: bool = True
     rope_types: tuple[str, ...] = ROPE_TYPES
     hidden_over_heads: int = 0
+    layer_names: Mapping[str, str] = field(default_factory=lambda: NOTHING)
+    scales: Mapping[str, str] = field(default_factory=lambda: NOTHING)
+    no_rope_step: int = 0
 
 
 NO_BIAS: dict[str, tuple[Any, ...]] = {"attention_bias": (False,), "mlp_bias": (False,)}
@@ -78,12 +83,54 @@ FAMILIES = {
         "qwen3", "qwen3", qk_norm=True, settings=SLIDING, fixed=NO_BIAS,
         defaults={"num_key_value_heads": 32, "head_dim": 128, "sliding_window": 4096},
     ),
+    "GemmaForCausalLM": Family(
+        "gemma", "gemma", norm_offset=1.0, activations=("gelu_pytorch_tanh", "gelu"), own_head=False,
+        defaults={"tie_word_embeddings": True, "head_dim": 256, "num_key_value_heads": 16, "sliding_window": None},
+        fixed=NO_BIAS,
+    ),
     "Gemma2ForCausalLM": GEMMA,
     "Gemma3ForCausalLM": replace(
         GEMMA, architecture="gemma3", model_type="gemma3_text", qk_norm=True, sliding_pattern=6, own_head=True,
         hidden_over_heads=62, settings=GEMMA.settings | {"rope_local_base_freq", "sliding_window_pattern"},
         fixed=NO_BIAS | {"attn_logit_softcapping": ()},
-        defaults={**GEMMA.defaults, "attn_logit_softcapping": None, "final_logit_softcapping": None},
+        defaults={
+            **GEMMA.defaults, "attn_logit_softcapping": None, "final_logit_softcapping": None, "rope_theta": 1e6,
+            "num_attention_heads": 8, "vocab_size": 262208, "max_position_embeddings": 131072,
+        },
+    ),
+    "SmolLM3ForCausalLM": Family(
+        "smollm3", "smollm3", permuted=True, no_rope_step=4, settings=words("no_rope_layers no_rope_layer_interval"),
+        fixed=NO_BIAS | {"use_sliding_window": (False,)},
+        defaults={
+            "tie_word_embeddings": True, "num_key_value_heads": 4, "rope_theta": 2e6, "sliding_window": None,
+            "no_rope_layer_interval": 4,
+        },
+    ),
+    "Ernie4_5ForCausalLM": Family(
+        "ernie4_5", "ernie4_5", fixed=NO_BIAS | {"use_bias": (False,)},
+        defaults={
+            "tie_word_embeddings": True, "num_key_value_heads": 2, "head_dim": 128, "rope_theta": 5e5,
+            "rms_norm_eps": 1e-5, "sliding_window": None,
+        },
+    ),
+    "HunYuanDenseV1ForCausalLM": Family(
+        "hunyuan-dense", "hunyuan_v1_dense", qk_norm=True, fixed=NO_BIAS, settings=words("eod_token_id"),
+        layer_names={"attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm"},
+        defaults={"rms_norm_eps": 1e-5, "sliding_window": None},
+    ),
+    "GraniteForCausalLM": Family(
+        "granite", "granite", permuted=True,
+        settings=words(
+            "attention_bias mlp_bias logits_scaling residual_multiplier embedding_multiplier attention_multiplier"
+        ),
+        scales={
+            "logit_scale": "logits_scaling", "residual_scale": "residual_multiplier",
+            "embedding_scale": "embedding_multiplier", "attention.scale": "attention_multiplier",
+        },
+        defaults={
+            "logits_scaling": 1.0, "residual_multiplier": 1.0, "embedding_multiplier": 1.0,
+            "attention_multiplier": 1.0, "sliding_window": None,
+        },
     ),
 }  # fmt: skip
 CONVERTER = (
@@ -120,6 +167,8 @@ def find_family(config: Config) -> tuple[Config, Family]:
         said = activation if isinstance(activation, str) else shown(activation)
         raise SurgeryError(f"{config.path}: {key} is {said}; llama.cpp computes {name} with {family.activations[0]}")
     _check_heads(config, family)
+    if family.no_rope_step:
+        _check_no_rope(config, family)
     return config, family
 
 
@@ -146,4 +195,18 @@ def _check_heads(config: Config, family: Family) -> None:
         raise SurgeryError(
             f"{config.path}: query_pre_attn_scalar is {scale:g}; llama.cpp computes {family.architecture} of"
             f" {config.layers} layers with {named}, {computed}"
+        )
+
+
+def _check_no_rope(config: Config, family: Family) -> None:
+    """Raise SurgeryError unless the layers without RoPE are those of the family: 0 in config.json's list."""
+    step, listed = config.integer("no_rope_layer_interval"), config.get("no_rope_layers")
+    known = isinstance(listed, list) and len(listed) == config.layers
+    if (listed is None and step != family.no_rope_step) or (
+        listed is not None
+        and not (known and all(entry == (number % family.no_rope_step != 0) for number, entry in enumerate(listed, 1)))
+    ):
+        raise SurgeryError(
+            f"{config.path}: no_rope_layers is {shown(listed)}, no_rope_layer_interval {step}; llama.cpp computes"
+            f" {family.architecture} without RoPE in every {family.no_rope_step}th layer"
         )

@@ -58,6 +58,8 @@ def hyperparameters(config: Config, family: Family, rope: Rope) -> Iterator[Meta
     if arch == "llama":
         yield integer(llm.VOCAB_SIZE, config.integer("vocab_size"))
         yield integer(Keys.Rope.DIMENSION_COUNT, config.head_dim)
+    for name, key in family.scales.items():
+        yield _number(f"{arch}.{name}", config.number(key))
     if family.sliding_pattern:
         yield from _windows(config, family, rope)
     if rope.kind in ("linear", "yarn"):

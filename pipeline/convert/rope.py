@@ -23,6 +23,8 @@ KEYS = {
     },
     "llama3": {"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"},
 }  # fmt: skip
+# Beside alpha, which is a factor of the base, and with it without effect in transformers.
+HUNYUAN_KEYS = {"alpha", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"}
 # What llama.cpp takes for granted in a model with YaRN.
 FIXED = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
 
@@ -70,18 +72,23 @@ def read_rope(config: Config, family: Family) -> Rope:
             f"{config.path}: RoPE scaling {kind} is not supported for {family.architecture}; supported are"
             f" {', '.join(family.rope_types)}"
         )
-    default = 1e6 if family.architecture == "gemma3" else DEFAULT_BASE
-    base = scaling.number("rope_theta", config.number("rope_theta", default))
-    _check_keys(scaling, kind)
+    base = scaling.number("rope_theta", config.number("rope_theta", DEFAULT_BASE))
+    if family.architecture == "hunyuan-dense" and kind == "dynamic" and scaling.get("alpha"):
+        base *= scaling.number("alpha") ** (config.head_dim / (config.head_dim - 2))  # transformers' ntk_alpha
+        kind = "default"
+    _check_keys(scaling, kind, family)
     factor = _factor(config, scaling, kind)
     return Rope(
         base, local, kind, scaling, factor, _attention_factor(scaling, kind, factor), _original(config, scaling)
     )
 
 
-def _check_keys(scaling: Config, kind: str) -> None:
+def _check_keys(scaling: Config, kind: str, family: Family) -> None:
+    known = KEYS[kind] | {"rope_type", "type", "rope_theta"}
+    if family.architecture == "hunyuan-dense":
+        known |= HUNYUAN_KEYS
     for key, value in scaling.values.items():
-        if value is None or key in KEYS[kind] | {"rope_type", "type", "rope_theta"}:
+        if value is None or key in known:
             continue
         if key == "partial_rotary_factor" and value == 1:
             continue

@@ -59,6 +59,33 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "mistral": ("Mistral", {"head_dim": 16, "sliding_window": None}, "sentencepiece"),
     "qwen2": ("Qwen2", {}, "qwen2"),
     "qwen3": ("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}, "qwen2"),
+    "gemma": (
+        "Gemma",
+        {"initializer_range": 0.03, "head_dim": 16, "tie_word_embeddings": True},
+        "sentencepiece",
+    ),
+    "smollm3": ("SmolLM3", {"num_hidden_layers": 5, "pad_token_id": None, "bos_token_id": 0, "eos_token_id": 1}, "llama-bpe"),
+    "ernie": ("Ernie4_5", {"head_dim": 16}, "sentencepiece"),
+    "hunyuan": (
+        "HunYuanDenseV1",
+        {
+            "rope_parameters": {"rope_type": "dynamic", "alpha": 100.0, "factor": 1.0, "rope_theta": 10000.0},
+            "head_dim": 16,
+        },
+        "llama-bpe",
+    ),
+    "granite": (
+        "Granite",
+        {
+            "logits_scaling": 2.0,
+            "residual_multiplier": 0.5,
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.2,
+            "attention_bias": True,
+            "mlp_bias": True,
+        },
+        "llama-bpe",
+    ),
     "gemma2": ("Gemma2", GEMMA | {"num_hidden_layers": 4}, "sentencepiece"),
     "gemma2-no-caps": (
         "Gemma2",

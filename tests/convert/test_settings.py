@@ -71,6 +71,13 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gemma3", {"rope_parameters": {"sliding_attention": {"rope_type": "linear"}}}, "RoPE of sliding_attention"),
     ("gemma3", {"layer_types": ["full_attention"]}, "for each of 7 layers"),
     ("gemma3", {"hidden_activation": "gelu"}, "hidden_activation is gelu"),
+    ("smollm3", {"no_rope_layers": [1, 1, 1, 1, 1]}, "no_rope_layers is [1, 1, 1, 1, 1]"),
+    ("smollm3", {"no_rope_layers": None, "no_rope_layer_interval": 3}, "no_rope_layer_interval 3"),
+    ("smollm3", {"no_rope_layers": "x"}, "no_rope_layers is 'x'"),
+    ("ernie", {"use_bias": True}, "use_bias is True"),
+    ("granite", {"logits_scaling": 0}, "logits_scaling is 0"),
+    ("llama3", {"logits_scaling": 8.0}, "logits_scaling is 8.0"),
+    ("gemma", {"tie_word_embeddings": False}, "the weights lack lm_head.weight"),
     ("gemma2", {"sliding_window": None}, "sliding_window is None"),
 ]
 
