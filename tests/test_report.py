@@ -74,6 +74,18 @@ def test_tables() -> None:
     assert "failed: no memory \\| left" in lines[3]
 
 
+def test_control_characters_are_shown_in_a_report(tmp_path: Path) -> None:
+    results = made_up_study(**ONE_LINE)
+    results["study"] |= {"model": "m\x1b[31m\u202e\x00.gguf", "text": "t\x07"}
+    find(results, "shared-kv 0.5 attention, Q8_0").update(label="x\x1b\udcff")
+    write_report(results, tmp_path / "report.html")
+    for path in tmp_path.rglob("*.*"):
+        if path.suffix not in (".png", ".json"):
+            assert not re.search("[\x00-\x08\x0b-\x1f\u202e\ud800-\udfff]", path.read_text()), path
+    assert "m\\x1b[31m\\u202e\\x00.gguf" in (tmp_path / "report.html").read_text()
+    assert all(ElementTree.fromstring(path.read_text()) is not None for path in tmp_path.rglob("*.svg"))
+
+
 def test_files_of_a_report(tmp_path: Path) -> None:
     results = made_up_study(**ONE_LINE)
     results["cells"][1]["ppl"] = float("inf")

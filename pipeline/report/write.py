@@ -14,6 +14,7 @@ from pipeline.report.figures import Figure
 from pipeline.report.page import render_page
 from pipeline.report.study_charts import study_figures
 from pipeline.report.tables import as_csv, as_markdown
+from pipeline.visible import visible
 
 
 def check_page(page: Path) -> None:
@@ -32,7 +33,7 @@ def write_report(results: Results, page: Path) -> dict[str, Any]:
     Returns the paths, the answer's sentences, and how many cells have which status. Raises as `check_page` does.
     """
     check_page(page)
-    results = plain(results)
+    results = readable(plain(results))
     grid = compared(results)
     found, figures = answer(grid), study_figures(results)
     written = {
@@ -62,6 +63,15 @@ def write_plots(figures: list[Figure], folder: Path) -> list[str]:
         written.append(_write(folder / f"{view.name}.svg", svg.encode()))
         written.append(_write(folder / f"{view.name}.png", as_png(svg)))
     return written
+
+
+def readable(value: Any) -> Any:
+    """`value` with the control characters of every text in it made visible: no page shows them, and no SVG may have them."""
+    if isinstance(value, dict):
+        return {key: readable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [readable(item) for item in value]
+    return visible(value, keep="\n\t") if isinstance(value, str) else value
 
 
 def _write(path: Path, content: bytes) -> str:
