@@ -5,7 +5,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from pipeline.calibration.statistics_file import CalibrationSource, MomentSums, write_calibration
+from pipeline.calibration.statistics_file import CalibrationOrigin, MomentSums, write_calibration
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.projection import ATTENTION_INPUT
 
@@ -21,7 +21,7 @@ def write_made_up_statistics(path: Path, width: int = 8) -> Path:
         "blk.1.ffn_up_exps.weight": (np.square(x[:3]).ravel(), np.array([1.0, 0.0, 2.0])),
     }
     sums.add(1, {layer: {ATTENTION_INPUT: moments} for layer in range(2)}, products)
-    source = CalibrationSource("tiny.gguf", "0" * 64, "1" * 64, "text.txt", "2" * 64, 1, 20)
+    source = CalibrationOrigin("tiny.gguf", "0" * 64, "1" * 64, "text.txt", "2" * 64, 1, 20)
     write_calibration(path, source, sums, rope="norm", text="a text", force=True)
     return path
 

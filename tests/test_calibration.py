@@ -18,7 +18,7 @@ import pytest
 
 from native.errors import NativeError
 from pipeline.calibration.calibrate import calibrate
-from pipeline.calibration.overlap import SKETCH_SIZE, line_sketch, overlap_warning, shared_lines
+from pipeline.calibration.contamination import SKETCH_SIZE, contamination_warning, line_sketch, shared_lines
 from pipeline.calibration.statistics_file import (
     Calibration,
     MomentSums,
@@ -56,8 +56,8 @@ def statistics(taken: Path, tmp_path: Path) -> Path:
 
 def test_a_file_says_whose_statistics_it_holds(statistics: Path, tiny: Path, english: Path) -> None:
     calibration = open_calibration(statistics)
-    assert calibration.source.text_sha256 == read_text(str(english)).sha256
-    assert (calibration.source.chunk_count, calibration.source.chunk_size) == (2, 512)
+    assert calibration.origin.text_sha256 == read_text(str(english)).sha256
+    assert (calibration.origin.chunk_count, calibration.origin.chunk_size) == (2, 512)
     require_fit(calibration, open_gguf(tiny))
     moments = calibration.layer(1)
     assert moments.inputs.shape == moments.received.shape == (64, 64)
@@ -126,7 +126,7 @@ def test_operating_under_a_metric(statistics: Path, tiny: Path, tmp_path: Path, 
     for name in ("blk.0.attn_q.weight", "blk.1.attn_q.weight"):
         assert np.linalg.matrix_rank(written.read(name), tol=1e-3) == 12
     assert written.get("surgery.metric") == metric
-    assert written.get("surgery.calibration.text_sha256") == calibration.source.text_sha256
+    assert written.get("surgery.calibration.text_sha256") == calibration.origin.text_sha256
     assert all(0 < group.explained < 1 for group in report.groups)
 
 
@@ -182,7 +182,7 @@ def test_statistics_that_another_llama_cpp_took_are_taken_again(
     monkeypatch.setattr("pipeline.revision.LLAMA_CPP_VERSION", "0.3.37")
     second = calibrate(open_gguf(tiny), text, chunks=1, sensitivities=False)
     assert second.path != first.path
-    assert second.source.revision.startswith("0.3.37 ")
+    assert second.origin.revision.startswith("0.3.37 ")
     assert calibration_facts(first) != calibration_facts(second)
 
 
@@ -197,7 +197,7 @@ def test_an_interrupted_run_goes_on(tiny: Path, english: Path, own_cache: Path, 
         sums.inputs[layer] = {"attn_input": {n: partial.file.read(prefix + n) for n in whats}}
     sums.products = partial.products()
     unfinished = whole.path.with_suffix(".unfinished.gguf")
-    write_calibration(unfinished, whole.source, sums, rope="norm", text="", force=True)
+    write_calibration(unfinished, whole.origin, sums, rope="norm", text="", force=True)
     before = whole.path.read_bytes()
     whole.path.unlink()
     heard: list[tuple[float, str]] = []
@@ -217,7 +217,7 @@ def whole_moments(data: bytes, folder: Path) -> np.ndarray:
 
 
 def test_unfinished_sums_are_kept_exactly_and_refused_as_statistics(statistics: Path, tmp_path: Path) -> None:
-    source = open_calibration(statistics).source
+    source = open_calibration(statistics).origin
     rng = np.random.default_rng(0)
     inputs = {"sum": rng.standard_normal(4), "second_moment": rng.standard_normal(10)}
     sums = MomentSums(1, {0: {"attn_input": inputs}})
@@ -250,7 +250,7 @@ def test_two_at_once_take_the_statistics_once(tiny: Path, english: Path, own_cac
 def test_what_another_process_writes_anew_is_not_read_at_the_places_of_before(statistics: Path, tmp_path: Path) -> None:
     calibration = open_calibration(statistics)
     before = calibration.layer(1).received
-    longer = replace(calibration, source=replace(calibration.source, text_name="x" * 1000))
+    longer = replace(calibration, origin=replace(calibration.origin, text_name="x" * 1000))
     copy_calibration(longer, tmp_path / "longer.gguf", force=False, sources=())
     os.replace(tmp_path / "longer.gguf", statistics)
     np.testing.assert_array_equal(calibration.layer(1).received, before)
@@ -263,7 +263,7 @@ def test_statistics_taken_before_under_another_name_carry_their_text(tiny: Path,
     assert call("calibrate", tiny, "--text", "old/t.txt", "--chunks", 2, "--no-probes").exit_code == 0
     shutil.rmtree("old")
     assert call("calibrate", tiny, "--text", "new/t.txt", "--chunks", 2, "-o", "s.gguf").exit_code == 0
-    assert open_calibration(Path("s.gguf")).source.text_name == "new/t.txt"
+    assert open_calibration(Path("s.gguf")).origin.text_name == "new/t.txt"
     shutil.rmtree("new")
     made = call("latent", tiny, "-o", "o.gguf", "--calibration", "s.gguf")
     assert made.exit_code == 0, made.output
@@ -281,7 +281,7 @@ def test_a_killed_run_leaves_nothing_under_its_name(embedded: Path, own_cache: P
 
 
 def test_experts_have_a_matrix_and_a_count_each(statistics: Path, tmp_path: Path) -> None:
-    name, source = "blk.0.ffn_up_exps.weight", open_calibration(statistics).source
+    name, source = "blk.0.ffn_up_exps.weight", open_calibration(statistics).origin
     sums = MomentSums()
     squares = np.arange(12.0).reshape(3, 4)
     for _ in range(2):
@@ -373,9 +373,9 @@ def test_eval_warns_when_texts_overlap(statistics: Path, tiny: Path, tmp_path: P
     plan = Plan(metric="inputs", threshold=None, rank=5)
     operate(open_gguf(tiny), tmp_path / "out.gguf", plan, calibration=open_calibration(statistics))
     operated, text = open_gguf(tmp_path / "out.gguf"), read_text(str(english))
-    assert "was calibrated on" in str(overlap_warning(operated, text))
-    assert overlap_warning(operated, Text("other", "\n".join(LINES))) is None
-    assert overlap_warning(open_gguf(tiny), text) is None
+    assert "was calibrated on" in str(contamination_warning(operated, text))
+    assert contamination_warning(operated, Text("other", "\n".join(LINES))) is None
+    assert contamination_warning(open_gguf(tiny), text) is None
 
 
 def test_the_two_halves_of_the_python_text_do_not_overlap() -> None:

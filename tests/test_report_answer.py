@@ -5,7 +5,7 @@ import re
 import pytest
 
 from pipeline.report.answer import answer
-from pipeline.report.numbers import NOTHING, duration, interval, megabytes, significant, with_error
+from pipeline.report.numbers import NOTHING, duration, low_to_high, megabytes, significant, with_error
 from pipeline.report.page import render_page
 from pipeline.report.study_charts import study_figures
 from tests.made_up_study import find, made_up_study, made_up_text, unknown
@@ -30,10 +30,10 @@ def test_a_value_is_rounded_to_its_error(value: float | None, error: float, text
 
 
 def test_other_numbers() -> None:
-    assert interval(0.04761, 0.05102) == "0.0476 to 0.0510"
-    assert interval(0.9, 7.23) == "0.9 to 7.2"
-    assert interval(0.5, 0.5) == "0.50 to 0.50"
-    assert interval(None, 0.1) == NOTHING
+    assert low_to_high(0.04761, 0.05102) == "0.0476 to 0.0510"
+    assert low_to_high(0.9, 7.23) == "0.9 to 7.2"
+    assert low_to_high(0.5, 0.5) == "0.50 to 0.50"
+    assert low_to_high(None, 0.1) == NOTHING
     assert (significant(0), significant(0.000123456), significant(1234.5)) == ("0", "0.000123", "1,234")
     assert megabytes(105_400_000) == "105.4 MB"
     assert [duration(seconds) for seconds in (31.4, 1268, 7500)] == ["31 s", "21 min", "2 h 5 min"]

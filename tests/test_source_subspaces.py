@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.calibration.statistics_file import Calibration, CalibrationSource, open_calibration
+from pipeline.calibration.statistics_file import Calibration, CalibrationOrigin, open_calibration
 from pipeline.compare.results import study_results
 from pipeline.compare.source_subspaces import look_into_source, outline
 from pipeline.compare.study import Study, StudySettings, open_study
@@ -98,8 +98,8 @@ def test_a_source_is_looked_into_once(tiny: Path, english: Path, taken: Path) ->
     assert not told
     both = study_results(Path("study")).subspaces
     assert both["weights"] == weights["weights"]
-    other: CalibrationSource = replace(statistics.source, text_sha256="0" * 64)
-    with opened(tiny, english, replace(statistics, source=other)) as study:
+    other: CalibrationOrigin = replace(statistics.origin, text_sha256="0" * 64)
+    with opened(tiny, english, replace(statistics, origin=other)) as study:
         look_into_source(study, told.append)
     assert {text.split(":")[0] for text in told} == {"looking into the source, inputs"}
 

@@ -12,8 +12,8 @@ from native.errors import NativeError
 from native.model import ContextOptions, load_model
 from native.writing import BLOCK, WritingOptions, WrittenWave, chat_turns, sample, write_waves
 from pipeline.calibration import self_text
+from pipeline.calibration.contamination import contamination_warning
 from pipeline.calibration.obtain import obtain_calibration
-from pipeline.calibration.overlap import overlap_warning
 from pipeline.calibration.self_text import RECIPE, TooSlow, ledger_path, read_waves, write_self_text
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.files.texts import read_text
@@ -196,8 +196,8 @@ def test_a_seed_is_a_whole_number(model: GGUFModel, name: str) -> None:
 def test_texts_are_mixed_by_their_chunks(model: GGUFModel, english: Path) -> None:
     own, book = (obtain_calibration(model, name, chunks=2) for name in ("self", str(english)))
     mixed = obtain_calibration(model, f"self,{english}", chunks=2)
-    n, m = own.source.chunk_count, book.source.chunk_count
-    assert mixed.source.chunk_count == n + m
+    n, m = own.origin.chunk_count, book.origin.chunk_count
+    assert mixed.origin.chunk_count == n + m
     for mine, a, b in zip(*(vars(c.layer(1)).values() for c in (mixed, own, book)), strict=True):
         np.testing.assert_allclose(mine, (n * a + m * b) / (n + m), rtol=1e-5, atol=1e-7)
     sensitivities = [calibration.sensitivity("v", 0) for calibration in (own, book)]
@@ -206,14 +206,14 @@ def test_texts_are_mixed_by_their_chunks(model: GGUFModel, english: Path) -> Non
     assert mixed.text.content == f"{own.text.content}\n\n{book.text.content}"
 
 
-def test_the_overlap_warning_knows_mixed_texts(model: GGUFModel, english: Path, tmp_path: Path) -> None:
+def test_the_contamination_warning_knows_mixed_texts(model: GGUFModel, english: Path, tmp_path: Path) -> None:
     lines = tmp_path / "lines.txt"
     lines.write_text("\n".join(f"{i} is a number in a line of its own, which makes it long" for i in range(200)))
     mixed = obtain_calibration(model, f"self,{lines}", chunks=2, metric="inputs")
     operate(model, tmp_path / "out.gguf", Plan(metric="inputs", threshold=0.5), calibration=mixed)
     operated = open_gguf(tmp_path / "out.gguf")
-    assert f"was calibrated on self,{lines}" in str(overlap_warning(operated, read_text(str(lines))))
-    assert overlap_warning(operated, read_text(str(english))) is None
+    assert f"was calibrated on self,{lines}" in str(contamination_warning(operated, read_text(str(lines))))
+    assert contamination_warning(operated, read_text(str(english))) is None
 
 
 def test_own_statistics_of_another_model_are_refused(

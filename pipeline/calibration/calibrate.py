@@ -14,7 +14,7 @@ from pipeline.calibration.sensitivity import measure_sensitivities
 from pipeline.calibration.statistics_file import (
     FORMAT_VERSION,
     Calibration,
-    CalibrationSource,
+    CalibrationOrigin,
     MomentSums,
     add_sensitivities,
     open_calibration,
@@ -55,7 +55,7 @@ def calibrate(
     if chunks < 1:
         raise UsageError.of("chunks", chunks, "expected at least 1")
     attention = find_attention(model)
-    wanted = CalibrationSource(
+    wanted = CalibrationOrigin(
         model.name,
         model.sha256(),
         tokenizer_sha256(model),
@@ -81,7 +81,7 @@ def calibrate(
                 add_sensitivities(calibration, measure_sensitivities(model, calibration, text, threads, probing))
                 calibration = open_calibration(path)
     # the same text may have had another name, or been named from another folder, when they were taken
-    return replace(calibration, source=replace(calibration.source, text_name=text.name))
+    return replace(calibration, origin=replace(calibration.origin, text_name=text.name))
 
 
 def watched_inputs(attention: AttentionMap) -> dict[str, Watched]:
@@ -106,7 +106,7 @@ def cached_calibration(path: Path) -> Calibration | None:
         return None
 
 
-def cached_path(source: CalibrationSource) -> Path:
+def cached_path(source: CalibrationOrigin) -> Path:
     """Where statistics of `source` are kept: a name made of its hashes, so that a copy elsewhere is found as well.
 
     The revision of the code and llama.cpp's version are among them: what another one took is taken again.
@@ -119,7 +119,7 @@ def cached_path(source: CalibrationSource) -> Path:
 def _capture(
     model: GGUFModel,
     text: Text,
-    wanted: CalibrationSource,
+    wanted: CalibrationOrigin,
     watched: dict[str, Watched],
     path: Path,
     threads: int,

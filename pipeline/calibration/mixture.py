@@ -26,11 +26,11 @@ def mix(calibrations: Sequence[Calibration]) -> Calibration:
         return first
     for other in others:
         for what in ("model_sha256", "tokenizer_sha256", "chunk_size"):
-            if getattr(other.source, what) != getattr(first.source, what):
+            if getattr(other.origin, what) != getattr(first.origin, what):
                 raise UsageError(f"`calibration`: {first.path} and {other.path} cannot be mixed, their {what} differs")
-    sources = [calibration.source for calibration in calibrations]
+    sources = [calibration.origin for calibration in calibrations]
     source = replace(
-        first.source,
+        first.origin,
         text_name=",".join(source.text_name for source in sources),
         text_sha256=hashlib.sha256("".join(source.text_sha256 for source in sources).encode()).hexdigest(),
         chunk_count=sum(source.chunk_count for source in sources),
@@ -39,10 +39,10 @@ def mix(calibrations: Sequence[Calibration]) -> Calibration:
     path = cached_path(source)
     kept = cached_calibration(path)
     if kept and kept.has_sensitivities == all(each.has_sensitivities for each in calibrations):
-        return replace(kept, source=source)
-    sums = read_sums(first, first.source.chunk_count)
+        return replace(kept, origin=source)
+    sums = read_sums(first, first.origin.chunk_count)
     for other in others:
-        more = read_sums(other, other.source.chunk_count)
+        more = read_sums(other, other.origin.chunk_count)
         sums.add(more.chunks, more.inputs, more.products)
     text = "\n\n".join(calibration.text.content for calibration in calibrations)
     write_calibration(path, source, sums, rope=first.rope, text=text, force=True)
@@ -55,6 +55,6 @@ def mix(calibrations: Sequence[Calibration]) -> Calibration:
 
 def _mean_sensitivities(calibrations: Sequence[Calibration], role: str) -> list[float]:
     """By layer, each text's weighted by its chunks."""
-    chunks = [calibration.source.chunk_count for calibration in calibrations]
+    chunks = [calibration.origin.chunk_count for calibration in calibrations]
     by_layer = zip(*(calibration.sensitivities(role) for calibration in calibrations), strict=True)
     return [sum(n * nats for n, nats in zip(chunks, each, strict=True)) / sum(chunks) for each in by_layer]

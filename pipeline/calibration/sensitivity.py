@@ -40,7 +40,7 @@ def measure_sensitivities(
     """
     layers = AttentionLayers(model, calibration)
     options = ContextOptions(n_ctx=PROBE_TOKENS, n_batch=PROBE_TOKENS, threads=threads)
-    middle = calibration.source.chunk_count * calibration.source.chunk_size // PROBE_TOKENS // 2
+    middle = calibration.origin.chunk_count * calibration.origin.chunk_size // PROBE_TOKENS // 2
     probes = isolated(probe_errors, str(model.path), text.content, middle, options)
     next(probes)
     roles = dict.fromkeys(role for projections in layers.projections.values() for role in projections)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType
 
-from pipeline.calibration.overlap import line_sketch
+from pipeline.calibration.contamination import line_sketch
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.files.texts import Text
 from pipeline.gguf_file.metadata import MetadataEntry, metadata_entry
@@ -33,7 +33,7 @@ MATRICES = ("second_moment", "received")
 
 
 @dataclass(frozen=True)
-class CalibrationSource:
+class CalibrationOrigin:
     """What statistics were taken from: a model, its tokenizer and a text by SHA-256, and how much of the text.
 
     `revision` is that of the code that took them, and llama.cpp's version; empty where a file does not say.
@@ -119,18 +119,18 @@ class Calibration:
     """Statistics in a file, checked."""
 
     path: Path
-    source: CalibrationSource
+    origin: CalibrationOrigin
     rope: str
     file: GGUFModel = field(repr=False)
 
     @property
     def text(self) -> Text:
         """The text that was decoded, which may be the beginning of what its name stood for."""
-        return Text(self.source.text_name, self.file.get(COVERED_TEXT))
+        return Text(self.origin.text_name, self.file.get(COVERED_TEXT))
 
     @property
     def sketch(self) -> list[int]:
-        """The sketch of that text, see `pipeline.calibration.overlap`."""
+        """The sketch of that text, see `pipeline.calibration.contamination`."""
         return line_sketch(self.text.content)
 
     @property
@@ -162,7 +162,7 @@ class Calibration:
         )
         if mean is None or inputs is None or not fit(mean, inputs, received):
             raise SurgeryError(f"{self.path}: the statistics of layer {number} do not fit together; calibrate again")
-        where = f"{self.source.model_name}: layer {number}"
+        where = f"{self.origin.model_name}: layer {number}"
         rotated, mode = self.file.read(prefix + "rope") if prefix + "rope" in self.file.tensors else (0, 0)
         observed = None if received is None else unpack(received)
         return LayerMoments(mean, unpack(inputs), observed, int(rotated), "neox" if mode else "norm", where)
@@ -202,7 +202,7 @@ def tokenizer_sha256(model: GGUFModel) -> str:
 
 
 def write_calibration(
-    path: Path, source: CalibrationSource, sums: MomentSums, *, rope: str, text: str, force: bool
+    path: Path, source: CalibrationOrigin, sums: MomentSums, *, rope: str, text: str, force: bool
 ) -> None:
     """Write a statistics file with the `text` that was decoded.
 
@@ -243,7 +243,7 @@ def copy_calibration(calibration: Calibration, output: Path, *, force: bool, sou
     Raises UsageError for an output that cannot be.
     """
     file, name = calibration.file, "calibration.text_name"
-    named = metadata_entry(name, calibration.source.text_name)
+    named = metadata_entry(name, calibration.origin.text_name)
     metadata = [named if key == name else entry for key, entry in file.metadata.items() if key != CHECKSUM]
     arrays = {name: file.read(name) for name in file.tensors}
     _write(output, metadata, arrays, force=force, sources=sources)
@@ -270,20 +270,20 @@ def _write(
 def open_calibration(path: Path) -> Calibration:
     """Open a statistics file and check that it is whole. Raises SurgeryError when it is damaged or something else."""
     calibration, done = _open(path)
-    if done != calibration.source.chunk_count:
+    if done != calibration.origin.chunk_count:
         raise SurgeryError(
-            f"{path}: covers {done} of {calibration.source.chunk_count} chunks; run surgery calibrate again to go on"
+            f"{path}: covers {done} of {calibration.origin.chunk_count} chunks; run surgery calibrate again to go on"
         )
     return calibration
 
 
-def resume_sums(path: Path, source: CalibrationSource) -> MomentSums:
+def resume_sums(path: Path, source: CalibrationOrigin) -> MomentSums:
     """The sums of an unfinished run over `source`; empty ones if they are of something else, or damaged."""
     try:
         calibration, done = _open(path)
     except SurgeryError:
         return MomentSums()
-    found = calibration.source
+    found = calibration.origin
     if replace(found, chunk_count=source.chunk_count) != source or done >= found.chunk_count:
         return MomentSums()
     return read_sums(calibration, done)
@@ -292,7 +292,7 @@ def resume_sums(path: Path, source: CalibrationSource) -> MomentSums:
 def read_sums(calibration: Calibration, chunks: int) -> MomentSums:
     """The sums over the `chunks` chunks that a statistics file holds, in the precision in which they were kept."""
     file = calibration.file
-    dtype = np.float32 if chunks == calibration.source.chunk_count else np.float64
+    dtype = np.float32 if chunks == calibration.origin.chunk_count else np.float64
     sums = MomentSums(chunks)
     for name in file.tensors:
         values = file.read_raw(name).view(dtype).astype(np.float64)
@@ -309,7 +309,7 @@ def calibration_facts(calibration: Calibration | None) -> dict[str, Any]:
     """What an operated model says about its calibration: the text's name, hash and sketch, and how much was used."""
     if calibration is None:
         return {}
-    source = calibration.source
+    source = calibration.origin
     facts: dict[str, Any] = {
         "text": source.text_name,
         "text_sha256": source.text_sha256,
@@ -323,7 +323,7 @@ def calibration_facts(calibration: Calibration | None) -> dict[str, Any]:
 
 def require_fit(calibration: Calibration, model: GGUFModel) -> None:
     """Raise UsageError unless the statistics were taken from this very model."""
-    source = calibration.source
+    source = calibration.origin
     if source.tokenizer_sha256 != tokenizer_sha256(model):
         reason = "has another tokenizer"
     elif source.model_sha256 != model.sha256():
@@ -349,8 +349,8 @@ def _open(path: Path) -> tuple[Calibration, int]:
     metadata = [entry for key, entry in file.metadata.items() if key != CHECKSUM]
     if file.get(CHECKSUM) != _checksum(metadata, {name: file.read_raw(name) for name in file.tensors}):
         raise SurgeryError(f"{path}: was edited or damaged, its checksum does not fit; calibrate again")
-    source = CalibrationSource(
-        **{key: file.get(f"calibration.{key}", "") for key in CalibrationSource.__dataclass_fields__}
+    source = CalibrationOrigin(
+        **{key: file.get(f"calibration.{key}", "") for key in CalibrationOrigin.__dataclass_fields__}
     )
     return Calibration(path, source, file.get("calibration.rope"), file), file.get("calibration.chunks_done")
 

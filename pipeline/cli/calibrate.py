@@ -110,7 +110,7 @@ def print_own_text(model: GGUFModel, name: str, chunks: int, threads: int, as_js
 
 
 def describe(calibration: Calibration, output: Path | None, imatrix: Path | None) -> dict[str, Any]:
-    source = calibration.source
+    source = calibration.origin
     return {
         "model": source.model_name,
         "model_sha256": source.model_sha256,

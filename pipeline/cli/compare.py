@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from pipeline.calibration.overlap import SHARED_ENOUGH, shared_lines
+from pipeline.calibration.contamination import SHARED_ENOUGH, shared_lines
 from pipeline.calibration.statistics_file import Calibration
 from pipeline.cli.calibrate import calibration_for_metric
 from pipeline.cli.grid_options import grid_options

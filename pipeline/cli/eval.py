@@ -9,7 +9,7 @@ import click
 from native.errors import NativeError
 from native.evaluate import as_reference
 from native.model import ContextOptions
-from pipeline.calibration.overlap import overlap_warning
+from pipeline.calibration.contamination import contamination_warning
 from pipeline.cli.options import (
     cache_type_options,
     gpu_layers_option,
@@ -71,7 +71,7 @@ def command(
     opened, measured = open_model(model), [read_text(name) for name in texts or (EVALUATION_TEXT,)]
     models = [opened, *([open_model(base)] if base else [])]
     for text in measured:
-        if warning := overlap_warning(opened, text):
+        if warning := contamination_warning(opened, text):
             warn(warning)
     with ProgressReport("evaluating", unit="chunks") as report:
         result = evaluate(

@@ -106,7 +106,7 @@ def _is_matrix(info: TensorInfo) -> bool:
 def write_importance_matrix(calibration: Calibration, output: Path, *, force: bool, sources: tuple[Path, ...]) -> None:
     """Write what was seen while calibrating as an importance matrix. Raises UsageError for an output that cannot be."""
     check_output(output, force=force, sources=sources)
-    source = calibration.source
+    source = calibration.origin
     metadata = [
         metadata_entry("general.type", "imatrix"),
         metadata_entry("imatrix.datasets", [source.text_name]),

@@ -206,7 +206,7 @@ def _provenance(
         "cache_type": plan.cache_type,
         **{f"calibration.{key}": value for key, value in calibration_facts(calibration).items()},
         "source.name": model.name,
-        "source.sha256": calibration.source.model_sha256,
+        "source.sha256": calibration.origin.model_sha256,
         **earlier_operations(model),
     }
     return [metadata_entry(PREFIX + key, value) for key, value in values.items()]

@@ -37,7 +37,7 @@ def sample_inputs(
 
     `progress` counts chunks. Raises NativeError when llama.cpp cannot run or observe the model.
     """
-    source = calibration.source
+    source = calibration.origin
     count = min(CHUNKS, source.chunk_count)
     chunks = [i * source.chunk_count // count for i in range(count)]
     attention = find_attention(model)

@@ -20,7 +20,7 @@ from pipeline.report.cells import (
     source_cell,
     worst_text,
 )
-from pipeline.report.numbers import interval, mebibytes, megabytes, significant
+from pipeline.report.numbers import low_to_high, mebibytes, megabytes, significant
 
 QUESTION = "Which combination of surgery and quantisation loses least for its size?"
 LIMITS = (0.01, 0.03, 0.1, 0.3, 1.0)
@@ -106,7 +106,7 @@ def _loss(cell: Cell) -> str:
     worst = worst_text(cell)
     known = worst["kld_low"] is not None and worst["kld_high"] is not None
     loss = f"{significant(worst['kld_mean'])} nats a token"
-    loss += f" (95% interval {interval(worst['kld_low'], worst['kld_high'])})" if known else ""
+    loss += f" (95% interval {low_to_high(worst['kld_low'], worst['kld_high'])})" if known else ""
     return loss + (
         f" on {worst['text']}, its worst text ({significant(cell['kld_mean'])} on average)" if worst is not cell else ""
     )
@@ -163,7 +163,7 @@ def _beyond_quantisation(combinations: list[Cell]) -> Iterator[str]:
     if measured:
         cell = min(measured, key=lambda cell: float(cell["over_quant"]["mean"]))
         over = cell["over_quant"]
-        between = interval(over["low"], over["high"])
+        between = low_to_high(over["low"], over["high"])
         unclear = ", not told apart from 0" if over["low"] <= 0 <= over["high"] else ""
         yield (
             f"The surgery that adds least to its quantisation, {name(cell)}, adds "

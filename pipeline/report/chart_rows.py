@@ -14,7 +14,7 @@ from pipeline.report.cells import (
     quantisation,
     setting,
 )
-from pipeline.report.numbers import NOTHING, interval, perplexity, significant
+from pipeline.report.numbers import NOTHING, low_to_high, perplexity, significant
 from pipeline.report.tables import status
 
 Row = dict[str, Any]
@@ -57,7 +57,7 @@ def cell_row(cell: Cell, size: str = "") -> Row:
         "method": cell["method"],
         "combination": name(cell),
         "KL divergence": significant(cell["kld_mean"]),
-        "95% interval": interval(cell["kld_low"], cell["kld_high"]),
+        "95% interval": low_to_high(cell["kld_low"], cell["kld_high"]),
         "perplexity": perplexity(cell),
         "size": size or NOTHING,
         "status": status(cell),

@@ -11,7 +11,7 @@ from pipeline.report.chart_parts import chart_of, error_bars, log_axis
 from pipeline.report.chart_rows import Row
 from pipeline.report.figures import COLOURS, REFERENCE_COLOUR, Chart, Figure, Key, Panel, View
 from pipeline.report.loss_charts import VALUES
-from pipeline.report.numbers import interval, significant
+from pipeline.report.numbers import low_to_high, significant
 
 TARGET_COLOURS = {
     "q": COLOURS["shared-kv"],
@@ -69,7 +69,7 @@ def damage_rows(entries: Iterable[tuple[int, str, float, float | None, float | N
             "low": max(value if low is None else low, least),
             "high": value if high is None else high,
             "KL divergence": significant(value),
-            "95% interval": interval(low, high),
+            "95% interval": low_to_high(low, high),
         }
         for layer, targets, value, low, high in drawn
     ]

@@ -27,7 +27,7 @@ def with_error(value: float | None, error: float | None, *, digits: int = 1) -> 
     return f"{value:,.{places}f} ± {error:,.{places}f}"
 
 
-def interval(low: float | None, high: float | None) -> str:
+def low_to_high(low: float | None, high: float | None) -> str:
     """`0.0115 to 0.0131`, to the second digit of its width."""
     if not _known(low) or not _known(high):
         return NOTHING

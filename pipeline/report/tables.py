@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.report.cells import SIZES, Cell, Results, name, share_stored, share_stored_text
 from pipeline.report.numbers import (
     NOTHING,
-    interval,
+    low_to_high,
     mebibytes,
     megabytes,
     percent,
@@ -65,7 +65,7 @@ def _speed(speed: dict[str, Any]) -> str:
 COLUMNS = (
     Column("combination", "", name, name),
     _field("KL divergence", "nats a token", "kld_mean", significant),
-    Column("95% interval", "nats a token", lambda c: interval(c["kld_low"], c["kld_high"]), lambda c: c["kld_low"]),
+    Column("95% interval", "nats a token", lambda c: low_to_high(c["kld_low"], c["kld_high"]), lambda c: c["kld_low"]),
     Column("perplexity", "", perplexity, lambda c: c["ppl"]),
     _field("same top token", "", "same_top", percent),
     _field("file on disk", "MB", "file_bytes", lambda b: megabytes(b).removesuffix(" MB")),
@@ -79,14 +79,14 @@ COLUMNS = (
         "nats a token",
         "over_quant",
         "mean",
-        lambda over: f"{significant(over['mean'])} ({interval(over['low'], over['high'])})",
+        lambda over: f"{significant(over['mean'])} ({low_to_high(over['low'], over['high'])})",
     ),
     _nested(
         "together over sum",
         "ratio",
         "interaction",
         "ratio",
-        lambda i: f"{i['ratio']:.2f} ({interval(i['low'], i['high'])}), {i['verdict']}",
+        lambda i: f"{i['ratio']:.2f} ({low_to_high(i['low'], i['high'])}), {i['verdict']}",
     ),
     Column("best for", "its size", fronts, lambda c: fronts(c) or None),
     Column("status", "", status, lambda c: c["status"]),

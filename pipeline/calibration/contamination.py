@@ -37,7 +37,7 @@ def shared_lines(sketch: Sequence[int], text: str) -> float:
     return len(comparable & known) / len(comparable) if comparable else 0.0
 
 
-def overlap_warning(model: GGUFModel, text: Text) -> str | None:
+def contamination_warning(model: GGUFModel, text: Text) -> str | None:
     """What to say when `model` was calibrated on `text` or on parts of it; None when it was not.
 
     Overlap means the same text, or that at least SHARED_ENOUGH of the long lines of `text` were calibrated on.
