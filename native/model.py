@@ -55,11 +55,6 @@ class Model:
         return int(llama_cpp.llama_model_n_ctx_train(self.pointer)) % 2**32  # unsigned in the file, signed here
 
     @property
-    def cuts_back(self) -> bool:
-        """Whether single tokens can be removed from its memory: not from a state that all have gone into."""
-        return not (llama_cpp.llama_model_is_recurrent(self.pointer) or llama_cpp.llama_model_is_hybrid(self.pointer))
-
-    @property
     def adds_bos(self) -> bool:
         return bool(llama_cpp.llama_vocab_get_add_bos(self.vocab))
 
@@ -74,7 +69,8 @@ class Model:
 
     @property
     def branches(self) -> bool:
-        """Whether sequences can have a beginning in common: a recurrent state belongs to one alone."""
+        """Whether sequences can have a beginning in common, and be cut back to it: a recurrent state is one sequence's
+        alone, and all of its tokens have gone into it."""
         return not (llama_cpp.llama_model_is_recurrent(self.pointer) or llama_cpp.llama_model_is_hybrid(self.pointer))
 
     @property

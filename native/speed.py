@@ -63,7 +63,7 @@ def measure_speeds(
                         count = min(PROMPT_TOKENS, depth - start)
                         _decode(context, start, count)
                         yield count
-                states = [None if context.model.cuts_back else context.state() for context in contexts]
+                states = [None if context.model.branches else context.state() for context in contexts]
                 for _ in range(ROUNDS):
                     for number, context in enumerate(contexts):
                         _rewind(context, depth, states[number])
