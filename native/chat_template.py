@@ -45,7 +45,7 @@ def render_chat(model: Model, messages: Sequence[Message], *, plain: bool = Fals
     try:
         with _limits():
             formatter = Jinja2ChatFormatter(template, eos_token=eos, bos_token=bos, add_generation_prompt=answering)
-            text = str(formatter(messages=list(messages)).prompt)
+            text = str(formatter(messages=list(messages)).prompt)  # type: ignore[arg-type]  # plain ones are what it takes
     except (Exception, _OutOfTime) as error:  # it is a program: anything can come of it
         raise _failure(model, f"fails: {_reason(error)}") from None
     if not text.strip():

@@ -69,7 +69,7 @@ def quantize_file(
     if realigned:
         overrides = (llama_cpp.llama_model_kv_override * 2)()  # the second, without a key, ends them
         overrides[0].tag, overrides[0].key = llama_cpp.LLAMA_KV_OVERRIDE_TYPE_INT, b"general.alignment"
-        overrides[0].value.val_i64 = ALIGNMENT
+        overrides[0].value.val_i64 = ALIGNMENT  # type: ignore[union-attr]  # it is the union, whatever its type says
         params.kv_overrides = ctypes.cast(overrides, ctypes.POINTER(llama_cpp.llama_model_kv_override))
     if llama_cpp.llama_model_quantize(source.encode(), output.encode(), ctypes.byref(params)):
         error = native_log().error(f"{source}: llama.cpp could not quantise it to {kind}")

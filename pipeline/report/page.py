@@ -113,7 +113,7 @@ def vega_bundle() -> Markup:
 
 
 def _part(file: str) -> Markup:
-    text = files("pipeline.report").joinpath("page", file).read_text(encoding="utf-8")
+    text = files("pipeline.report").joinpath("page").joinpath(file).read_text(encoding="utf-8")
     return _inside_script(text) if file.endswith(".js") else Markup(text)
 
 
