@@ -226,19 +226,19 @@ def test_harmless_extras_are_taken(tiny: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cache": 0.0}, "--cache 0: expected"),
-        ({"cache": 1.5}, "--cache 1.5: expected"),
-        ({"cache": float("nan")}, "--cache nan: expected"),
+        ({"cache": 0.0}, "cache=0.0`: expected"),
+        ({"cache": 1.5}, "cache=1.5`: expected"),
+        ({"cache": float("nan")}, "cache=nan`: expected"),
         ({"cache": 65}, "the source caches 64 numbers"),
         ({"cache": 2}, "leave no latent"),
-        ({"rotary": 3}, "--rotary 3: expected an even number"),
-        ({"rotary": 18}, "--rotary 18: the source rotates 16"),
+        ({"rotary": 3}, "rotary=3`: expected an even number"),
+        ({"rotary": 18}, "rotary=18`: the source rotates 16"),
         ({"cache": 16, "rotary": 16}, "leave no latent"),
-        ({"outtype": "q4_0"}, "--outtype 'q4_0'"),
-        ({"cache_type": "q3_0"}, "--cache-type 'q3_0'"),
+        ({"outtype": "q4_0"}, "outtype='q4_0'`"),
+        ({"cache_type": "q3_0"}, "cache_type='q3_0'`"),
         ({"cache": 48, "cache_type": "q4_0"}, "no whole blocks of q4_0; choose a multiple of 32"),
-        ({"cache_bytes": 0.0}, "--cache-bytes 0"),
-        ({"cache_bytes": float("nan")}, "--cache-bytes nan"),
+        ({"cache_bytes": 0.0}, "cache_bytes=0.0`"),
+        ({"cache_bytes": float("nan")}, "cache_bytes=nan`"),
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused(tiny: Path, options: dict[str, float], message: str) -> None:
@@ -272,7 +272,7 @@ def test_bytes_are_spent_on_numbers_or_bits_by_what_is_predicted_to_lose_least(
         for other in (replace(chosen, cache_type="iq4_nl"), LatentPlan(cache=32, cache_type="f16")):
             if other.cache * bits_per_number(other.cache_type) <= share * 16 * source.cached_numbers:
                 assert loss <= sum(predicted_loss(other, source, layer) for layer in layers.values())
-    with pytest.raises(UsageError, match=r"--cache-bytes 0\.05: too little"):
+    with pytest.raises(UsageError, match=r"cache_bytes=0\.05`: too little"):
         choose_within_bytes(LatentPlan(cache_bytes=0.05), source, layers.values())
 
 
