@@ -15,6 +15,8 @@ from native.abilities import abilities
 from native.errors import NativeError, TextError
 from native.library import ALIGNMENT, file_alignment, ggml_base, initialise, native_log
 
+SURELY_FITTING = 2**16  # tokens of a context
+SMALL_CONTEXTS = (8192, 16384)  # more than the windows that some caches end at
 LONGEST_TEXT = 2**31 - 1  # bytes; llama_tokenize counts in 32 bits
 USUAL_PIECE = 256  # bytes that a token spells, at most, but for rare ones
 MOST_THREADS = 512  # GGML_MAX_N_THREADS of ggml.h; more crash it
@@ -263,6 +265,45 @@ class Context:
         return np.ctypeslib.as_array(llama_cpp.llama_get_logits(self.pointer), (count, self.model.n_vocab))
 
 
+def _make_context(model: Model, params: llama_cpp.llama_context_params) -> tuple[int | None, int]:
+    """A context, None if llama.cpp refuses, and the bytes of its KV cache, which only the log tells."""
+    sizes: list[float] = []
+
+    def note_size(line: str) -> None:
+        if match := re.search(r"KV buffer size\s*=\s*([\d.]+) MiB", line):
+            sizes.append(float(match[1]))
+
+    native_log().listeners.append(note_size)
+    pointer = llama_cpp.llama_init_from_model(model.pointer, params)
+    native_log().listeners.remove(note_size)
+    return pointer, round(sum(sizes) * 2**20)
+
+
+def _require_memory(model: Model, params: llama_cpp.llama_context_params) -> None:
+    """Raise NativeError for a KV cache that is larger than memory: the system promises it, and then cannot keep it.
+
+    Two small contexts tell how it grows, as caches have many forms.
+    """
+    wanted = params.n_ctx
+    if wanted <= SURELY_FITTING:
+        return
+    sizes = []
+    for params.n_ctx in SMALL_CONTEXTS:
+        pointer, size = _make_context(model, params)
+        if pointer:
+            llama_cpp.llama_free(pointer)
+        sizes.append(size)
+    params.n_ctx = wanted
+    grows = (sizes[1] - sizes[0]) / (SMALL_CONTEXTS[1] - SMALL_CONTEXTS[0])
+    needed = sizes[1] + grows * (wanted - SMALL_CONTEXTS[1])
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise NativeError(
+            f"{model.path}: a context of {wanted:,} tokens takes {needed / 1e9:,.0f} GB for its KV cache alone, and this"
+            f" machine has {memory / 1e9:,.0f} GB of memory; ask for a smaller one"
+        )
+
+
 @contextmanager
 def open_context(model: Model, options: ContextOptions, observer: Any = None) -> Iterator[Context]:
     """Make a context. Raises NativeError with llama.cpp's reason, such as a KV cache type that does not fit.
@@ -288,24 +329,16 @@ def open_context(model: Model, options: ContextOptions, observer: Any = None) ->
         params.cb_eval = observer
     if observer is not None or not options.flash_attention:
         params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    sizes: list[float] = []
-
-    def note_size(line: str) -> None:
-        if match := re.search(r"KV buffer size\s*=\s*([\d.]+) MiB", line):
-            sizes.append(float(match[1]))
-
-    log = native_log()
-    log.listeners.append(note_size)
-    pointer = llama_cpp.llama_init_from_model(model.pointer, params)
-    log.listeners.remove(note_size)
+    _require_memory(model, params)
+    pointer, cache_bytes = _make_context(model, params)
     if not pointer:
-        raise log.error(
+        raise native_log().error(
             f"{model.path}: llama.cpp cannot make a context of {params.n_ctx} tokens"
             f" with KV cache types {options.type_k} and {options.type_v}"
         )
     batch = llama_cpp.llama_batch_init(params.n_batch, 0, options.n_sequences if options.shared else 1)
     try:
-        yield Context(model, pointer, batch, params.n_batch, kv_cache_bytes=round(sum(sizes) * 2**20))
+        yield Context(model, pointer, batch, params.n_batch, kv_cache_bytes=cache_bytes)
     finally:
         llama_cpp.llama_batch_free(batch)
         llama_cpp.llama_free(pointer)

@@ -221,6 +221,11 @@ BAD_INPUT = {
     "prompt not UTF-8": ("run {tiny} --prompt caf\udce9", 1, "is not UTF-8"),
     "type": ("quantize {tiny} o.gguf Q9", 2, "Q9: not a type"),
     "imatrix": ("quantize {tiny} o.gguf Q4_0 --imatrix nowhere", 2, "--imatrix nowhere: no such file"),
+    "context beyond memory": (
+        "run {tiny} --prompt x --ctx 2147483647 --cache-type-k f32 --cache-type-v f32",
+        1,
+        "GB for its KV cache alone",
+    ),
     "needs imatrix": ("quantize {wide} o.gguf IQ1_S", 1, "importance matrix"),
     "not a model": ("eval {english}", 1, "not a GGUF file"),
     "short text": ("eval {tiny} --text {short}", 1, "short.txt: has 9 tokens; at least 1024 are needed"),
