@@ -149,6 +149,15 @@ def test_what_the_process_prints_is_neither_seen_nor_waited_for(capfd: pytest.Ca
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_process_that_the_system_ends_lacked_memory_perhaps() -> None:
+    remote = isolated(endless)
+    os.kill(next(remote), signal.SIGKILL)
+    with pytest.raises(
+        NativeError, match=r"stopped by SIGKILL while starting endless; .*was there too little memory\?$"
+    ):
+        next(remote)
+
+
 def test_a_crash_is_explained() -> None:
     with pytest.raises(NativeError, match="stopped by SIGSEGV"):
         list(isolated(crashing))

@@ -52,6 +52,13 @@ def test_what_a_model_wrote_is_text() -> None:
     assert "<script>" not in as_markdown(results)
 
 
+def test_a_page_says_why_the_source_has_no_answer() -> None:
+    results = made_up_study(**ONE_LINE)
+    results["base"] |= {"answer": None, "answer_failure": f"its chat template fails: {SCRIPT}"}
+    page = render_page(results, answer(results), [])
+    assert "The source has no answer: its chat template fails: &lt;script&gt;" in page
+
+
 def test_the_page_names_nothing_to_fetch() -> None:
     results = made_up_study(**ONE_LINE)
     page = render_page(results, answer(results), study_figures(results))
