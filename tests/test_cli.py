@@ -242,6 +242,7 @@ BAD_INPUT = {
     "no value": ("operate {tiny} -o o.gguf --rank", 2, "'--rank' requires an argument"),
     "temperature nan": ("run {tiny} --temperature nan", 2, "--temperature nan: expected a number of at least 0"),
     "temperature inf": ("run {tiny} --temperature inf", 2, "--temperature inf: expected a number of at least 0"),
+    "seed that means any": ("run {tiny} --seed 4294967295", 2, "--seed 4294967295: expected a whole number from 0 to"),
     "top-p nan": ("run {tiny} --top-p nan", 2, "--top-p nan: expected a share above 0"),
     "list of numbers": ("compare {tiny} --ranks 4,x", 2, "--ranks x: expected a whole number from 1"),
     "ctx of run": (

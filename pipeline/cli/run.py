@@ -16,6 +16,8 @@ from pipeline.conversation import start_conversation
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.files.models import open_model
 
+LARGEST_SEED = 2**32 - 2  # llama.cpp takes the next one to mean any
+
 
 @click.command("run")
 @model_argument
@@ -37,7 +39,7 @@ from pipeline.files.models import open_model
     show_default=True,
     type=Number("a share above 0 and at most 1, such as 0.95", 0, 1, above=True),
 )
-@click.option("--seed", default=0, show_default=True, type=WholeNumber(0, 2**32 - 1))
+@click.option("--seed", default=0, show_default=True, type=WholeNumber(0, LARGEST_SEED))
 @click.option("--max-tokens", default=256, show_default=True, type=WholeNumber(1), help="Tokens an answer may have.")
 @click.option(
     "--ctx", default=0, type=WholeNumber(0), help="Context in tokens.  [default: the model's own, at most 4096]"
