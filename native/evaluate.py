@@ -6,10 +6,9 @@ that its scores depend on nothing else that is measured. Models are run in step,
 too many to keep, serves them all; or they are held against logits of a base that were recorded.
 """
 
-import os
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -19,6 +18,7 @@ import numpy as np
 
 from native.errors import NativeError, TextError, require_tokens
 from native.model import Context, ContextOptions, Model, load_model, open_context
+from native.recorded import read_logits, recording
 from native.scoring import TokenScores, score_tokens
 
 BATCH_TOKENS = 2048  # llama.cpp's default batch: a longer chunk is decoded in parts
@@ -108,7 +108,7 @@ def score_texts(
                 kept = Path(text.recorded) if text.recorded else None
                 chunk = _Chunk(contexts, grid[number])
                 if record and kept:
-                    with _recording(kept, number) as file:
+                    with recording(kept, number) as file:
                         chunk.score_and_record(file)
                 elif reference:
                     chunk.score_beside(reference)
@@ -243,28 +243,3 @@ def decode_columns(context: Context, chunks: np.ndarray, positions: np.ndarray, 
         tokens[:, 0] = context.model.bos
     n = len(chunks)
     context.decode(tokens.ravel(), np.tile(positions, n), np.repeat(np.arange(n), len(positions)), np.tile(outputs, n))
-
-
-def logits_file(folder: Path, number: int) -> Path:
-    return folder / f"chunk-{number:06}.f32"
-
-
-@contextmanager
-def _recording(folder: Path, number: int) -> Iterator[IO[bytes]]:
-    """A file for a chunk's logits, float32 (scored tokens, n_vocab); it is complete or absent."""
-    path = logits_file(folder, number)
-    temporary = path.with_suffix(".partial")
-    with temporary.open("wb") as file:
-        yield file
-    os.replace(temporary, path)
-
-
-def read_logits(folder: Path, number: int, shape: tuple[int, int]) -> np.ndarray:
-    """A chunk's logits, mapped: float32 of `shape` (scored tokens, n_vocab). Raises NativeError if they are not that."""
-    path = logits_file(folder, number)
-    try:
-        if path.stat().st_size != 4 * shape[0] * shape[1]:
-            raise ValueError(f"{path.stat().st_size} bytes for {shape[0]} tokens of {shape[1]} logits")
-        return np.memmap(path, np.float32, "r", shape=shape)
-    except (ValueError, OSError) as error:
-        raise NativeError(f"{path}: does not hold the source's logits for this vocabulary ({error})") from None

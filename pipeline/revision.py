@@ -27,7 +27,7 @@ DECOMPOSING = (
     "pipeline/gguf_file/reader.py",
 )  # fmt: skip
 ALGORITHMS: dict[str, tuple[str, ...]] = {
-    "scores": ("native/evaluate.py", "native/scoring.py"),
+    "scores": ("native/evaluate.py", "native/recorded.py", "native/scoring.py"),
     "answers": ("native/generate.py", "native/chat_template.py", "native/measure.py"),
     "operation": ("pipeline/operation", *DECOMPOSING),
     "latent": ("pipeline/latent", "native/inputs.py", *DECOMPOSING),

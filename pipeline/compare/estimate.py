@@ -10,8 +10,9 @@ from native.isolated import isolated
 from native.measure import MeasuredAnswer, measure
 from native.model import ContextOptions
 from pipeline.compare.cell import AS_IT_IS, Cell, effective_plan
+from pipeline.compare.families import families
 from pipeline.compare.operations import kind_of
-from pipeline.compare.study import StudySettings, families
+from pipeline.compare.study import StudySettings
 from pipeline.files.texts import named
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.quantization import quantized_bytes

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from native.errors import NativeError
+from pipeline.compare.base import base_missing, record_base
 from pipeline.compare.cell import Cell, text_key
+from pipeline.compare.families import families, family_of
 from pipeline.compare.ledger import Run
 from pipeline.compare.measuring import CellChunk, CellFinished, CellJob, measure_cell
-from pipeline.compare.study import Study, families, family_of
+from pipeline.compare.study import Study
 from pipeline.errors import SurgeryError
 
 
@@ -48,7 +50,7 @@ def run_here(jobs: Iterator[CellJob]) -> Iterator[tuple[Cell, CellEvent]]:
 def run_study(study: Study, cells: Sequence[Cell], watch: Watch, runner: Runner = run_here) -> StudyProgress:
     """Measure what is missing of `cells`, each chunk written down as it comes. A cell that fails does not end the run.
 
-    Raises as `Study.quantise` and `Study.record_base` do.
+    Raises as `Study.quantise` and `record_base` do.
     """
     started = time.perf_counter()
     study.ledger.add_cells({cell: study.key(cell) for cell in cells})
@@ -76,7 +78,7 @@ class _StudyRun:
             for cell in waiting
         }
         self.families_left = Counter(family_of(cell) for cell in waiting)
-        base_chunks = sum(len(study.base_missing(text)) for text in study.settings.texts) if waiting else 0
+        base_chunks = sum(len(base_missing(study, text)) for text in study.settings.texts) if waiting else 0
         self.progress = StudyProgress(base_chunks + sum(self.missing.values()), len(waiting))
 
     def tell(self, doing: str, chunks: int = 0) -> None:
@@ -91,7 +93,7 @@ class _StudyRun:
                 self.study.quantise(quant)
         if self.waiting:
             self.tell("the source")
-            self.study.record_base(lambda: self.tell("the source", 1))
+            record_base(self.study, lambda: self.tell("the source", 1))
 
     def jobs(self) -> Iterator[CellJob]:
         """The jobs of the cells, each family's operated tensors made when its first job is asked for."""

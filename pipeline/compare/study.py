@@ -1,18 +1,13 @@
 """A study: its folder, and what its cells share: the ledger, the source's logits, quantised sources, operated tensors."""
 
 import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from itertools import groupby
 from pathlib import Path
 
-from native.evaluate import EvaluationStart, ModelRun, TextChunks, logits_file
-from native.isolated import isolated
-from native.measure import MeasuredAnswer, measure
 from native.model import ContextOptions
 from pipeline.calibration.statistics_file import Calibration, calibration_facts
 from pipeline.compare.cell import (
@@ -24,17 +19,17 @@ from pipeline.compare.cell import (
     sha256_of,
     text_key,
 )
+from pipeline.compare.families import families
 from pipeline.compare.ledger import Ledger, Run, known_texts, make_folder, open_ledger, sole_writer
-from pipeline.compare.measuring import CellJob, JobText, StopRule, answer_facts, asked
-from pipeline.compare.operations import kind_of, written_operation
+from pipeline.compare.measuring import CellJob, JobText, StopRule, asked
+from pipeline.compare.operations import kind_of
 from pipeline.errors import UsageError
 from pipeline.evaluation.evaluate import require_distinct
-from pipeline.evaluation.statistics import require_finite
-from pipeline.files.texts import Text, named
+from pipeline.files.texts import Text
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.protocol import Operation
 from pipeline.quantization import quantize
-from pipeline.revision import made_with, revisions
+from pipeline.revision import revisions
 
 CELLS = "cells"  # the folder of the files that are being measured
 
@@ -113,53 +108,6 @@ class Study:
         """How many tokens of an answer a run is to give: 0 when it has answered this prompt with as many."""
         wanted = self.settings.answer_tokens
         return 0 if (run.facts or {}).get("asked") == asked(self.settings.prompt, wanted) else wanted
-
-    def base_missing(self, text: Text) -> list[int]:
-        """The chunks of a text whose logits of the source are not there."""
-        known, folder = self.ledger.chunk_count(text_key(self.base_key, text.sha256)), self.logits(text)
-        return [n for n in range(self.chunks(text)) if n >= known or not logits_file(folder, n).exists()]
-
-    def record_base(self, advance: Callable[[], None]) -> None:
-        """Decode the source once: its logits of every chunk into files, its scores and answer into the ledger."""
-        texts, run = self.settings.texts, self.ledger.run(self.base_key)
-        missing = [self.base_missing(text) for text in texts]
-        if not any(missing) and run.status == "done" and not self.answer_tokens(run):
-            return
-        wanted = [
-            TextChunks(
-                text.content, self.settings.chunks, first[0] if first else self.chunks(text), str(self.logits(text))
-            )
-            for text, first in zip(texts, missing, strict=True)
-        ]
-        model = ModelRun(str(self.model.path), self.options)
-        events = isolated(
-            measure, model, wanted, prompt=self.settings.prompt, max_tokens=self.answer_tokens(run), record=True
-        )
-        facts = (run.facts or {}) | {
-            "made_with": made_with(self.settings.threads, "scores", "answers"),
-            "file_bytes": self.model.file_bytes,
-        }
-        for event in named(texts, events):
-            if isinstance(event, EvaluationStart):
-                facts["kv_cache_bytes"] = event.kv_cache_bytes[0]
-                self._note_texts(event.chunks)
-            elif isinstance(event, MeasuredAnswer):
-                facts |= answer_facts(event, self.settings.prompt, self.settings.answer_tokens)
-            else:
-                text, (scores,) = texts[event.text], event.scores
-                where = f"chunk {event.number} of {text.name}"
-                require_finite("the source's negative log-likelihood", scores.nll, where)
-                self.ledger.add_chunk(text_key(self.base_key, text.sha256), event.number, scores, event.seconds[0])
-                advance()
-        self.ledger.set_run(Run(self.base_key, "done", None, facts))
-
-    def _note_texts(self, chunks: Sequence[int]) -> None:
-        """Write down how many chunks there are of each text, where so many were asked for."""
-        known = known_texts(self.ledger.facts())
-        for text, count in zip(self.settings.texts, chunks, strict=True):
-            found = {"name": text.name, "sha256": text.sha256, "chunks": count, "chunks_asked": self.settings.chunks}
-            known[text.sha256] = found
-        self.ledger.set_facts({"texts": list(known.values())})
 
     def quantised(self, quant: str) -> Path:
         """Where the source quantised to `quant` is, see `quantise`."""
@@ -240,18 +188,6 @@ class Study:
             answer_tokens=self.answer_tokens(self.ledger.run(self.key(cell))),
             scratch=self._folder(CELLS),
         )
-
-
-def family_of(cell: Cell) -> str:
-    """A name for all cells whose operations come from one decomposition; empty for the source's own."""
-    plan = effective_plan(cell.plan)
-    return json.dumps(written_operation(plan.family()), sort_keys=True) if plan else ""
-
-
-def families(cells: Sequence[Cell]) -> Iterator[tuple[str, list[Cell]]]:
-    """Cells family by family, the source's own first."""
-    for family, members in groupby(sorted(cells, key=family_of), key=family_of):
-        yield family, list(members)
 
 
 @contextmanager
