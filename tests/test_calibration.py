@@ -37,8 +37,8 @@ from pipeline.files.texts import Text, read_text
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
+from tests.commands import call
 from tests.same_weights import assert_same_weights
-from tests.test_cli import call
 from tests.tiny_model import TinyModel, with_number
 
 

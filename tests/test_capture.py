@@ -7,42 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from native.capture import CapturedPart, CaptureStart, capture_moments
 from native.errors import NativeError
-from native.isolated import isolated
 from native.library import GGMLTensor, check_library, op_number
-from native.model import ContextOptions, load_model
-from pipeline.attention import find_attention
-from pipeline.calibration.calibrate import watched_inputs
+from native.model import load_model
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.quantization import quantize
+from tests.captured import TEXT, capture, relative
 from tests.reference_llama import trace_llama
 from tests.tiny_architectures import write_latent_attention, write_mixture
 from tests.tiny_model import TinyModel
-
-TEXT = "It is a truth universally acknowledged, that a single man in possession of a good fortune is in want. " * 3
-
-
-def capture(
-    path: Path, text: str, *, n_ctx: int, chunks: int | None = None, skip: int = 0
-) -> tuple[CaptureStart, list[CapturedPart]]:
-    watched = watched_inputs(find_attention(open_gguf(path)))
-    options = ContextOptions(n_ctx=n_ctx, n_batch=n_ctx)
-    events = list(isolated(capture_moments, str(path), text, watched, chunks=chunks, skip=skip, options=options))
-    start = events[0]
-    assert isinstance(start, CaptureStart)
-    rounds: list[CapturedPart] = []
-    inputs: dict[int, dict[str, dict[str, np.ndarray]]] = {}
-    for part in (event for event in events if isinstance(event, CapturedPart)):
-        inputs |= part.inputs
-        if part.chunks:  # the last part of a round
-            rounds.append(CapturedPart(part.chunks, inputs, part.products))
-            inputs = {}
-    return start, rounds
-
-
-def relative(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
 def assert_equal_to_reference(path: Path, text: str, n_ctx: int, chunks: int, tolerance: float) -> None:

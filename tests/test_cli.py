@@ -12,7 +12,7 @@ import click
 import gguf
 import pytest
 import rich.console
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from native.model import MOST_THREADS
 from pipeline.cli import output
@@ -23,18 +23,8 @@ from pipeline.gguf_file.metadata import metadata_entry
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
 from pipeline.visible import visible
+from tests.commands import call, call_json
 from tests.tiny_model import write_tiny_model
-
-
-def call(*arguments: object, stdin: str | None = None) -> Result:
-    return CliRunner().invoke(cli, [str(a) for a in arguments], input=stdin)
-
-
-def call_json(*arguments: object) -> dict[str, object]:
-    result = call(*arguments, "--json")
-    assert result.exit_code == 0, result.output
-    value: dict[str, object] = json.loads(result.stdout)
-    return value
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -14,7 +14,7 @@ from pipeline.decompose.cross_layer import (
 from pipeline.decompose.principal_components import principal_components
 from pipeline.decompose.shared_subspace import capture, nested_energies
 from pipeline.decompose.weighted import Metric, weigh_rows
-from tests.test_principal_components import reference
+from tests.scikit_learn import reference
 
 pytestmark = pytest.mark.numerical
 

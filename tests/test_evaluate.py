@@ -18,7 +18,7 @@ from pipeline.files.texts import EVALUATION_TEXT, Text, read_text
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
-from tests.test_cli import call, call_json
+from tests.commands import call, call_json
 from tests.tiny_model import TinyModel, tensors_of, with_number, write_tiny_model
 
 

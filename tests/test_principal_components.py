@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from sklearn.decomposition import PCA, TruncatedSVD
+from sklearn.decomposition import PCA
 
 from pipeline.decompose.principal_components import centre, explained_variance, principal_components, ranks_reaching
+from tests.scikit_learn import reference
 
 pytestmark = pytest.mark.numerical
 
@@ -19,15 +20,6 @@ def matrix(kind: str, dtype: type) -> np.ndarray:
     rank = 12 if kind == "rank-deficient" else min(n, d)
     left = rng.standard_normal((n, rank)) * np.exp(-np.arange(rank) / (0.3 * rank))
     return (left @ rng.standard_normal((rank, d)) + 3 * rng.standard_normal(d)).astype(dtype)
-
-
-def reference(rows: np.ndarray, rank: int, mean: str) -> np.ndarray:
-    if mean == "none":
-        svd = TruncatedSVD(rank, algorithm="arpack", tol=0)
-        return svd.inverse_transform(svd.fit_transform(rows))
-    pca = PCA(rank, svd_solver="full")
-    rebuilt = pca.inverse_transform(pca.fit_transform(rows))
-    return rebuilt if mean == "keep" else rebuilt - pca.mean_
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

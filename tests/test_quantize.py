@@ -23,9 +23,9 @@ from pipeline.operation.operate_and_quantize import operate_and_quantize
 from pipeline.operation.patch import write_patched
 from pipeline.operation.plan import Plan
 from pipeline.quantization import quantize, quantized_types
+from tests.commands import call, call_json
 from tests.same_weights import assert_same_weights
 from tests.statistics import write_made_up_importance
-from tests.test_cli import call, call_json
 from tests.tiny_model import with_number
 
 

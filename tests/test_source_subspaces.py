@@ -23,9 +23,9 @@ from pipeline.report.study_charts import study_figures
 from pipeline.report.subspace_figures import layer_keys
 from pipeline.subspaces.outline import between_outline, spectrum_outline, within_outline
 from pipeline.subspaces.similarity import Lens, compared_layers, energies_within, spectrum
+from tests.commands import call
 from tests.made_up_source import made_up_damage, made_up_subspaces
 from tests.made_up_study import made_up_study
-from tests.test_cli import call
 
 
 def silent(doing: str) -> None:

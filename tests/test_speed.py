@@ -7,7 +7,7 @@ import pytest
 from native.model import ContextOptions
 from native.speed import GENERATED_TOKENS, PROMPT_TOKENS
 from pipeline.evaluation.speed import speeds_at_depths
-from tests.test_cli import call, call_json
+from tests.commands import call, call_json
 
 PER_TOKEN = 2 * 2 * 2 * 32  # layers, k and v, bytes, numbers of two heads of 16
 

@@ -15,7 +15,7 @@ from pipeline.decompose.weighted import Metric, weigh_rows
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.layers import AttentionLayers
 from pipeline.subspaces.similarity import Lens, compared_layers, energies_within, spectrum
-from tests.test_cli import call, call_json
+from tests.commands import call, call_json
 
 
 def test_overlap_is_that_of_the_angles_between_subspaces() -> None:

@@ -20,7 +20,7 @@ from pipeline.files.texts import read_text
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
-from tests.test_cli import call
+from tests.commands import call
 from tests.tiny_model import TinyModel, byte_vocabulary, with_number
 
 END = len(byte_vocabulary()) - 1

@@ -10,26 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from pipeline.convert.checkpoint import open_checkpoint
 from pipeline.convert.write import write_model
+from tests.commands import call
+from tests.convert.changes import WEIGHTS, change_config, change_weights
 from tests.convert.checkpoints import make_checkpoint
 from tests.convert.conftest import MakeFolder
-from tests.convert.test_convert import run
-
-WEIGHTS = "model.safetensors"
-
-
-def change_config(folder: Path, **changes: Any) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    weights = load_file(folder / WEIGHTS)
-    change(weights)
-    save_file(weights, folder / WEIGHTS)
 
 
 def shrink_vocabulary(folder: Path) -> None:
@@ -140,7 +128,7 @@ def test_bad_checkpoints(case: str, checkpoint: MakeFolder, tmp_path: Path) -> N
     ):
         if command[0] == "operate" and "F16" in message:
             continue  # nothing is turned into F16 there
-        result = run(*command)
+        result = call(*command)
         assert result.exit_code == 1, result.output
         assert message in result.output
         assert len(result.stderr.splitlines()) == 1
@@ -152,7 +140,7 @@ def test_missing_shard_and_damaged_index(tmp_path: Path) -> None:
     shard = sorted(folder.glob("*.safetensors"))[1]
     content = shard.read_bytes()
     shard.unlink()
-    result = run("convert", folder, tmp_path / "out.gguf")
+    result = call("convert", folder, tmp_path / "out.gguf")
     assert result.exit_code == 1
     assert "shards are missing, the first is model-00002-of-" in result.output
     shard.write_bytes(content)
@@ -162,13 +150,13 @@ def test_missing_shard_and_damaged_index(tmp_path: Path) -> None:
     index.write_text(json.dumps(entries))
     assert (
         "tensor model.layers.9.mlp.up_proj.weight is in none of the shards"
-        in run("convert", folder, tmp_path / "out.gguf").output
+        in call("convert", folder, tmp_path / "out.gguf").output
     )
     entries["weight_map"]["x"] = "../../elsewhere.safetensors"
     index.write_text(json.dumps(entries))
-    assert "names the shard '../../elsewhere.safetensors'" in run("convert", folder, tmp_path / "out.gguf").output
+    assert "names the shard '../../elsewhere.safetensors'" in call("convert", folder, tmp_path / "out.gguf").output
     index.write_text("{}")
-    assert "has no weight_map" in run("convert", folder, tmp_path / "out.gguf").output
+    assert "has no weight_map" in call("convert", folder, tmp_path / "out.gguf").output
     assert not (tmp_path / "out.gguf").exists()
 
 
@@ -181,7 +169,7 @@ def test_pickled_code_is_not_run(checkpoint: MakeFolder, tmp_path: Path) -> None
     shutil.copytree(checkpoint("qwen2"), folder)
     (folder / WEIGHTS).unlink()
     torch.save({"model.norm.weight": Evil()}, folder / "pytorch_model.bin")
-    result = run("convert", folder, tmp_path / "out.gguf")
+    result = call("convert", folder, tmp_path / "out.gguf")
     assert result.exit_code == 1
     assert "torch cannot read it as plain weights" in result.output
     assert not (tmp_path / "evil").exists()
@@ -189,14 +177,14 @@ def test_pickled_code_is_not_run(checkpoint: MakeFolder, tmp_path: Path) -> None
 
 def test_folders_that_are_no_checkpoints(tmp_path: Path, embedded: Path) -> None:
     for command in (["convert", tmp_path, "out.gguf"], ["operate", tmp_path, "-o", "out.gguf"]):
-        result = run(*command)
+        result = call(*command)
         assert result.exit_code == 2
         assert "is a folder without a checkpoint in it; expected config.json" in result.output
-    result = run("operate", embedded.parent, "-o", "out.gguf")
+    result = call("operate", embedded.parent, "-o", "out.gguf")
     assert result.exit_code == 2
     assert f"is a folder of GGUF files; name one of them, such as {embedded}" in result.output
-    assert "expected a Hugging Face checkpoint" in run("convert", embedded, "out.gguf").output
-    assert "no such file" in run("operate", "models/not-there.gguf", "-o", "out.gguf").output
+    assert "expected a Hugging Face checkpoint" in call("convert", embedded, "out.gguf").output
+    assert "no such file" in call("operate", "models/not-there.gguf", "-o", "out.gguf").output
 
 
 def test_safetensors_in_bf16_need_no_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +208,7 @@ def test_a_missing_extra_is_named_with_its_command(
     if package == "torch":
         (tmp_path / "checkpoint" / WEIGHTS).rename(tmp_path / "checkpoint" / "pytorch_model.bin")
     monkeypatch.setitem(sys.modules, package, None)
-    result = run("convert", source, tmp_path / "out.gguf")
+    result = call("convert", source, tmp_path / "out.gguf")
     assert result.exit_code == 1
     assert f"needs the package {package}; in Surgery's folder run: make install-{extra}" in result.output
     assert len(result.stderr.splitlines()) == 1

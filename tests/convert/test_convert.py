@@ -6,26 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 
-from pipeline.cli.main import cli
 from pipeline.convert.checkpoint import open_checkpoint
 from pipeline.convert.write import write_model
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
+from tests.commands import call
 from tests.convert.checkpoints import make_checkpoint
 from tests.convert.conftest import MakeFolder
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
-
-
-def tensors_of(path: Path) -> dict[str, bytes]:
-    model = open_gguf(path)
-    return {name: model.read_raw(name).tobytes() for name in model.tensors}
+from tests.convert.written import tensors_of
 
 
 @pytest.mark.parametrize("name", ["llama", "llama3", "qwen2", "qwen3"])
@@ -74,7 +65,7 @@ def test_sharded_single_and_bin_checkpoints_convert_to_the_same_file(tmp_path: P
     outputs = []
     for folder in (single, sharded, in_bin):
         output = tmp_path / f"{folder.name}.gguf"
-        assert run("convert", folder, output).exit_code == 0
+        assert call("convert", folder, output).exit_code == 0
         outputs.append(tensors_of(output))
     assert outputs[0] == outputs[1] == outputs[2]
 
@@ -84,7 +75,7 @@ def test_sharded_single_and_bin_checkpoints_convert_to_the_same_file(tmp_path: P
 def test_types(stored: torch.dtype, outtype: str, tmp_path: Path) -> None:
     """Matrices are rounded as torch rounds; norms and biases become float32."""
     folder = make_checkpoint(tmp_path / "checkpoint", "qwen2", stored)
-    result = run("convert", folder, tmp_path / "out.gguf", "--outtype", outtype, "--json")
+    result = call("convert", folder, tmp_path / "out.gguf", "--outtype", outtype, "--json")
     assert result.exit_code == 0, result.output
     own = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
     expected_type = own[stored] if outtype == "auto" else outtype
@@ -105,24 +96,24 @@ def test_types(stored: torch.dtype, outtype: str, tmp_path: Path) -> None:
 
 def test_the_command_says_what_it_did(checkpoint: MakeFolder, tmp_path: Path) -> None:
     output = tmp_path / "out.gguf"
-    result = run("convert", checkpoint("qwen3"), output)
+    result = call("convert", checkpoint("qwen3"), output)
     assert result.exit_code == 0
     assert result.stdout.startswith("qwen3, ")
     assert f"wrote {output}" in result.stdout
-    again = run("convert", checkpoint("qwen3"), output)
+    again = call("convert", checkpoint("qwen3"), output)
     assert again.exit_code == 2
     assert "exists already; add --force" in again.output
-    assert run("convert", checkpoint("qwen3"), output, "--force").exit_code == 0
+    assert call("convert", checkpoint("qwen3"), output, "--force").exit_code == 0
 
 
 def test_operate_takes_a_folder_and_quantises_on_the_way(checkpoint: MakeFolder, tmp_path: Path) -> None:
     output = tmp_path / "out.gguf"
-    result = run("operate", checkpoint("llama"), "-o", output, "--threshold", "0.5", "--quant", "Q8_0", "--json")
+    result = call("operate", checkpoint("llama"), "-o", output, "--threshold", "0.5", "--quant", "Q8_0", "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["threshold"] == 0.5
     assert open_gguf(output).tensors["blk.0.ffn_up.weight"].type.name == "Q8_0"
     assert open_gguf(output).get("surgery.threshold") == 0.5
-    text = run("operate", checkpoint("llama"), "-o", output, "--threshold", "0.5", "--force")
+    text = call("operate", checkpoint("llama"), "-o", output, "--threshold", "0.5", "--force")
     assert f"surgery convert {checkpoint('llama')} llama.gguf" in text.stdout
 
 
@@ -130,6 +121,6 @@ def test_operate_takes_a_folder_and_quantises_on_the_way(checkpoint: MakeFolder,
 def test_other_commands_say_how_to_convert_first(command: list[str], checkpoint: MakeFolder) -> None:
     folder = checkpoint("llama")
     for model, name in ((str(folder), "llama.gguf"), ("no-such-org/some-model@main", "some-model.gguf")):
-        result = run(command[0], model, *command[1:])
+        result = call(command[0], model, *command[1:])
         assert result.exit_code == 2
         assert f"convert it first: surgery convert {model} {name}" in result.output

@@ -1,6 +1,5 @@
 """Models from the hub: the real huggingface_hub, over real HTTP, against a small hub on loopback."""
 
-import os
 import shutil
 import socket
 import subprocess
@@ -13,11 +12,11 @@ from safetensors.torch import load_file
 
 from pipeline.gguf_file.reader import open_gguf
 from tests.conftest import SurgeryProcess
+from tests.convert.changes import change_config, change_weights
 from tests.convert.checkpoints import make_checkpoint
 from tests.convert.conftest import MakeFolder
-from tests.convert.small_hub import COMMIT, OLD_COMMIT, SmallHub, serve
-from tests.convert.test_bad_input import change_config, change_weights
-from tests.convert.test_convert import tensors_of
+from tests.convert.small_hub import COMMIT, OLD_COMMIT, SmallHub, environment, serve
+from tests.convert.written import tensors_of
 
 REPOSITORY = "some-org/tiny-model"
 CLUTTER = ("README.md", "consolidated.safetensors", "pytorch_model.bin", "model.onnx", "merges.txt", "vocab.json")
@@ -32,13 +31,6 @@ def hub(checkpoint: MakeFolder, tmp_path: Path) -> Iterator[SmallHub]:
     folders = {COMMIT: folder, OLD_COMMIT: checkpoint("llama")}
     with serve(SmallHub({REPOSITORY: {"main": COMMIT, "v1.0": OLD_COMMIT}}, folders)) as running:
         yield running
-
-
-def environment(hub: SmallHub, tmp_path: Path, **more: str) -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING", "TRANSFORMERS"))}
-    for proxy in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        kept.pop(proxy, None)
-    return kept | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf-home"), "HF_HUB_DISABLE_TELEMETRY": "1"} | more
 
 
 def refused(result: "subprocess.CompletedProcess[str]", tmp_path: Path) -> str:

@@ -9,8 +9,7 @@ import pytest
 from pipeline.files.hub_gguf import HubFile, find_hub_file, model_files, of_type, parse_hub_file
 from pipeline.gguf_file.reader import open_gguf
 from tests.conftest import SurgeryProcess
-from tests.convert.small_hub import COMMIT, SmallHub, serve
-from tests.convert.test_hub import environment
+from tests.convert.small_hub import COMMIT, SmallHub, environment, serve
 
 REPOSITORY = "some-org/tiny-GGUF"
 

@@ -10,10 +10,10 @@ import torch
 from native.model import load_model
 from pipeline.convert.checkpoint import open_checkpoint
 from pipeline.convert.write import write_model
+from tests.captured import TEXT, capture, relative
 from tests.convert.checkpoints import reference_model
 from tests.convert.conftest import MakeFolder
 from tests.convert.real_model import save_real_checkpoint
-from tests.test_capture import TEXT, capture, relative
 
 N_CTX = 64
 

@@ -17,10 +17,10 @@ from pipeline.convert.checkpoint import open_checkpoint
 from pipeline.convert.write import write_model
 from pipeline.errors import SurgeryError
 from pipeline.gguf_file.reader import open_gguf
+from tests.commands import call
+from tests.convert.changes import WEIGHTS, change_config, change_weights
 from tests.convert.checkpoints import llama_cpp_logits, reference_logits, reference_model
 from tests.convert.conftest import MakeFolder
-from tests.convert.test_bad_input import WEIGHTS, change_config, change_weights
-from tests.convert.test_convert import run
 
 IDS = np.random.default_rng(1).integers(3, 480, 48).tolist()
 
@@ -238,7 +238,7 @@ def test_weights_that_are_no_numbers_are_refused(
         weights[name].view(-1)[5] = value
         save_file(weights, folder / WEIGHTS)
         for command in (["convert", folder, tmp_path / "out.gguf"], ["operate", folder, "-o", tmp_path / "out.gguf"]):
-            result = run(*command)
+            result = call(*command)
             assert result.exit_code == 1
             assert f"tensor {name} holds NaN or infinity" in result.output
             assert not (tmp_path / "out.gguf").exists()
@@ -248,10 +248,10 @@ def test_weights_that_are_no_numbers_are_refused(
 def test_a_value_that_bf16_rounds_to_infinity_is_refused(copy: Callable[[str], Path], tmp_path: Path) -> None:
     folder = copy("qwen2")
     change_weights(folder, lambda w: w["model.layers.1.mlp.up_proj.weight"].view(-1)[:1].fill_(3.4e38))
-    result = run("convert", folder, tmp_path / "out.gguf", "--outtype", "bf16")
+    result = call("convert", folder, tmp_path / "out.gguf", "--outtype", "bf16")
     assert result.exit_code == 1
     assert "tensor blk.1.ffn_up.weight holds values too large for BF16; use --outtype f32" in result.output
-    assert run("convert", folder, tmp_path / "out.gguf").exit_code == 0
+    assert call("convert", folder, tmp_path / "out.gguf").exit_code == 0
 
 
 @pytest.mark.parametrize("layers", [10**4, 10**9, 2**31 - 1])
@@ -323,7 +323,7 @@ def test_the_checkpoints_own_files_are_never_overwritten(name: str, copy: Callab
     folder = copy("qwen2")
     before = (folder / name).read_bytes()
     for command in (["convert", folder, folder / name], ["operate", folder, "-o", folder / name]):
-        result = run(*command, "--force")
+        result = call(*command, "--force")
         assert result.exit_code == 2, result.output
         assert "is the input itself" in result.output
         assert (folder / name).read_bytes() == before

@@ -18,10 +18,10 @@ from pipeline.convert.sentence_piece_file import read_settings
 from pipeline.convert.verify import look, verified
 from pipeline.convert.write import write_model
 from pipeline.errors import SurgeryError
+from tests.commands import call
+from tests.convert.changes import change_config
 from tests.convert.checkpoints import llama_cpp_ids
 from tests.convert.conftest import MakeFolder
-from tests.convert.test_bad_input import change_config
-from tests.convert.test_convert import run
 from tests.convert.tokenizers import TRAINING_TEXT
 
 Copy = Callable[[str], Path]
@@ -278,15 +278,15 @@ def test_settings_of_a_damaged_sentencepiece_model(tmp_path: Path) -> None:
 
 def test_a_pre_tokenizer_that_the_user_names_is_held_against_the_tokenizer(copy: Copy, tmp_path: Path) -> None:
     folder = copy("qwen2")
-    result = run("convert", folder, tmp_path / "out.gguf", "--pre", "gpt-2")
+    result = call("convert", folder, tmp_path / "out.gguf", "--pre", "gpt-2")
     assert result.exit_code == 0
     assert "is --pre gpt-2 right?" in result.stderr
     assert len(result.stderr.splitlines()) == 1
-    assert run("convert", folder, tmp_path / "right.gguf", "--pre", "qwen2").stderr == ""
+    assert call("convert", folder, tmp_path / "right.gguf", "--pre", "qwen2").stderr == ""
 
 
 def test_what_llama_cpp_does_not_load_is_said_before_anything_is_written(copy: Copy, tmp_path: Path) -> None:
-    result = run("convert", copy("qwen2"), tmp_path / "out.gguf", "--pre", "no-such-name")
+    result = call("convert", copy("qwen2"), tmp_path / "out.gguf", "--pre", "no-such-name")
     assert result.exit_code == 1
     assert "llama.cpp cannot load what it becomes" in result.stderr
     assert "unknown pre-tokenizer type: 'no-such-name'" in result.stderr

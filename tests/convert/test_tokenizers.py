@@ -18,9 +18,9 @@ from pipeline.errors import SurgeryError
 from pipeline.files.models import embedded_model
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
+from tests.commands import call
 from tests.convert.checkpoints import llama_cpp_ids
 from tests.convert.conftest import MakeFolder
-from tests.convert.test_convert import run
 from tests.convert.tokenizers import NASTY_TEXT, byte_level_tokenizer, save_sentence_piece, sentence_piece_as_json
 
 # One checkpoint of CHECKPOINTS for each kind of tokenizer.
@@ -134,8 +134,8 @@ def test_an_unknown_pre_tokenizer_needs_its_name(checkpoint: MakeFolder, tmp_pat
     with pytest.raises(SurgeryError, match=r"not recognised.*`pre` NAME"):
         list(tokenizer_metadata(folder, 512, None))
     for command in (["convert", folder, "out.gguf"], ["operate", folder, "-o", "out.gguf", "--force"]):
-        assert run(*command).exit_code == 1
-        assert run(*command, "--pre", "qwen2").exit_code == 0
+        assert call(*command).exit_code == 1
+        assert call(*command, "--pre", "qwen2").exit_code == 0
         assert open_gguf(Path("out.gguf")).get("tokenizer.ggml.pre") == "qwen2"
 
 
