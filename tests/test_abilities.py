@@ -9,7 +9,10 @@ from click.testing import CliRunner
 
 from native.errors import NativeError
 from native.model import ContextOptions, load_model, open_context
+from pipeline.calibration.calibrate import calibrate
 from pipeline.cli.main import cli
+from pipeline.files.texts import read_text
+from pipeline.gguf_file.reader import open_gguf
 from tests.tiny_architectures import LEARNED_POSITIONS, write_bert, write_gpt2, write_lfm2, write_t5
 from tests.tiny_model import TinyModel, tensors_of, write_tiny_model
 
@@ -67,6 +70,16 @@ def test_language_models_pass_be_they_hybrid_or_broken(tiny: Path, tmp_path: Pat
     for path in (tiny, write_lfm2(tmp_path / "lfm2.gguf"), write_tiny_model(tmp_path / "silent.gguf", tensors=silent)):
         with load_model(str(path)) as model:
             assert not model.learned_positions
+
+
+def test_statistics_are_taken_on_chunks_that_learned_positions_allow(
+    tmp_path: Path, english: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SURGERY_CACHE", str(tmp_path / "cache"))
+    model = open_gguf(write_gpt2(tmp_path / "gpt2.gguf"))
+    taken = calibrate(model, read_text(str(english)), chunks=2)
+    assert (taken.origin.chunk_size, taken.origin.chunk_count) == (LEARNED_POSITIONS, 2)
+    assert taken.has_sensitivities
 
 
 def test_a_vocabulary_that_cannot_spell_the_text(tmp_path: Path) -> None:

@@ -48,9 +48,10 @@ def calibrate(
     """The statistics of `model` over the first `chunks` chunks of `text`: from the cache, or taken now.
 
     An interrupted run goes on where it last saved its sums; while another process takes the same ones, this waits for
-    them. `sensitivities`, which metric `attention` needs, are
-    measured as well; `progress` counts chunks, `probing` projections. Raises UsageError for a number of chunks out of
-    range, NativeError when llama.cpp cannot load or run the model or the text is shorter than a chunk.
+    them. `sensitivities`, which metric `attention` needs, are measured as well. Chunks have `chunk_size` tokens, or as
+    many as the model has learned positions; `progress` counts chunks, `probing` projections. Raises UsageError for a
+    number of chunks out of range, NativeError when llama.cpp cannot load or run the model, SurgeryError when the text
+    is shorter than a chunk.
     """
     if chunks < 1:
         raise UsageError.of("chunks", chunks, "expected at least 1")
@@ -62,7 +63,7 @@ def calibrate(
         text.name,
         text.sha256,
         chunks,
-        chunk_size,
+        min(chunk_size, learned_positions(model) or chunk_size),
         " ".join(revisions("calibration").values()),
     )
     path = cached_path(wanted)
@@ -82,6 +83,12 @@ def calibrate(
                 calibration = open_calibration(path)
     # the same text may have had another name, or been named from another folder, when they were taken
     return replace(calibration, origin=replace(calibration.origin, text_name=text.name))
+
+
+def learned_positions(model: GGUFModel) -> int | None:
+    """How many positions a model has learned, one by one, and has none beyond; None if it reckons with them."""
+    matrix = model.tensors.get("position_embd.weight")
+    return matrix.shape[0] if matrix else None
 
 
 def watched_inputs(attention: AttentionMap) -> dict[str, Watched]:
