@@ -1,6 +1,6 @@
 """What `surgery compare` prints: the cells of a study as a table, or an estimate of what they would take."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from math import isnan
 from pathlib import Path
@@ -42,9 +42,12 @@ def show_study(results: StudyResult, as_json: bool) -> None:
         "status",
     )
     print_table(headings, [table_row(cell, texts) for cell in cells])
+    failures: defaultdict[str, list[str]] = defaultdict(list)
     for cell in cells:
         if cell.reason and cell.status == "failed":
-            echo(visible(f"failed: {cell.label}: {cell.reason}"))
+            failures[cell.reason].append(cell.label)
+    for reason, labels in failures.items():
+        echo(visible(f"failed: {'; '.join(labels)}: {reason}"))
     for reason, count in Counter(cell.answer_failure for cell in cells if cell.answer_failure).items():
         echo(visible(f"no answer from {count} of {counted(len(cells), 'cell')}: {reason}"))
     echo("\n* no other file of at most its size, as it is or if the factors were stored, loses less")
