@@ -8,7 +8,7 @@ from pipeline.calibration.obtain import CalibrationWatch, obtain_calibration
 from pipeline.calibration.statistics_file import Calibration
 from pipeline.files.models import open_source
 from pipeline.files.output_file import check_output
-from pipeline.files.texts import CALIBRATION_TEXT
+from pipeline.files.texts import AUTO_TEXT
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.latent import convert
 from pipeline.latent.kind import check_latent
@@ -38,7 +38,7 @@ def open_model(name: Named) -> GGUFModel:
 
 def calibrate(
     model: Named,
-    texts: str | Path = CALIBRATION_TEXT,
+    texts: str | Path = AUTO_TEXT,
     *,
     chunks: int = DEFAULT_CHUNKS,
     metric: str = "attention",
@@ -61,7 +61,7 @@ def operate(
     output: str | Path,
     plan: Plan = Plan(),
     *,
-    calibration: Statistics = CALIBRATION_TEXT,
+    calibration: Statistics = AUTO_TEXT,
     quant: str | None = None,
     threads: int = 0,
     force: bool = False,
@@ -90,7 +90,7 @@ def convert_to_latent(
     output: str | Path,
     plan: LatentPlan = LatentPlan(),
     *,
-    calibration: Statistics = CALIBRATION_TEXT,
+    calibration: Statistics = AUTO_TEXT,
     threads: int = 0,
     force: bool = False,
     progress: Progress = silent,

@@ -18,7 +18,7 @@ from pipeline.compare.study import StudySettings, open_study
 from pipeline.errors import SurgeryError
 from pipeline.evaluation import evaluate as evaluation
 from pipeline.files.models import resolve_model
-from pipeline.files.texts import CALIBRATION_TEXT, EVALUATION_TEXT, Text, read_text
+from pipeline.files.texts import AUTO_TEXT, EVALUATION_TEXT, Text, read_text
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.progress import Progress, silent
 from surgery.making import Named, Statistics, open_model, statistics
@@ -66,7 +66,7 @@ def compare(
     grid: Grid | Sequence[Grid],
     *,
     texts: str | Path | Sequence[str | Path] = EVALUATION_TEXT,
-    calibration: Statistics = CALIBRATION_TEXT,
+    calibration: Statistics = AUTO_TEXT,
     chunks: int = 20,
     n_ctx: int = 512,
     prompt: str = "What is machine learning?",

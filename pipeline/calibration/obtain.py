@@ -4,32 +4,38 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from native.errors import NativeError
 from pipeline.calibration.calibrate import DEFAULT_CHUNKS, calibrate
 from pipeline.calibration.mixture import mix
 from pipeline.calibration.self_text import SELF_TEXT, is_self, own_seed, write_self_text
 from pipeline.calibration.statistics_file import Calibration, open_calibration, require_fit
-from pipeline.errors import UsageError, no_file
-from pipeline.files.texts import CALIBRATION_TEXT, Text, read_text
+from pipeline.errors import SurgeryError, UsageError, no_file
+from pipeline.files.texts import AUTO_TEXT, CALIBRATION_TEXT, Text, read_text
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.progress import Progress, silent
+
+LONGEST = 3600.0
+"""Seconds for which a model writes unasked; beyond, `auto` is CALIBRATION_TEXT. About as long again is calibrated."""
 
 
 @dataclass(frozen=True)
 class CalibrationWatch:
     """Who is told how far calibrating is: `capturing` counts chunks, `probing` projections, `writing` tokens.
 
-    `announce` hears, soon after it began, how many tokens the model is to write and how many seconds that will take.
+    `announce` hears, soon after it began, how many tokens the model is to write and how many seconds that will take;
+    `instead`, what `auto` is when it is not what the model writes, and why.
     """
 
     capturing: Progress = silent
     probing: Progress = silent
     writing: Progress = silent
     announce: Callable[[int, float], None] = lambda tokens, seconds: None
+    instead: Callable[[str], None] = lambda reason: None
 
 
 def obtain_calibration(
     model: GGUFModel,
-    names: str = CALIBRATION_TEXT,
+    names: str = AUTO_TEXT,
     *,
     chunks: int = DEFAULT_CHUNKS,
     metric: str = "attention",
@@ -40,7 +46,8 @@ def obtain_calibration(
     """The statistics in the file `names`, or those of the text `names`, which are taken now unless they are cached.
 
     `names` may be several, with commas between: each counts by its chunks, a text by up to `chunks`. `self` is a text
-    that the model writes. `metric` says what they are for: `attention` needs sensitivities as well. Raises UsageError
+    that the model writes; `auto` is that, too, unless it would take longer than LONGEST or the model cannot write.
+    `metric` says what they are for: `attention` needs sensitivities as well. Raises UsageError
     for a name that is neither (`argument` is where it came from) or statistics of another model, SurgeryError when a file
     is damaged, and as `calibrate` and `write_self_text` do.
     """
@@ -51,7 +58,7 @@ def obtain_calibration(
             require_fit(part, model)
             calibrations.append(part)
             continue
-        text = own_text(model, part, chunks, threads, watch) if isinstance(part, str) else part
+        text = written_text(model, part, chunks, threads, watch) if isinstance(part, str) else part
         calibrations.append(
             calibrate(
                 model, text,
@@ -67,13 +74,33 @@ def split_names(names: str) -> list[str]:
     return [names] if Path(names).expanduser().is_file() else [name.strip() for name in names.split(",")]
 
 
-def own_text(model: GGUFModel, name: str, chunks: int, threads: int, watch: CalibrationWatch) -> Text:
-    """`chunks` chunks that the model writes, or wrote before."""
-    return write_self_text(model, name, chunks=chunks, threads=threads, progress=watch.writing, announce=watch.announce)
+def written_text(model: GGUFModel, name: str, chunks: int, threads: int, watch: CalibrationWatch) -> Text:
+    """`chunks` chunks that the model writes, or wrote before: `self`, `self:SEED`, or `auto`, which may be another text.
+
+    Raises as `write_self_text` does, for `auto` UsageError alone.
+    """
+
+    def write(name: str, most_seconds: float | None) -> Text:
+        return write_self_text(
+            model, name,
+            chunks=chunks, threads=threads, progress=watch.writing, announce=watch.announce, most_seconds=most_seconds,
+        )  # fmt: skip
+
+    if name != AUTO_TEXT:
+        return write(name, None)
+    try:
+        return write(SELF_TEXT, LONGEST)
+    except UsageError:
+        raise
+    except (SurgeryError, NativeError) as reason:
+        watch.instead(f"{reason}; calibrating on {CALIBRATION_TEXT} instead; a text like what it is to read is better")
+        return read_text(CALIBRATION_TEXT)
 
 
 def _find(name: str, argument: str) -> Calibration | Text | str:
     """Statistics, a text, or the name of a text that is to be written."""
+    if name == AUTO_TEXT:
+        return name
     if is_self(name):
         own_seed(name)
         return name

@@ -19,12 +19,13 @@ from native.model import ContextOptions
 from native.writing import WritingOptions, WrittenWave, write_waves
 from pipeline.calibration.cache import cache_folder
 from pipeline.errors import SurgeryError, UsageError
+from pipeline.files.open_file import lock
 from pipeline.files.texts import Text
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.progress import Progress, silent
 
 SELF_TEXT = "self"
-RECIPE = WritingOptions(tokens=528)
+RECIPE = WritingOptions(tokens=528, passage=132)
 """Chosen by measurement, see docs/log.md."""
 REVISION = 1  # of what writes: another one may write another text
 REPETITIVE = 0.5  # the share of a wave that its most frequent token may have
@@ -59,12 +60,30 @@ def write_self_text(
     """
     recipe = replace(RECIPE, seed=own_seed(name))
     ledger = ledger_path(model, recipe)
+    with lock(
+        ledger.with_suffix(".lock"), lambda: progress(0, chunks * recipe.tokens, "another process writes; waiting")
+    ):
+        waves = _write_missing(model, recipe, ledger, chunks, threads, progress, announce, most_seconds)
+    return Text(name, "\n\n".join(waves))
+
+
+def _write_missing(
+    model: GGUFModel,
+    recipe: WritingOptions,
+    ledger: Path,
+    rows: int,
+    threads: int,
+    progress: Progress,
+    announce: Callable[[int, float], None],
+    most_seconds: float | None,
+) -> list[str]:
+    """All rows, those that the ledger lacks written now."""
     waves = read_waves(ledger)
     options = ContextOptions(threads=threads)
-    events = isolated(write_waves, str(model.path), chunks, list(waves), recipe, options)
+    events = isolated(write_waves, str(model.path), rows, list(waves), recipe, options)
     width = next(events)
-    wanted = [(first, min(width, chunks - first)) for first in range(0, chunks, width)]
-    total = chunks * recipe.tokens
+    wanted = [(first, min(width, rows - first)) for first in range(0, rows, width)]
+    total = rows * recipe.tokens
     done = sum(count for first, count in wanted if (first, count) in waves) * recipe.tokens
     started, heard = time.monotonic(), 0
     for event in events:
@@ -82,10 +101,10 @@ def write_self_text(
             seconds = (total - done) * (time.monotonic() - started) / max(event - before, 1)
             if most_seconds is not None and seconds > most_seconds:
                 events.close()
-                raise TooSlow(f"{model.path}: would write for {seconds / 60:,.0f} minutes")
+                raise TooSlow(f"{model.path}: would write for {seconds / 60:,.0f} minutes on this machine")
             announce(total - done, seconds)
         progress(done + event, total, "")
-    return Text(name, "\n\n".join(text for wave in wanted for text in waves[wave]))
+    return [text for wave in wanted for text in waves[wave]]
 
 
 def own_seed(name: str) -> int:

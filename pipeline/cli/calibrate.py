@@ -8,17 +8,17 @@ from typing import Any
 import click
 
 from pipeline.calibration.calibrate import DEFAULT_CHUNKS
-from pipeline.calibration.obtain import CalibrationWatch, obtain_calibration, own_text
+from pipeline.calibration.obtain import CalibrationWatch, obtain_calibration, written_text
 from pipeline.calibration.self_text import is_self
 from pipeline.calibration.statistics_file import Calibration, copy_calibration
 from pipeline.cli.options import force_option, json_option, model_argument, threads_option
-from pipeline.cli.output import ProgressReport, counted, duration, echo, print_json
+from pipeline.cli.output import ProgressReport, counted, duration, echo, print_json, warn
 from pipeline.cli.parameters import WholeNumber
 from pipeline.errors import UsageError
 from pipeline.files.importance_matrix import write_importance_matrix
 from pipeline.files.models import open_model
 from pipeline.files.output_file import check_output
-from pipeline.files.texts import CALIBRATION_TEXT
+from pipeline.files.texts import AUTO_TEXT
 from pipeline.gguf_file.reader import GGUFModel
 
 
@@ -26,10 +26,11 @@ from pipeline.gguf_file.reader import GGUFModel
 @model_argument
 @click.option(
     "--text",
-    default=CALIBRATION_TEXT,
+    default=AUTO_TEXT,
     show_default=True,
     help="A UTF-8 text file, never the one that the result is evaluated on; self, which MODEL writes (self:SEED"
-    " another one); or several with commas between, each counting by its chunks.",
+    " another one); or several with commas between, each counting by its chunks. auto: self, or python-docs-calibration"
+    " where writing would take over an hour.",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the statistics to this file.")
 @click.option(
@@ -99,12 +100,12 @@ def command(
 
 def print_own_text(model: GGUFModel, name: str, chunks: int, threads: int, as_json: bool) -> None:
     """Print what `model` wrote, or writes now. Raises UsageError for a text that is not its own."""
-    if not is_self(name):
+    if not (is_self(name) or name == AUTO_TEXT):
         raise UsageError(f"--show-text: shows what a model writes, and --text {name} is not that; add --text self")
     with calibration_progress(model, name) as watch:
-        text = own_text(model, name, chunks, threads, watch)
+        text = written_text(model, name, chunks, threads, watch)
     if as_json:
-        print_json({"model": model.name, "text": name, "text_sha256": text.sha256, "content": text.content})
+        print_json({"model": model.name, "text": text.name, "text_sha256": text.sha256, "content": text.content})
     else:
         echo(text.content)
 
@@ -153,4 +154,4 @@ def calibration_progress(model: GGUFModel, text: str) -> Iterator[CalibrationWat
                 echo(f"calibrating {model.name} on {text}: {counted(round(total), 'chunk')}, once", err=True)
             capturing.update(done, total, note)
 
-        yield CalibrationWatch(update, probing.update, writing.update, announce)
+        yield CalibrationWatch(update, probing.update, writing.update, announce, warn)

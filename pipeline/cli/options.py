@@ -9,7 +9,7 @@ from click.core import ParameterSource
 
 from pipeline.cli.parameters import Choice, WholeNumber
 from pipeline.errors import UsageError
-from pipeline.files.texts import CALIBRATION_TEXT, EMBEDDED_TEXTS, EVALUATION_TEXT
+from pipeline.files.texts import AUTO_TEXT, EMBEDDED_TEXTS, EVALUATION_TEXT
 
 model_argument = click.argument("model")
 output_option = click.option(
@@ -56,9 +56,7 @@ def cache_type_options(command: Any) -> Any:
 
 def calibration_option(text: str) -> Callable[[Any], Any]:
     """--calibration, with `text` as its help; see `pipeline.calibration.obtain`."""
-    return click.option(
-        "--calibration", metavar="STATS_OR_TEXT", default=CALIBRATION_TEXT, show_default=True, help=text
-    )
+    return click.option("--calibration", metavar="STATS_OR_TEXT", default=AUTO_TEXT, show_default=True, help=text)
 
 
 def refuse_idle_calibration(metric: str) -> None:

@@ -14,6 +14,8 @@ from pipeline.errors import SurgeryError, UsageError, no_file
 
 EVALUATION_TEXT = "python-docs"
 CALIBRATION_TEXT = "python-docs-calibration"
+AUTO_TEXT = "auto"
+"""What to calibrate on by default, see `pipeline.calibration.obtain`."""
 CODE_TEXT = "python-code"
 CODE_CALIBRATION_TEXT = "python-code-calibration"
 EMBEDDED_TEXTS = (EVALUATION_TEXT, CALIBRATION_TEXT, CODE_TEXT, CODE_CALIBRATION_TEXT)
