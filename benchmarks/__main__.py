@@ -1,16 +1,17 @@
-"""Run all benchmarks, or those named: decomposition, operating, evaluation, grid."""
+"""Run all benchmarks, or those named: decomposition, operating, evaluation, grid, writing."""
 
 import sys
 
 import click
 
-from benchmarks import decomposition, evaluation, grid, operating
+from benchmarks import decomposition, evaluation, grid, operating, writing
 
 BENCHMARKS = {
     "decomposition": decomposition.run,
     "operating": operating.run,
     "evaluation": evaluation.run,
     "grid": grid.run,
+    "writing": writing.run,
 }
 
 

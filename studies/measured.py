@@ -40,19 +40,30 @@ def measured(
 ) -> StudyResult:
     """The study `name`, whose plan lies beside this file; what is missing is measured, and docs/NAME.json written.
 
+    Raises as `measured_plan` does.
+    """
+    results = measured_plan(name, studies / name, calibration=calibration, texts=texts, chunks=chunks, threads=threads)
+    (docs / f"{name}.json").write_text(json_text(as_json(results), indent=1) + "\n")
+    return results
+
+
+def measured_plan(
+    name: str, folder: Path, *, calibration: str, texts: tuple[str, ...], chunks: int, threads: int, n_ctx: int = 512
+) -> StudyResult:
+    """The plan called `name`, measured as far as it is missing in the study `folder`.
+
     Raises as `open_study` and `run_study` do, SurgeryError when a cell failed.
     """
     model = open_model(EMBEDDED_NAME)
     cells = grid_cells(load_grids(Path(__file__).with_name(f"{name.replace('-', '_')}.yaml")))
-    settings = StudySettings(tuple(map(read_text, texts)), chunks=chunks, threads=threads, answer_tokens=0)
-    studies.mkdir(exist_ok=True)
+    settings = StudySettings(tuple(map(read_text, texts)), chunks=chunks, n_ctx=n_ctx, threads=threads, answer_tokens=0)
+    folder.parent.mkdir(exist_ok=True)
     calibrate = partial(calibration_for_metric, model, calibration, "attention", threads)
-    with open_study(studies / name, model, settings, calibrate) as study, StudyDisplay() as display:
+    with open_study(folder, model, settings, calibrate) as study, StudyDisplay() as display:
         progress = run_study(study, cells, display.watch)
         results = ledger_results(study.ledger)
     if progress.failures:
         raise SurgeryError(f"{len(progress.failures)} cells failed; first {progress.failures[0]}")
-    (docs / f"{name}.json").write_text(json_text(as_json(results), indent=1) + "\n")
     return results
 
 
