@@ -53,7 +53,7 @@ def test_refuses_outputs_that_cannot_be(tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(existing)
     for path, options, message in (
-        (existing, {}, "add --force"),
+        (existing, {}, "add `force`"),
         (existing, {"force": True, "sources": [existing]}, "is the input itself"),
         (link, {"force": True, "sources": [existing]}, "is the input itself"),
         (tmp_path, {"force": True}, "is a folder"),
@@ -173,7 +173,7 @@ def test_a_file_that_came_to_be_meanwhile_is_not_overwritten_unasked(tmp_path: P
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(write_once, range(4)))
     assert len(told) == 3
-    assert all("add --force" in message for message in told)
+    assert all("add `force`" in message for message in told)
     assert os.listdir(tmp_path) == ["out"]
 
 
@@ -222,3 +222,15 @@ def test_a_lock_is_had_by_one_at_a_time_and_leaves_nothing(tmp_path: Path) -> No
     assert most == 1
     assert waited
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    (tmp_path / ".out.a.partial").touch()  # somebody's, perhaps in use
+    with folder_beside(tmp_path / "out"), lock(tmp_path / "lock", lambda: None):
+        write(tmp_path / "out", "new")
+    assert sorted(os.listdir(tmp_path)) == [".out.a.partial", "out"]

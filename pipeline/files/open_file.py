@@ -71,7 +71,7 @@ def lock(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            if try_lock(descriptor) and leads_to(path, descriptor):
+            if _lock_if_possible(descriptor) and leads_to(path, descriptor):
                 break
             waiting()
             time.sleep(SECONDS_BETWEEN_TRIES)
@@ -88,8 +88,18 @@ def lock(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
         os.close(descriptor)
 
 
+def _lock_if_possible(descriptor: int) -> bool:
+    try:
+        return try_lock(descriptor)
+    except OSError:  # a file system without locks: nobody waits for anybody
+        return True
+
+
 def try_lock(descriptor: int) -> bool:
-    """Lock an open file or folder for as long as it is open, unless another process has it."""
+    """Lock an open file or folder for as long as it is open, unless another process has it.
+
+    Raises OSError on a file system without locks.
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -73,7 +73,9 @@ def named_as(path: Path, temporary: Path) -> Iterator[None]:
     except (SurgeryError, NativeError) as error:
         if str(temporary) not in str(error):
             raise
-        raise type(error)(str(error).replace(str(temporary), str(path))) from error
+        renamed = type(error)(str(error).replace(str(temporary), str(path)))
+        renamed.__dict__ |= error.__dict__
+        raise renamed from error
 
 
 def followed(path: Path) -> Path:
@@ -95,10 +97,14 @@ def _locked(target: Path, make: Callable[..., str], remove: Callable[[str], None
     while True:
         name = make(prefix=f".{target.name}.", suffix=LEFTOVER, dir=target.parent)
         try:
-            descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = _open_to_lock(Path(name))
         except FileNotFoundError:  # another process took it for abandoned, as it was not locked yet
             continue
-        if try_lock(descriptor) and leads_to(Path(name), descriptor):
+        with suppress(OSError):  # a file system without locks: its leftovers stay
+            if not try_lock(descriptor):
+                os.close(descriptor)
+                continue
+        if leads_to(Path(name), descriptor):
             break
         os.close(descriptor)
     try:
@@ -107,6 +113,11 @@ def _locked(target: Path, make: Callable[..., str], remove: Callable[[str], None
         with suppress(FileNotFoundError):
             remove(name)
         os.close(descriptor)
+
+
+def _open_to_lock(path: Path) -> int:
+    """Open what is to be locked: network file systems lock only what is open for writing, which no folder can be."""
+    return os.open(path, (os.O_RDONLY if path.is_dir() else os.O_RDWR) | os.O_CLOEXEC)
 
 
 def _new_file(**naming: Any) -> str:
@@ -159,15 +170,13 @@ def _check_place(path: Path, *, force: bool, sources: Iterable[Path]) -> None:
 def remove_abandoned(target: Path) -> None:
     """Remove what killed runs left of files and folders on the way to `target`."""
     for leftover in target.parent.glob(f".{glob.escape(target.name)}.*{LEFTOVER}"):
-        try:
-            descriptor = os.open(leftover, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            continue
-        try:
-            if try_lock(descriptor):  # else another process is writing it
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
-        finally:
-            os.close(descriptor)
+        with suppress(OSError):  # another user's, or a file system without locks
+            descriptor = _open_to_lock(leftover)
+            try:
+                if try_lock(descriptor):  # else another process is writing it
+                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+            finally:
+                os.close(descriptor)
 
 
 def _umask() -> int:
