@@ -314,7 +314,7 @@ def open_context(model: Model, options: ContextOptions, observer: Any = None) ->
     if model.learned_positions and not options.shared and options.n_ctx > model.n_ctx_train:
         raise NativeError(
             f"{model.path}: has learned positions for {model.n_ctx_train} tokens, and {options.n_ctx} are asked for at"
-            f" once; where there is `n_ctx`, {model.n_ctx_train} is the most"
+            f" once; use `n_ctx` {model.n_ctx_train} or less"
         )
     native_log().doing(model.path, f"making a context of {options.n_sequences * options.n_ctx} tokens")
     params = llama_cpp.llama_context_default_params()

@@ -6,6 +6,7 @@ from math import isnan
 from pathlib import Path
 
 from pipeline.cli.output import counted, echo, perplexity_text, print_json, print_table
+from pipeline.cli.wording import spoken
 from pipeline.compare.estimate import StudyEstimate
 from pipeline.compare.found import CellResult, StudyResult
 from pipeline.json_text import as_json as as_json_object
@@ -47,9 +48,9 @@ def show_study(results: StudyResult, as_json: bool) -> None:
         if cell.reason and cell.status == "failed":
             failures[cell.reason].append(cell.label)
     for reason, labels in failures.items():
-        echo(visible(f"failed: {'; '.join(labels)}: {reason}"))
+        echo(visible(f"failed: {'; '.join(labels)}: {spoken(reason)}"))
     for reason, count in Counter(cell.answer_failure for cell in cells if cell.answer_failure).items():
-        echo(visible(f"no answer from {count} of {counted(len(cells), 'cell')}: {reason}"))
+        echo(visible(f"no answer from {count} of {counted(len(cells), 'cell')}: {spoken(reason)}"))
     echo("\n* no other file of at most its size, as it is or if the factors were stored, loses less")
     echo("KL divergence from the source in nats a token; intervals over chunks" + ", texts count alike" * bool(texts))
     fewest = min((text["chunks"] for text in study["texts"]), default=0)
