@@ -29,6 +29,7 @@ COMMANDS = {
     "quantize": "Quantise a model with llama.cpp's quantiser.",
     "run": "Answer a prompt, or chat; --beside compares two models.",
     "eval": "Perplexity, and KL divergence to a base.",
+    "tasks": "What a model can still do: benchmarks, beside its base.",
     "compare": "Measure a grid of surgeries and quantisations.",
     "report": "A study as one HTML page, with tables and pictures.",
     "inspect": "Architecture, tensors, and ranks that the variance needs.",

@@ -6,7 +6,8 @@ transformers, `lm_eval.models.huggingface`, version 0.4.13.
 
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -22,6 +23,7 @@ from native.likelihood import Continuation
 from native.model import ContextOptions
 from pipeline.errors import UsageError
 from pipeline.files.models import resolve_model
+from pipeline.progress import Progress
 from pipeline.tasks.session import Session
 
 MOST_GENERATED = 256  # tokens, where a task does not say
@@ -29,8 +31,6 @@ SEED = 1234
 GENERATION = {"until", "do_sample", "temperature", "top_k", "top_p", "max_gen_toks"}
 LogLikelihood = tuple[float, bool]
 Encoded = tuple[Any, list[int], list[int]]
-Advance = Callable[[int], None]
-"""Called with how many requests have been finished."""
 
 
 class SurgeryLM(TemplateLM):  # type: ignore[misc]
@@ -52,6 +52,7 @@ class SurgeryLM(TemplateLM):  # type: ignore[misc]
         gpu_layers: int = 0,
         flash_attention: bool = True,
         seed: int = SEED,
+        session: Session | None = None,
         batch_size: Any = None,
         max_batch_size: Any = None,
         device: Any = None,
@@ -70,9 +71,10 @@ class SurgeryLM(TemplateLM):  # type: ignore[misc]
             gpu_layers=int(gpu_layers),
             flash_attention=bool(flash_attention),
         )
-        self.session = Session(self.path, self.options)
+        self.session = session or Session(self.path, self.options)
         self.max_length = context_length(str(path), max_length, self.session.facts.n_ctx_train)
-        self.advance: Advance | None = None
+        self.truncated = 0  # requests whose beginning was left out
+        self.progress: Progress | None = None  # otherwise the harness' kind of bar
         self._encode = lru_cache(4096)(self._tokenize)
 
     @property
@@ -116,7 +118,9 @@ class SurgeryLM(TemplateLM):  # type: ignore[misc]
         for context, continuation in (request.args for request in requests):
             if continuation == "":
                 raise UsageError(f"an item asks for the likelihood of nothing, after {context[-40:]!r}")
-        found: list[LogLikelihood] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        found: list[LogLikelihood] = super().loglikelihood(
+            requests, disable_tqdm=disable_tqdm or self.progress is not None
+        )
         return found
 
     def _loglikelihood_tokens(
@@ -125,12 +129,12 @@ class SurgeryLM(TemplateLM):  # type: ignore[misc]
         found: dict[int, LogLikelihood] = {}
         continuations = [self._continuation(context, target) for _, context, target in requests]
         with self._progress(len(requests), "log-likelihoods", disable_tqdm) as advance:
-            for scored in self.session.score(continuations):
-                for number, likelihood in scored.likelihoods.items():
-                    found[number] = likelihood.total, likelihood.greedy
+            for part in self.session.answers(continuations):
+                for number, answer in part.items():
+                    found[number] = answer.total, answer.greedy
                     if requests[number][0] is not None:
                         self.cache_hook.add_partial("loglikelihood", requests[number][0], found[number])
-                advance(len(scored.likelihoods))
+                advance(len(part))
         return [found[number] for number in range(len(requests))]
 
     def _continuation(self, context: list[int], target: list[int]) -> Continuation:
@@ -139,6 +143,7 @@ class SurgeryLM(TemplateLM):  # type: ignore[misc]
             raise UsageError(
                 f"{self.path}: a continuation has {len(target)} tokens; expected 1 to {self.max_length}, the context"
             )
+        self.truncated += len(context) + len(target) > self.max_length + 1
         kept = (context + target)[-(self.max_length + 1) : -len(target)]
         return Continuation(np.array(kept, np.int32), np.array(target, np.int32))
 
@@ -187,9 +192,10 @@ class SurgeryLM(TemplateLM):  # type: ignore[misc]
             raise UsageError(
                 f"{self.path}: a task generates {wanted['max_gen_toks']} tokens, the context has {self.max_length}"
             )
-        tokens = self.tok_encode(context)[-room:] or [self.prefix_token_id]
+        tokens = self.tok_encode(context) or [self.prefix_token_id]
+        self.truncated += len(tokens) > room
         return Prompt(
-            np.array(tokens, np.int32),
+            np.array(tokens[-room:], np.int32),
             wanted["max_gen_toks"],
             tuple(filter(None, until)),
             temperature=wanted["temperature"] if wanted["do_sample"] else 0.0,
@@ -198,26 +204,24 @@ class SurgeryLM(TemplateLM):  # type: ignore[misc]
             seed=(self.seed, zlib.crc32(context.encode()), repeat),
         )
 
-    def _progress(self, total: int, noun: str, quiet: bool) -> "_Bar":
-        return _Bar(self.advance, total, noun, quiet)
+    @contextmanager
+    def _progress(self, total: int, noun: str, quiet: bool) -> Iterator[Callable[[int], object]]:
+        """Gives what to call with how many requests have been finished."""
+        with tqdm(total=total, desc=noun, disable=True if quiet or self.progress else None) as bar:
+            done = 0
+
+            def advance(count: int) -> None:
+                nonlocal done
+                done += count
+                if self.progress:
+                    self.progress(done, total, noun)
+                bar.update(count)
+
+            yield advance
 
     def get_model_info(self) -> dict[str, Any]:
         """What the harness notes beside its results."""
         return {"path": str(self.path), "max_length": self.max_length, **vars(self.options), "seed": self.seed}
-
-
-class _Bar:
-    """The harness' kind of progress bar, unless somebody else shows how far it is."""
-
-    def __init__(self, advance: Advance | None, total: int, noun: str, quiet: bool) -> None:
-        self._bar = tqdm(total=total, desc=noun, disable=True if quiet or advance else None)
-        self._advance = advance
-
-    def __enter__(self) -> Advance:
-        return self._advance or self._bar.update
-
-    def __exit__(self, *exception: object) -> None:
-        self._bar.close()
 
 
 def context_length(model: str, asked: int | None, trained: int) -> int:

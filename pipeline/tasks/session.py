@@ -1,6 +1,7 @@
 """A model that is loaded once, in a process of its own, and asked again and again."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -10,8 +11,16 @@ import numpy as np
 from native.answering import Complete, ModelFacts, Render, Request, Score, Tokenize, answer_requests
 from native.completion import Prompt
 from native.isolated import isolated
-from native.likelihood import Continuation, Scored
+from native.likelihood import Continuation
 from native.model import ContextOptions
+
+
+@dataclass(frozen=True)
+class Answer:
+    """log p of a whole continuation in nats, and whether it is what the model would say."""
+
+    total: float
+    greedy: bool
 
 
 class Session:
@@ -40,13 +49,16 @@ class Session:
         """Token ids of each text, int32 (n,), without BOS; `special`: a control token's text stands for that token."""
         return next(iter([*self._ask(Tokenize(texts, special))]))
 
-    def score(self, requests: Sequence[Continuation]) -> Iterator[Scored]:
-        """The likelihoods of `requests` by their number, round by round."""
-        yield from self._ask(Score(requests))
+    def answers(self, requests: Sequence[Continuation]) -> Iterator[dict[int, Answer]]:
+        """How likely each of `requests` is, by its number, round by round."""
+        if requests:
+            for scored in self._ask(Score(requests)):
+                yield {number: Answer(found.total, found.greedy) for number, found in scored.likelihoods.items()}
 
     def complete(self, prompts: Sequence[Prompt]) -> Iterator[dict[int, str]]:
         """What follows each of `prompts` by their number, group by group."""
-        yield from self._ask(Complete(prompts))
+        if prompts:
+            yield from self._ask(Complete(prompts))
 
     def render(self, messages: list[dict[str, str]], *, answering: bool = True) -> str:
         """A conversation in the model's chat template; `answering`: it goes on with an answer, else where it ends."""
