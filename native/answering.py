@@ -23,10 +23,11 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Tokenize:
-    """Answered by one list: token ids of each text, int32 (n,), without BOS; control tokens stand for themselves or not."""
+    """Answered by one list: token ids of each text, int32 (n,), see `Model.tokenize`."""
 
     texts: Sequence[str]
     special: bool
+    whole: bool
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def answer_requests(path: str, options: ContextOptions) -> Generator[Any, Reques
         )
         while True:
             if isinstance(request, Tokenize):
-                yield [model.tokenize(text, special=request.special, whole=False) for text in request.texts]
+                yield [model.tokenize(text, special=request.special, whole=request.whole) for text in request.texts]
             elif isinstance(request, Score):
                 yield from score_continuations(model, request.requests, options)
             elif isinstance(request, Complete):

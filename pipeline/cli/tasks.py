@@ -24,7 +24,8 @@ from pipeline.files.models import open_model
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.tasks.answers import RememberingSession, open_answers
 from pipeline.tasks.items import Measured, require_same_vocabulary, result_rows
-from pipeline.tasks.passkey import DEPTHS, NAME, PLACES, PasskeyOptions, ask_passkeys, heat_map
+from pipeline.tasks.llama_files import TaskFile, ask_file, read_hellaswag, read_multiple_choice, read_winogrande
+from pipeline.tasks.passkey import DEPTHS, NAME, NEEDLES, OWNERS, PLACES, PasskeyOptions, ask_passkeys, heat_map
 from pipeline.tasks.session import Session
 
 SHADES = " ░▒▓█"
@@ -40,6 +41,24 @@ Suite = Callable[[GGUFModel, Session, ContextOptions, ProgressReport], list[Meas
     str,
     "Tasks of lm-evaluation-harness, such as piqa,arc_easy, or YAML files of tasks; and passkey, which needs no data: is a number found in a long text?",
 )
+@click.option(
+    "--hellaswag",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="HellaSwag as llama.cpp's perplexity tool has it, with its rules.",
+)
+@click.option(
+    "--winogrande",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="WinoGrande as llama.cpp's perplexity tool has it, with its rules.",
+)
+@click.option(
+    "--multiple-choice",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Multiple choice as llama.cpp's perplexity tool has it, with its rules.",
+)
 @click.option("--limit", type=WholeNumber(1), help="Items of each task.  [default: all]")
 @click.option("--num-fewshot", type=WholeNumber(0), help="Examples before each item.  [default: the task's]")
 @click.option("--include-path", type=click.Path(path_type=Path), help="A folder with more tasks as YAML files.")
@@ -51,6 +70,11 @@ Suite = Callable[[GGUFModel, Session, ContextOptions, ProgressReport], list[Meas
     "--places",
     Number("a share from 0 to 1", 0, 1),
     "For passkey: where the number stands.  [default: 0,0.25,0.5,0.75,1]",
+)
+@list_option(
+    "--needles",
+    WholeNumber(1, len(OWNERS)),
+    "For passkey: how many numbers a text has, of which one is asked for.  [default: 1,4]",
 )
 @click.option(
     "--repeats", default=5, show_default=True, type=WholeNumber(1), help="For passkey: questions a depth and place."
@@ -67,12 +91,16 @@ def command(
     model: str,
     base: str | None,
     tasks: tuple[str, ...] | None,
+    hellaswag: Path | None,
+    winogrande: Path | None,
+    multiple_choice: Path | None,
     limit: int | None,
     num_fewshot: int | None,
     include_path: Path | None,
     chat_template: bool,
     depths: tuple[int, ...] | None,
     places: tuple[float, ...] | None,
+    needles: tuple[int, ...] | None,
     repeats: int,
     seed: int,
     ctx: int | None,
@@ -93,12 +121,19 @@ def command(
         require_same_vocabulary(*opened)
     suites = []
     if tasks and NAME in tasks:
-        suites.append(_passkeys(PasskeyOptions(depths or DEPTHS, places or PLACES, repeats=repeats, seed=seed)))
+        suites.append(_passkeys(PasskeyOptions(depths or DEPTHS, places or PLACES, needles or NEEDLES, repeats, seed)))
         tasks = tuple(task for task in tasks if task != NAME)
     if tasks:
         suites.append(_harness(tasks, limit, num_fewshot, include_path, chat_template, ctx))
+    for path, read in (
+        (hellaswag, read_hellaswag),
+        (winogrande, read_winogrande),
+        (multiple_choice, read_multiple_choice),
+    ):
+        if path is not None:
+            suites.append(_file(read(path, limit)))
     if not suites:
-        raise UsageError("nothing to do; add --tasks, such as --tasks piqa,arc_easy")
+        raise UsageError("nothing to do; add --tasks, such as --tasks passkey or --tasks piqa,arc_easy")
     quantised = ContextOptions(threads=threads, gpu_layers=gpu_layers, type_k=cache_type_k, type_v=cache_type_v)
     plain = ContextOptions(threads=threads, gpu_layers=gpu_layers)
     found: list[list[Measured]] = []
@@ -158,6 +193,10 @@ def _harness(
 
 def _passkeys(options: PasskeyOptions) -> Suite:
     return lambda file, session, context, report: ask_passkeys(session, options, report.update)
+
+
+def _file(file: TaskFile) -> Suite:
+    return lambda model, session, context, report: ask_file(session, file, report.update)
 
 
 def print_heat_map(name: str, cells: Sequence[dict[str, Any]]) -> None:

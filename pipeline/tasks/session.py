@@ -45,9 +45,12 @@ class Session:
             yield part
             part = next(self._conversation)
 
-    def tokenize(self, texts: Sequence[str], *, special: bool) -> list[np.ndarray]:
-        """Token ids of each text, int32 (n,), without BOS; `special`: a control token's text stands for that token."""
-        return next(iter([*self._ask(Tokenize(texts, special))]))
+    def tokenize(self, texts: Sequence[str], *, special: bool, whole: bool = False) -> list[np.ndarray]:
+        """Token ids of each text, int32 (n,); `special`: a control token's text stands for that token.
+
+        `whole`: with BOS where the vocabulary asks for it.
+        """
+        return next(iter([*self._ask(Tokenize(texts, special, whole))]))
 
     def answers(self, requests: Sequence[Continuation]) -> Iterator[dict[int, Answer]]:
         """How likely each of `requests` is, by its number, round by round."""
