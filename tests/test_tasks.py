@@ -56,7 +56,7 @@ def write_task(folder: Path, items: list[dict[str, Any]], kind: str = "multiple_
     return folder
 
 
-ITEMS = [
+ITEMS: list[dict[str, Any]] = [
     {"question": f"{n} and {n + 1} are", "choices": [str(2 * n + 1), f"{n}{n}", "many of them"], "answer": n % 3}
     for n in range(12)
 ]
