@@ -143,23 +143,23 @@ def test_a_killed_process_loses_a_chunk_at_the_most(tiny: Path, english: Path, t
     folder = tmp_path / "study"
     command = [
         sys.executable, "-m", "pipeline", "compare", str(tiny), "-o", str(folder), "--text", str(english),
-        "--thresholds", "0.9", "--methods", "shared-kv", "--quants", "source", "--ctx", "64", "--chunks", "40",
+        "--thresholds", "0.9", "--methods", "shared-kv", "--quants", "source", "--ctx", "8", "--chunks", "400",
         "--answer-tokens", "0",
     ]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    while not (folder / LEDGER).exists() or measured(folder) < 45:
+    while not (folder / LEDGER).exists() or measured(folder) < 410:
         assert process.poll() is None
         time.sleep(0.02)
     process.kill()
     process.wait()
     before = measured(folder)
-    assert 45 <= before < 80
+    assert 410 <= before < 800
     assert cell_of(study_results(folder), "shared-kv 0.9").status == "pending"
     left_behind = folder / "work" / "cells" / "cell-killed"
     left_behind.mkdir(exist_ok=True)
     result = CliRunner().invoke(cli, [*command[3:], "--json"])
     assert result.exit_code == 0, result.output
-    assert [cell["chunks"] for cell in json.loads(result.stdout)["cells"]] == [40]
+    assert [cell["chunks"] for cell in json.loads(result.stdout)["cells"]] == [400]
     assert not left_behind.exists()
 
 
