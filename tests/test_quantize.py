@@ -1,5 +1,6 @@
 """Quantisation: single matrices give the bytes of llama.cpp's whole-file quantiser, and whole files work."""
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -62,6 +63,10 @@ def test_a_type_that_does_not_fit_falls_back_and_says_so(tiny: Path, tmp_path: P
     assert result["fallbacks"]["blk.0.attn_q.weight"] == "Q5_0"
     for name, kind in result["fallbacks"].items():
         assert open_gguf(tmp_path / "q.gguf").tensors[name].type.name == kind
+    shown = [call("quantize", tiny, "r.gguf", "q4_k_m"), call("operate", tiny, "-o", "o.gguf", "--quant", "q4_k_m")]
+    for printed in shown:
+        assert f"{len(result['fallbacks'])} tensors fell back to another type" in printed.stdout
+        assert re.search(r"^  blk.0.attn_q.weight +Q5_0$", printed.stdout, re.MULTILINE)
 
 
 def test_type_names() -> None:

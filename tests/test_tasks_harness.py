@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("lm_eval")
-pytest.importorskip("accelerate")
+pytest.importorskip("lm_eval", reason="needs lm_eval and accelerate: pip install -e '.[tasks]' accelerate")
+pytest.importorskip("accelerate", reason="needs accelerate: pip install accelerate")
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
