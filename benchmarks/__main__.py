@@ -1,15 +1,16 @@
-"""Run all benchmarks, or those named: decomposition, operating, evaluation, grid, writing."""
+"""Run all benchmarks, or those named: decomposition, operating, evaluation, likelihoods, grid, writing."""
 
 import sys
 
 import click
 
-from benchmarks import decomposition, evaluation, grid, operating, writing
+from benchmarks import decomposition, evaluation, grid, likelihoods, operating, writing
 
 BENCHMARKS = {
     "decomposition": decomposition.run,
     "operating": operating.run,
     "evaluation": evaluation.run,
+    "likelihoods": likelihoods.run,
     "grid": grid.run,
     "writing": writing.run,
 }
