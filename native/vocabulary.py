@@ -41,6 +41,7 @@ def see_vocabulary(path: str, texts: list[str]) -> SeenVocabulary:
     pointer = llama_cpp.llama_model_load_from_file(path.encode(), params)
     if not pointer:
         raise native_log().error("llama.cpp cannot load it")
+    _check_context(pointer)
     vocab = llama_cpp.llama_model_get_vocab(pointer)
     size = int(llama_cpp.llama_vocab_n_tokens(vocab))
     seen = SeenVocabulary(
@@ -52,6 +53,16 @@ def see_vocabulary(path: str, texts: list[str]) -> SeenVocabulary:
     )
     llama_cpp.llama_model_free(pointer)
     return seen
+
+
+def _check_context(model: int) -> None:
+    """Plan the memory of a small context, as running the model would begin with. Raises NativeError if that fails."""
+    params = llama_cpp.llama_context_default_params()
+    params.n_ctx = params.n_batch = params.n_ubatch = 32
+    context = llama_cpp.llama_init_from_model(model, params)
+    if not context:
+        raise native_log().error("llama.cpp cannot run it")
+    llama_cpp.llama_free(context)
 
 
 def _plain_ids(vocab: int, text: str) -> list[int]:

@@ -74,9 +74,11 @@ def hyperparameters(config: Config, family: Family, rope: Rope) -> Iterator[Meta
 def _windows(config: Config, family: Family, rope: Rope) -> Iterator[MetadataEntry]:
     """What Gemma has: windows, in layers of a pattern, and soft caps of attention and logits."""
     arch, llm = family.architecture, Keys.LLM
-    yield _integer(Keys.Attention.SLIDING_WINDOW.format(arch=arch), config.integer("sliding_window"))
     sliding = sliding_layers(config, family)
-    if sliding != [number % family.sliding_pattern != 0 for number in range(1, config.layers + 1)]:
+    if any(sliding) or arch != "gemma3":  # which has no windows without that key; Gemma 2 has one that all fits in
+        window = config.integer("sliding_window" if any(sliding) else "max_position_embeddings")
+        yield _integer(Keys.Attention.SLIDING_WINDOW.format(arch=arch), window)
+    if any(sliding) and sliding != [number % family.sliding_pattern != 0 for number in range(1, config.layers + 1)]:
         key = Keys.Attention.SLIDING_WINDOW_PATTERN.format(arch=arch)
         yield metadata_entry(key, sliding, GGUFValueType.BOOL)
     if rope.local_base:

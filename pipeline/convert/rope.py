@@ -59,8 +59,8 @@ def read_rope(config: Config, family: Family) -> Rope:
             f"{config.path}: rope_parameters is {shown(both)}; expected those of full_attention and sliding_attention"
         )
     both = both or older
-    nested = family.sliding_pattern and "full_attention" in both
-    local = _local_base(config, both) if family.sliding_pattern else None
+    nested = family.architecture == "gemma3" and "full_attention" in both
+    local = _local_base(config, both) if family.architecture == "gemma3" else None
     scaling = Config(config.path, Config(config.path, both).table("full_attention") if nested else both)
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if not isinstance(kind, str) or scaling.get("type", kind) != kind:

@@ -127,7 +127,17 @@ def check_steps(files: TokenizerFiles) -> None:
 
 
 def adds_space_prefix(files: TokenizerFiles) -> bool:
-    """Whether a SentencePiece tokenizer puts a space before the text."""
+    """Whether a SentencePiece tokenizer puts a space before the text. Raises SurgeryError when two files contradict."""
+    adds = _adds_space(files)
+    if (said := files.settings.get("add_prefix_space")) is not None and said is not adds:
+        raise SurgeryError(
+            f"{files.folder / 'tokenizer_config.json'}: add_prefix_space is {shown(said)}, but by the tokenizer itself"
+            f" {'a' if adds else 'no'} space is put before a text"
+        )
+    return adds
+
+
+def _adds_space(files: TokenizerFiles) -> bool:
     if not files.tokenizer:
         return checked_settings(files.folder / "tokenizer.model").adds_space
     normalizers = flatten(files.tokenizer.get("normalizer"), "normalizers")

@@ -20,7 +20,6 @@ KEYS = {
     "mask": Keys.Tokenizer.MASK_ID,
 }
 END_KEYS = (Keys.Tokenizer.EOS_ID, Keys.Tokenizer.EOT_ID, Keys.Tokenizer.EOM_ID)  # as many ends as GGUF has keys for
-LLAMA_CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast")
 
 
 def special_tokens(files: TokenizerFiles, tokens: list[str], text_tokens: set[int]) -> Iterator[MetadataEntry]:
@@ -104,6 +103,8 @@ def end_tokens(files: TokenizerFiles, numbers: dict[str, int], size: int, text_t
 def added_around(files: TokenizerFiles) -> tuple[str | bool, str | bool]:
     """What is put before and after a text: the token's text as tokenizer.json has it, or only whether.
 
+    Where there is a tokenizer.json, its post_processor decides, as for transformers 5; add_bos_token and add_eos_token
+    are of tokenizer.model alone, where BOS is added unless they say otherwise, as SentencePiece's models are used.
     Raises SurgeryError for a post_processor that does anything else.
     """
     steps = flatten(files.tokenizer.get("post_processor"), "processors")
@@ -123,8 +124,13 @@ def added_around(files: TokenizerFiles) -> tuple[str | bool, str | bool]:
         raise SurgeryError(
             f"{files.path}: post_processor adds more than one token before and after a text; llama.cpp adds BOS and EOS"
         )
-    adds_bos = not files.tokenizer or str(files.settings.get("tokenizer_class")) in LLAMA_CLASSES
-    return _flag(files, "add_bos_token", adds_bos), _flag(files, "add_eos_token", False)
+    adds_bos, adds_eos = _flag(files, "add_bos_token", not files.tokenizer), _flag(files, "add_eos_token", False)
+    if files.tokenizer and (adds_bos or adds_eos):
+        raise SurgeryError(
+            f"{files.folder / 'tokenizer_config.json'}: {'add_bos_token' if adds_bos else 'add_eos_token'} is true, but by"
+            " tokenizer.json's post_processor, which transformers goes by, nothing is added"
+        )
+    return adds_bos, adds_eos
 
 
 def _part(part: dict[str, Any]) -> str | None:

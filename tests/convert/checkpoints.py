@@ -107,6 +107,16 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any], str]] = {
         },
         "sentencepiece",
     ),
+    "gemma2-no-windows": (
+        "Gemma2",
+        GEMMA | {"sliding_window": 8, "layer_types": ["full_attention"] * 2},
+        "sentencepiece",
+    ),
+    "gemma3-no-windows": (
+        "Gemma3",
+        GEMMA | {"num_hidden_layers": 2, "sliding_window": 8, "layer_types": ["full_attention"] * 2},
+        "sentencepiece",
+    ),
     "gemma3": ("Gemma3", GEMMA | {"num_hidden_layers": 7}, "sentencepiece"),
 }  # fmt: skip
 
