@@ -16,7 +16,7 @@ from pipeline.report.answer import LIMITS, QUESTION, Answer
 from pipeline.report.cells import Cell, Results, different, name, worst_text
 from pipeline.report.chart_style import DARK, LIGHT
 from pipeline.report.figures import Figure
-from pipeline.report.numbers import duration, low_to_high, mebibytes, megabytes, percent, significant
+from pipeline.report.numbers import duration, mebibytes, megabytes, percent, significant
 from pipeline.report.passages import passages
 from pipeline.report.tables import columns
 
@@ -72,9 +72,7 @@ def facts(cell: Cell, base: dict[str, Any]) -> list[tuple[str, str, str]]:
     """What to know of the best cell at a glance: a name, a value, and beside what to see it."""
     speed, base_speed = cell["generation_speed"], base["generation_speed"]
     worst = worst_text(cell)
-    loss = f"nats a token; 95% interval {low_to_high(worst['kld_low'], worst['kld_high'])}"
-    if worst is not cell:
-        loss += f"; on {worst['text']}, the worst text, {significant(cell['kld_mean'])} on average"
+    loss = "nats a token" + (f", on {worst['text']}" if worst is not cell else "")
     shown = [
         ("KL divergence", significant(worst["kld_mean"]), loss),
         ("perplexity", significant(cell["ppl"], 4), f"source {significant(base['ppl'], 4)}"),
