@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,32 @@ from native.quantize_file import (
     quantize_file,
 )
 from pipeline.errors import SurgeryError, UsageError, suggestion
-from pipeline.files.importance_matrix import match_importance, read_importance_matrix
+from pipeline.files.importance_matrix import Match, match_importance, read_importance_matrix
 from pipeline.files.output_file import check_output, complete_or_absent
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
 from pipeline.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What `quantize` did; `to_dict` is the JSON object that the command prints.
+
+    fallbacks: the types of tensors that fell back to another one, because their width does not fit `type`
+    importance: which matrices the importance matrix covers; None without one
+    """
+
+    source: str
+    output: str
+    type: str
+    source_bytes: int
+    output_bytes: int
+    fallbacks: dict[str, str]
+    importance: Match | None
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        importance = {"importance": self.importance.to_dict()} if self.importance else {}
+        return {name: value for name, value in vars(self).items() if name != "importance"} | importance
 
 
 def quantize(
@@ -34,11 +57,10 @@ def quantize(
     threads: int = 0,
     force: bool = False,
     progress: Progress = silent,
-) -> dict[str, Any]:
+) -> Quantization:
     """Write `output`: `model` quantised to `kind`, any type of llama.cpp's quantiser, in any case.
 
-    `progress` counts tensors. The result names the tensors that fell back to another type because their
-    width does not fit, and which matrices the importance matrix covers. Raises UsageError for an unknown type, a
+    `progress` counts tensors. Raises UsageError for an unknown type, a
     missing matrix or one of another model, or an output that cannot be, NativeError with llama.cpp's reason,
     SurgeryError on a full disk, or when the model was changed meanwhile.
     """
@@ -68,16 +90,10 @@ def quantize(
             raise SurgeryError(
                 f"{model.path}: what llama.cpp's quantiser made of it cannot be read ({error})"
             ) from None
-    return {
-        "source": str(model.path),
-        "output": str(output),
-        "type": kind,
-        "source_bytes": model.file_bytes,
-        "output_bytes": output_bytes,
-        "fallbacks": fallbacks,
-        **({"importance": match.to_dict()} if match else {}),
-        "seconds": time.perf_counter() - started,
-    }
+    return Quantization(
+        str(model.path), str(output), kind, model.file_bytes, output_bytes, fallbacks, match,
+        time.perf_counter() - started,
+    )  # fmt: skip
 
 
 def quantized_bytes(model: GGUFModel, kind: str) -> int:

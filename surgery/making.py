@@ -1,7 +1,6 @@
 """What makes models: the library's functions, which open what is named and calibrate where that is needed."""
 
 from pathlib import Path
-from typing import Any
 
 from pipeline.calibration.calibrate import DEFAULT_CHUNKS
 from pipeline.calibration.obtain import CalibrationWatch, obtain_calibration
@@ -19,7 +18,7 @@ from pipeline.operation.operate_and_quantize import operate_and_quantize
 from pipeline.operation.plan import Plan
 from pipeline.operation.report import OperationReport
 from pipeline.progress import Progress, silent
-from pipeline.quantization import known_type
+from pipeline.quantization import Quantization, known_type
 from pipeline.quantization import quantize as quantize_file
 
 Named = str | Path | GGUFModel
@@ -115,10 +114,10 @@ def quantize(
     threads: int = 0,
     force: bool = False,
     progress: Progress = silent,
-) -> dict[str, Any]:
+) -> Quantization:
     """Write `output`: `model` in a type of llama.cpp's quantiser such as Q4_K_M; `progress` counts tensors.
 
-    The result has the keys that `surgery quantize` prints as JSON. Raises UsageError for an unknown type.
+    Raises UsageError for an unknown type.
     """
     matrix = None if importance_matrix is None else Path(importance_matrix)
     return quantize_file(

@@ -59,9 +59,9 @@ def test_operating_with_keep_is_quantising_the_operated_file(wide: Path, tmp_pat
 
 def test_a_type_that_does_not_fit_falls_back_and_says_so(tiny: Path, tmp_path: Path) -> None:
     result = quantize(open_gguf(tiny), tmp_path / "q.gguf", "q4_k_m")
-    assert result["type"] == "Q4_K_M"
-    assert result["fallbacks"]["blk.0.attn_q.weight"] == "Q5_0"
-    for name, kind in result["fallbacks"].items():
+    assert result.type == "Q4_K_M"
+    assert result.fallbacks["blk.0.attn_q.weight"] == "Q5_0"
+    for name, kind in result.fallbacks.items():
         assert open_gguf(tmp_path / "q.gguf").tensors[name].type.name == kind
     shown = [call("quantize", tiny, "r.gguf", "q4_k_m"), call("operate", tiny, "-o", "o.gguf", "--quant", "q4_k_m")]
     for printed in shown:

@@ -89,7 +89,7 @@ def command(
             report = operate(
                 source, output, plan, calibration=statistics, threads=threads, force=force, progress=writing.update
             )
-            quantization = {}
+            quantization = None
     if plan.budget and report.factor_numbers > plan.budget * report.dense_numbers + 0.5:  # half a number for rounding
         share = report.factor_numbers / report.dense_numbers
         warn(
@@ -97,10 +97,10 @@ def command(
             f" component a group, the least, takes {report.factor_numbers:,} ({share:.2%}); that is what was written"
         )
     if as_json:
-        print_json(report.to_dict() | ({"quantization": quantization} if quant else {}))
+        print_json(report.to_dict() | ({"quantization": quantization.to_dict()} if quantization else {}))
     else:
         print_report(model, report)
-        if quant:
+        if quantization:
             print_quantization(quantization)
 
 

@@ -1,15 +1,13 @@
 """`surgery quantize`: llama.cpp's quantiser."""
 
 from pathlib import Path
-from typing import Any
 
 import click
 
 from pipeline.cli.options import force_option, json_option, threads_option
 from pipeline.cli.output import ProgressReport, counted, echo, print_json, warn
-from pipeline.files.importance_matrix import Match
 from pipeline.files.models import open_model
-from pipeline.quantization import known_type, quantize, quantized_types
+from pipeline.quantization import Quantization, known_type, quantize, quantized_types
 
 
 @click.command("quantize")
@@ -39,21 +37,21 @@ def command(
             progress=report.update,
         )
     if as_json:
-        print_json(result)
+        print_json(result.to_dict())
         return
     print_quantization(result)
     echo(
-        f"wrote {output}: {result['source_bytes'] / 1e6:,.1f} MB -> {result['output_bytes'] / 1e6:,.1f} MB in {result['seconds']:.1f} s"
+        f"wrote {output}: {result.source_bytes / 1e6:,.1f} MB -> {result.output_bytes / 1e6:,.1f} MB in {result.seconds:.1f} s"
     )
 
 
-def print_quantization(result: dict[str, Any]) -> None:
+def print_quantization(result: Quantization) -> None:
     """Which tensors are of another type than was asked for, and what the importance matrix covers."""
-    if fallbacks := result["fallbacks"]:
+    if fallbacks := result.fallbacks:
         echo(
-            f"{counted(len(fallbacks), 'tensor')} fell back to another type, as their width does not fit {result['type']}:"
+            f"{counted(len(fallbacks), 'tensor')} fell back to another type, as their width does not fit {result.type}:"
         )
         for name, fallback in fallbacks.items():
             echo(f"  {name:<32} {fallback}")
-    if match := result.get("importance"):
-        echo(f"importance matrix: {Match(match['covered'], tuple(match['without']))}")
+    if result.importance:
+        echo(f"importance matrix: {result.importance}")

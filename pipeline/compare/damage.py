@@ -16,13 +16,18 @@ TARGETS = ("q", "k", "v", "qkv")
 FACT = "damage"
 
 
-def damage_cells(layers: Iterable[int], threshold: float, metric: str) -> list[Cell]:
-    """A cell for q, k and v of each layer alone and for the three together, each by a PCA of its own."""
+def damage_plans(layers: Iterable[int], threshold: float, metric: str) -> list[Plan]:
+    """A plan for q, k and v of each layer alone and for the three together, each by a PCA of its own."""
     return [
-        Cell(Plan(method="separate", targets=targets, threshold=threshold, metric=metric, layers=str(layer)))
+        Plan(method="separate", targets=targets, threshold=threshold, metric=metric, layers=str(layer))
         for layer in layers
         for targets in TARGETS
     ]
+
+
+def damage_cells(layers: Iterable[int], threshold: float, metric: str) -> list[Cell]:
+    """The cells of `damage_plans`."""
+    return [Cell(plan) for plan in damage_plans(layers, threshold, metric)]
 
 
 def note_damage(ledger: Ledger, layers: Iterable[int], threshold: float, metric: str) -> None:
@@ -44,8 +49,8 @@ def measured_damage(study: Study, layers: Iterable[int], threshold: float, metri
     Over the texts of the study's settings, which count alike.
     """
     rows: dict[int, dict[str, Any]] = {layer: {"layer": layer} for layer in layers}
-    for cell in damage_cells(rows, threshold, metric):
-        assert isinstance(cell.plan, Plan)
+    for plan in damage_plans(rows, threshold, metric):
+        cell = Cell(plan)
         divergences = [np.array(study.divergences(cell, text)) for text in study.settings.texts]
         operation = study.ledger.operation(study.key(cell))
         found = None
@@ -53,5 +58,5 @@ def measured_damage(study: Study, layers: Iterable[int], threshold: float, metri
             mean, low, high = interval(*divergences)
             ranks = {group["group"]: group["rank"] for group in operation["layers"]}
             found = plain({"kld_mean": mean, "low": low, "high": high, "ranks": ranks})
-        rows[int(cell.plan.layers)][cell.plan.targets] = found
+        rows[int(plan.layers)][plan.targets] = found
     return list(rows.values())

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pipeline.calibration.statistics_file import Calibration
 from pipeline.files.output_file import check_output, folder_beside
@@ -11,7 +10,7 @@ from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
 from pipeline.operation.report import OperationReport
 from pipeline.progress import Progress, silent
-from pipeline.quantization import quantize
+from pipeline.quantization import Quantization, quantize
 
 
 def operate_and_quantize(
@@ -25,13 +24,13 @@ def operate_and_quantize(
     force: bool = False,
     operating: Progress = silent,
     quantizing: Progress = silent,
-) -> tuple[OperationReport, dict[str, Any]]:
+) -> tuple[OperationReport, Quantization]:
     """Write `output` as `operate` and then `quantize` would; the file in between is removed."""
     check_output(output, force=force, sources=model.paths)
     with folder_beside(output) as folder:
         between = folder / output.name
         report = operate(model, between, plan, calibration=calibration, threads=threads, progress=operating)
         quantization = quantize(open_gguf(between), output, kind, threads=threads, force=force, progress=quantizing)
-    seconds = report.seconds + quantization["seconds"]
-    done = replace(report, output=str(output), output_bytes=quantization["output_bytes"], seconds=seconds)
+    seconds = report.seconds + quantization.seconds
+    done = replace(report, output=str(output), output_bytes=quantization.output_bytes, seconds=seconds)
     return done, quantization
