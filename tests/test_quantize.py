@@ -65,7 +65,7 @@ def test_a_type_that_does_not_fit_falls_back_and_says_so(tiny: Path, tmp_path: P
         assert open_gguf(tmp_path / "q.gguf").tensors[name].type.name == kind
     shown = [call("quantize", tiny, "r.gguf", "q4_k_m"), call("operate", tiny, "-o", "o.gguf", "--quant", "q4_k_m")]
     for printed in shown:
-        assert f"{len(result['fallbacks'])} tensors fell back to another type" in printed.stdout
+        assert f"{len(result.fallbacks)} tensors fell back to another type" in printed.stdout
         assert re.search(r"^  blk.0.attn_q.weight +Q5_0$", printed.stdout, re.MULTILINE)
 
 
