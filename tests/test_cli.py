@@ -100,7 +100,7 @@ def test_eval(tiny: Path, english: Path) -> None:
     assert (result["n_ctx"], result["chunks"], result["tokens_scored"]) == (64, 3, 93)
     assert (result["kld_mean"], result["same_top"]) == (0, 1)
     text = call("eval", tiny, "--text", english, "--ctx", "64", "--chunks", "3").output
-    assert f"perplexity      {result['ppl']:.4f} +/- {result['ppl_se']:.4f}" in text
+    assert f"perplexity      {result['ppl']:.4f} (95 % interval over chunks {result['ppl_low']:.4f} to" in text
     assert "KL" not in text
 
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from native.errors import NativeError
-from native.evaluate import evaluate_chunks
+from native.evaluate import ModelRun, TextChunks, evaluate_chunks
 from native.isolated import _start, isolated
 from native.library import ggml_base, native_log
 from native.model import ContextOptions
@@ -140,7 +140,7 @@ def test_an_abort_of_llama_cpp_prints_nothing_itself(
     path = make_tiny(TinyModel(layers=0))
     message = r"\.gguf: llama.cpp was stopped by SIGABRT while loading it; its last words: llama-model\.cpp:\d+: GGML_"
     with pytest.raises(NativeError, match=message):
-        list(isolated(evaluate_chunks, str(path), None, "", chunks=None, options=ContextOptions()))
+        list(isolated(evaluate_chunks, [ModelRun(str(path), ContextOptions())], [TextChunks("")]))
     assert capfd.readouterr() == ("", "")
 
 
