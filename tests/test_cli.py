@@ -4,20 +4,24 @@ import io
 import json
 import os
 import re
+import shlex
 import time
 import warnings
 from pathlib import Path
 
 import click
 import gguf
+import llama_cpp
+import numpy as np
 import pytest
 import rich.console
 from click.testing import CliRunner
 
 from native.model import MOST_THREADS
+from pipeline import __version__
 from pipeline.cli import output
 from pipeline.cli.answering import BrokenLines
-from pipeline.cli.main import COMMANDS, cli
+from pipeline.cli.main import COMMANDS, EXAMPLES, cli
 from pipeline.cli.output import ProgressReport, counted
 from pipeline.gguf_file.metadata import metadata_entry
 from pipeline.gguf_file.reader import open_gguf
@@ -33,6 +37,23 @@ def test_every_command_has_help(command: str) -> None:
     assert result.exit_code == 0
     assert "--json" in result.output
     assert command in call("--help").output
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_example_can_be_typed(command: str) -> None:
+    name, *arguments = shlex.split(EXAMPLES[command])
+    assert name == command
+    made = cli.get_command(click.Context(cli), command)
+    assert made is not None
+    assert made.make_context(command, arguments).params
+    assert f"Example:\n    surgery {EXAMPLES[command]}\n" in call(command, "--help").output
+
+
+def test_the_version_says_what_computes() -> None:
+    lines = call("--version").output.splitlines()
+    assert lines[0].startswith(f"surgery {__version__}")
+    assert llama_cpp.__version__ in lines[1]
+    assert np.__version__ in lines[2]
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"convert", "report"}))

@@ -21,19 +21,40 @@ from pipeline.cli.wording import spoken
 from pipeline.errors import SurgeryError, UsageError, suggestion
 from pipeline.visible import visible
 
-COMMANDS = {
-    "calibrate": "Measure what a model's attention sees, over a text.",
-    "operate": "Replace attention projections by low-rank reconstructions.",
-    "latent": "Convert to latent attention: a smaller KV cache.",
-    "convert": "Turn a Hugging Face checkpoint into a GGUF file.",
-    "quantize": "Quantise a model with llama.cpp's quantiser.",
-    "run": "Answer a prompt, or chat; --beside compares two models.",
-    "eval": "Perplexity, and KL divergence to a base.",
-    "tasks": "What a model can still do: benchmarks, beside its base.",
-    "compare": "Measure a grid of surgeries and quantisations.",
-    "report": "A study as one HTML page, with tables and pictures.",
-    "inspect": "Architecture, tensors, and ranks that the variance needs.",
+SECTIONS = {
+    "Make a model": {
+        "operate": "Replace attention projections by low-rank reconstructions.",
+        "latent": "Convert to latent attention: a smaller KV cache.",
+        "quantize": "Quantise a model with llama.cpp's quantiser.",
+        "convert": "Turn a Hugging Face checkpoint into a GGUF file.",
+        "calibrate": "Measure what a model's attention sees, over a text.",
+    },
+    "Measure what was lost": {
+        "eval": "Perplexity, and KL divergence to a base.",
+        "tasks": "What a model can still do: benchmarks, beside its base.",
+        "compare": "Measure a grid of surgeries and quantisations.",
+    },
+    "Look": {
+        "run": "Answer a prompt, or chat; --beside compares two models.",
+        "inspect": "Architecture, tensors, and ranks that the variance needs.",
+        "report": "A study as one HTML page, with tables and pictures.",
+    },
 }
+COMMANDS = {name: summary for commands in SECTIONS.values() for name, summary in commands.items()}
+EXAMPLES = {
+    "operate": "operate smollm2-135m -o out.gguf --targets kv --metric attention --budget 0.56",
+    "latent": "latent smollm2-135m -o latent.gguf --cache 0.5",
+    "quantize": "quantize out.gguf out-q4.gguf Q4_K_M",
+    "convert": "convert TinyLlama/TinyLlama-1.1B-Chat-v1.0 tiny.gguf",
+    "calibrate": "calibrate smollm2-135m --text book.txt",
+    "eval": "eval out.gguf --base smollm2-135m --text book.txt --chunks 8",
+    "compare": "compare smollm2-135m -o study --preset quick --chunks 8",
+    "tasks": "tasks out.gguf --base smollm2-135m --tasks passkey",
+    "run": "run out.gguf --beside smollm2-135m --prompt 'What is machine learning?'",
+    "inspect": "inspect smollm2-135m --spectrum",
+    "report": "report study",
+}
+"""What to type to see a command at work."""
 
 
 LONGEST_COMMAND = 300  # characters of it in a message
@@ -53,13 +74,15 @@ class SurgeryGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl(list(commands.items()))
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(f"pipeline.cli.{name}").command
+        command.epilog = f"\b\nExample:\n  {program()} {EXAMPLES[name]}"
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -146,8 +169,22 @@ def _what_failed(error: OSError) -> str:
     return "standard output: cannot be written"
 
 
+def _show_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from pipeline.cli.version import show_version
+
+        show_version(ctx)
+
+
 @click.group(cls=SurgeryGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="surgery")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version, and what it computes with.",
+)
 def cli() -> None:
     """How much of a transformer's attention is redundant?
 
