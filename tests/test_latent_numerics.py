@@ -10,6 +10,7 @@ from gguf import GGMLQuantizationType
 
 from pipeline.decompose.weighted import Metric
 from pipeline.errors import SurgeryError
+from pipeline.files.encode import as_stored
 from pipeline.gguf_file.metadata import metadata_entry
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
@@ -25,7 +26,6 @@ pytestmark = pytest.mark.numerical
 
 RNG = np.random.default_rng(0)
 HEADS, KV_HEADS, PAIRS, WIDTH = 4, 2, 3, 10
-F32 = GGMLQuantizationType.F32
 
 
 def moment(d: int) -> np.ndarray:
@@ -145,13 +145,13 @@ def test_equalising_changes_no_score_and_makes_a_quantised_cache_better() -> Non
     queries_read = (attention.inputs[:, attention.positions] @ q[0].T).astype(np.float32)
 
     def scores(kind: GGMLQuantizationType) -> np.ndarray:
-        return np.concatenate(
-            latent_scores(weights, attention, kind).scores(queries_read, weights.query_maps(0)), axis=1
-        )
+        made = latent_scores(weights, attention)
+        stored = replace(made, cache=as_stored(made.cache, kind))
+        return np.concatenate(stored.scores(queries_read, weights.query_maps(0)), axis=1)
 
-    right, rounded = scores(F32), scores(GGMLQuantizationType.Q4_0)
+    right, rounded = scores(GGMLQuantizationType.F32), scores(GGMLQuantizationType.Q4_0)
     equalise_rotary(weights, q, np.eye(WIDTH))
-    assert np.allclose(scores(F32), right, rtol=1e-3, atol=1e-3 * np.abs(right).max())
+    assert np.allclose(scores(GGMLQuantizationType.F32), right, rtol=1e-3, atol=1e-3 * np.abs(right).max())
     assert np.square(scores(GGMLQuantizationType.Q4_0) - right).sum() < 0.5 * np.square(rounded - right).sum()
 
 
@@ -159,7 +159,7 @@ def test_refitted_queries_are_the_weighted_least_squares_solution(monkeypatch: p
     monkeypatch.setattr(queries, "ITERATIONS", 300)
     monkeypatch.setattr(queries, "RIDGE", 0.0)
     attention, weights = sampled(), latent_weights(rank=2)
-    _, error = queries.refit_queries(weights, attention, F32)
+    _, error = queries.refit_queries(weights, attention)
     positions, n = attention.positions, attention.inputs.shape[1]
     key = attention.inputs @ weights.rotary_key.T
     cache = np.concatenate(
@@ -188,7 +188,7 @@ def test_refitted_queries_are_the_weighted_least_squares_solution(monkeypatch: p
 
 def test_refitting_never_makes_it_worse_and_leaves_what_is_exact() -> None:
     attention, weights = sampled(), latent_weights(rank=3)
-    before, after = queries.refit_queries(weights, attention, F32)
+    before, after = queries.refit_queries(weights, attention)
     assert after < before
     full = LatentWeights(
         attention.k.reshape(-1, WIDTH), np.zeros((2 * PAIRS, WIDTH)), np.zeros((HEADS, 2 * PAIRS, KV_HEADS * 2 * PAIRS)),
@@ -199,7 +199,7 @@ def test_refitting_never_makes_it_worse_and_leaves_what_is_exact() -> None:
         start = head // (HEADS // KV_HEADS) * 2 * PAIRS
         full.latent_query[head, :, start : start + 2 * PAIRS] = np.eye(2 * PAIRS)
     maps = full.latent_query.copy()
-    assert queries.refit_queries(full, still, F32)[0] < 1e-9
+    assert queries.refit_queries(full, still)[0] < 1e-9
     assert np.array_equal(full.latent_query, maps)
 
 
@@ -235,7 +235,7 @@ def test_refitted_values_are_the_least_squares_solution_for_the_whole_output(mon
     attention, weights = sampled(), latent_weights(rank=2)
     output = RNG.standard_normal((HEADS, 30, 2 * PAIRS)).astype(np.float32)
     start = weights.value.copy()
-    values.refit_values(weights, attention, output, F32)
+    values.refit_values(weights, attention, output)
     mixtures, wanted = sampled_outputs(weights, replace(attention, apart=values.MIXTURES_APART), output)
     design = np.einsum("hdb,hnr->ndhbr", output, mixtures).reshape(wanted.size, -1)
     best = np.linalg.lstsq(design, wanted.ravel(), rcond=None)[0]
@@ -249,7 +249,7 @@ def test_the_ridge_keeps_values_that_nothing_speaks_against(monkeypatch: pytest.
     output = RNG.standard_normal((HEADS, 30, 2 * PAIRS)).astype(np.float32)
     before = weights.value.copy()
     monkeypatch.setattr(values, "RIDGE", 1e6)
-    values.refit_values(weights, attention, output, F32)
+    values.refit_values(weights, attention, output)
     assert np.allclose(weights.value, before, atol=1e-4)
 
 

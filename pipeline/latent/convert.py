@@ -171,8 +171,8 @@ def _fit_layer(
     aligned = align_layer(source, layer, layout.pairs, measured_distances(attention))
     weights, kept = compress_layer(source, aligned, layout.rank, layer.number)
     equalise_rotary(weights, attention.q.astype(np.float64), layer.moments("k").inputs)
-    before, after = refit_queries(weights, attention, layout.kind)
-    refit_values(weights, attention, output_projection(source, layer), layout.kind)
+    before, after = refit_queries(weights, attention)
+    refit_values(weights, attention, output_projection(source, layer))
     square = float(np.sum((weights.latent @ layer.moments("k").inputs) * weights.latent)) / layout.rank
     tensors = layer_tensors(source, layer.number, attention.q.astype(np.float64), weights, square)
     return dict(tensors), LatentLayer(layer.number, kept, before, after)

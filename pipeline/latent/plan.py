@@ -21,7 +21,7 @@ class LatentPlan:
     """`cache`: a share of the source's cached numbers in (0, 1], or if above 1 how many per token and layer.
 
     `rotary`: how many of them keep RoPE, an even number; None for a pair at each of the source's frequencies, but not
-    more than half of the cache. `cache_type`: that of the KV cache it will run with, whose rounding is fitted to.
+    more than half of the cache. `cache_type`: that of the KV cache it will run with, whose blocks must come out whole.
     `cache_bytes`: a share of the bytes of the source's F16 cache, which chooses `cache` and `cache_type`.
     Raises UsageError, which names the argument, for what makes no sense.
     """
@@ -42,7 +42,7 @@ class LatentPlan:
         names=OUTTYPES,
     )  # fmt: skip
     cache_type: str = choice(
-        "f16", str, "Type of the KV cache that it will run with, whose rounding is fitted to; give it to run and eval, too.",
+        "f16", str, "Type of the KV cache that it will run with, whose blocks must come out whole; give it to run and eval, too.",
         names=CACHE_TYPES,
     )  # fmt: skip
     cache_bytes: float | None = choice(
@@ -89,11 +89,10 @@ def latent_plans(choices: Mapping[str, Any]) -> list[LatentPlan]:
 
 @dataclass(frozen=True)
 class CacheLayout:
-    """What a token caches in a layer: `rank` numbers of latent, then 2 `pairs` numbers that RoPE rotates, as `kind`."""
+    """What a token caches in a layer: `rank` numbers of latent, then 2 `pairs` numbers that RoPE rotates."""
 
     rank: int
     pairs: int
-    kind: GGMLQuantizationType = GGMLQuantizationType.F16
 
     @property
     def cached_numbers(self) -> int:
@@ -126,4 +125,4 @@ def choose_layout(plan: LatentPlan, source: LatentSource) -> CacheLayout:
             f"{rank + 2 * pairs} numbers per token and layer are no whole blocks of {plan.cache_type}; choose a multiple of"
             f" {BLOCK}, or the cache type f16",
         )  # fmt: skip
-    return CacheLayout(rank, pairs, kind)
+    return CacheLayout(rank, pairs)

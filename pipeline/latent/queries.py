@@ -13,7 +13,6 @@ few samples do not determine stays where the moments put it.
 from dataclasses import dataclass
 
 import numpy as np
-from gguf import GGMLQuantizationType
 
 from pipeline.latent.least_squares import SMALLEST, conjugate_gradients, inverse_root
 from pipeline.latent.rotary import rotate
@@ -61,14 +60,12 @@ class HeadProblem:
         return np.tensordot(self.queries, keys, axes=((0, 1), (0, 1)))
 
 
-def refit_queries(
-    weights: LatentWeights, attention: SampledAttention, kind: GGMLQuantizationType
-) -> tuple[float, float]:
+def refit_queries(weights: LatentWeights, attention: SampledAttention) -> tuple[float, float]:
     """Change `weights`' maps of queries, head by head, to those that fit the source's scores best.
 
-    The cache is one of type `kind`. Returns the weighted error before and after, as shares of the scores' weighted variance.
+    Returns the weighted error before and after, as shares of the scores' weighted variance.
     """
-    latent = latent_scores(weights, attention, kind)
+    latent = latent_scores(weights, attention)
     right = _cache_whitening(latent)
     before = after = total = 0.0
     for head in range(len(attention.q)):

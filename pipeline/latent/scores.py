@@ -4,10 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from gguf import GGMLQuantizationType
 
-from pipeline.files.encode import as_stored
-from pipeline.gguf_file.reader import FLOAT_TYPES
 from pipeline.latent.rotary import rotate
 from pipeline.latent.weights import LatentWeights
 
@@ -117,11 +114,9 @@ class LatentScores:
         return [mapped[:, run] @ keys[..., :seen] for run, seen in self.blocks]
 
 
-def latent_scores(weights: LatentWeights, attention: SampledAttention, kind: GGMLQuantizationType) -> LatentScores:
-    """What the sampled tokens of `attention` cache under `weights`, rounded as a quantised cache of type `kind` rounds it."""
+def latent_scores(weights: LatentWeights, attention: SampledAttention) -> LatentScores:
+    """What the sampled tokens of `attention` cache under `weights`."""
     rank, turning = len(weights.latent), attention.frequencies[: len(weights.rotary_key) // 2]
     cache = attention.inputs @ np.vstack([weights.latent, weights.rotary_key]).astype(np.float32).T
     cache[..., rank:] = rotate_at(cache[..., rank:], np.arange(cache.shape[1]), turning)
-    if kind not in FLOAT_TYPES:
-        cache = as_stored(cache, kind)
     return LatentScores(cache, rank, attention.blocks, attention.positions[:, None] * turning)

@@ -12,7 +12,6 @@ had been seen alone, for which the maps of the moments are best. So one head mak
 from dataclasses import replace
 
 import numpy as np
-from gguf import GGMLQuantizationType
 
 from pipeline.latent.least_squares import conjugate_gradients, inverse_root
 from pipeline.latent.scores import SampledAttention, latent_scores
@@ -23,15 +22,13 @@ RIDGE = 0.02
 ITERATIONS = 12
 
 
-def refit_values(
-    weights: LatentWeights, attention: SampledAttention, output: np.ndarray, kind: GGMLQuantizationType
-) -> None:
+def refit_values(weights: LatentWeights, attention: SampledAttention, output: np.ndarray) -> None:
     """Change `weights`' maps of values to those with which the source's output is met best.
 
-    `output` is the source's output projection by head, float32 (heads, d, b); the cache is one of type `kind`.
+    `output` is the source's output projection by head, float32 (heads, d, b).
     """
     attention = replace(attention, apart=MIXTURES_APART)  # outputs are more numbers to fit than scores
-    latent = latent_scores(weights, attention, kind)
+    latent = latent_scores(weights, attention)
     latents = latent.cache[..., : latent.rank]
     alone = np.tensordot(latents, latents, axes=((0, 1), (0, 1))) / latents[..., 0].size
     mixtures = np.empty((len(output), len(latents) * len(attention.positions), latent.rank), np.float32)
