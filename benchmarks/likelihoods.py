@@ -8,7 +8,7 @@ from native.model import ContextOptions, load_model, open_context
 from pipeline.files.models import EMBEDDED_NAME, resolve_model
 from pipeline.files.texts import EVALUATION_TEXT, read_text
 
-ITEMS, ENDINGS, CONTEXT, ENDING = 32, 4, 64, 16  # about the sizes of HellaSwag
+ITEMS, ENDINGS, CONTEXT, ENDING = 12, 4, 64, 16  # about the sizes of HellaSwag
 
 
 def run() -> None:
