@@ -62,13 +62,9 @@ def main(patterns: Sequence[str], folder: Path | None, page: Path | None, jobs: 
 
 def _checked(paths: Sequence[Path], programs: Programs, jobs: int) -> Iterator[tuple[str, Outcomes]]:
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        running = {pool.submit(_check, path, programs): path.stem for path in paths}
+        running = {pool.submit(check_model, path, conformance_text(), programs): path.stem for path in paths}
         for future in as_completed(running):
             yield running[future], future.result()
-
-
-def _check(path: Path, programs: Programs) -> Outcomes:
-    return dict(check_model(path, conformance_text(), programs))
 
 
 def _unknown(results: dict[str, Outcomes]) -> Iterator[str]:

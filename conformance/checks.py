@@ -2,7 +2,7 @@
 
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,18 +230,16 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
 NEEDS = {"eval operated": "eval", "inputs": "calibrate", "attention": "calibrate"}
 
 
-def check_model(path: Path, text: Text, programs: Programs) -> Iterator[tuple[str, Outcome]]:
-    """The outcome of each check, in order; one that needs another's result is not tried when that one did not work."""
+def check_model(path: Path, text: Text, programs: Programs) -> dict[str, Outcome]:
+    """The outcome of each check; one that needs another's result is not tried when that one is refused."""
     with tempfile.TemporaryDirectory(prefix="conformance-") as folder:
         subject = Subject(path, text, programs, Path(folder))
         outcomes: dict[str, Outcome] = {}
         for name, check in CHECKS.items():
             needed = outcomes.get(NEEDS.get(name, ""))
-            if needed and needed.state == "refused":
-                outcomes[name] = needed
-            else:
-                outcomes[name] = _outcome(check, subject)
-            yield name, outcomes[name]
+            refused = needed is not None and needed.state == "refused"
+            outcomes[name] = needed if needed and refused else _outcome(check, subject)
+    return outcomes
 
 
 def _outcome(check: Callable[[Subject], str], subject: Subject) -> Outcome:
