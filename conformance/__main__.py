@@ -44,6 +44,7 @@ def main(patterns: Sequence[str], folder: Path | None, page: Path | None, jobs: 
         tempfile.TemporaryDirectory(prefix="conformance-cache-") as cache,
         ProgressReport("checking", unit="models") as bar,
     ):
+        os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"  # in every process: models are enough
         os.environ["SURGERY_CACHE"] = cache  # statistics of another version of the program must not be found
         for name, outcomes in _checked(paths, programs, jobs or default_threads()):
             results[name] = outcomes

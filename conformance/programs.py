@@ -5,7 +5,6 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-ATTEMPTS = 5
 NAMES = ("test-llama-archs", "llama-perplexity", "llama-imatrix", "llama-quantize", "llama-gguf-split")
 
 
@@ -15,9 +14,9 @@ class Programs:
 
     folder: Path
 
-    def run(self, name: str, *arguments: object) -> str:
+    def run(self, name: object, *arguments: object) -> str:
         """Everything that it printed. Raises ProgramError when it fails."""
-        command = [str(self.folder / name), *map(str, arguments)]
+        command = [str(self.folder / str(name)), *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         if done.returncode < 0:
             raise CrashError(f"{name} itself is ended by signal {-done.returncode}")
@@ -25,31 +24,15 @@ class Programs:
             raise ProgramError(f"{name} ended with {done.returncode}: {_last_line(done.stderr + done.stdout)}")
         return done.stdout + done.stderr
 
-    def number(self, pattern: str, name: object, *arguments: object) -> float:
-        """The number that it printed. Its log is written by a thread that may be cut off at its end: so more than once."""
-        for _ in range(ATTEMPTS):
-            if match := re.search(pattern, printed := self.run(str(name), *arguments)):
-                return float(match[1])
-        raise ProgramError(f"{name} printed nothing like {pattern!r}: {_last_line(printed)}")
-
     def perplexity(self, model: Path, text: Path, n_ctx: int, chunks: int, logits: Path) -> float:
         """The perplexity; the logits are kept in the file `logits`, in 16 bits, for `divergence`."""
-        return self.number(
-            r"Final estimate: PPL = ([\d.]+|nan)",
-            *_perplexity(model, text, n_ctx, chunks),
-            "--kl-divergence-base",
-            logits,
-        )
+        printed = self.run(*_perplexity(model, text, n_ctx, chunks), "--kl-divergence-base", logits)
+        return _number(rf"\[{chunks}\]([\d.]+|nan),", printed)
 
     def divergence(self, model: Path, text: Path, n_ctx: int, chunks: int, logits: Path) -> float:
         """The mean KL divergence of a model from the one whose logits `perplexity` kept."""
-        return self.number(
-            r"Mean +KLD: +(-?[\d.e-]+|nan)",
-            *_perplexity(model, text, n_ctx, chunks),
-            "--kl-divergence-base",
-            logits,
-            "--kl-divergence",
-        )
+        command = [*_perplexity(model, text, n_ctx, chunks), "--kl-divergence-base", logits, "--kl-divergence"]
+        return _number(rf"(?m)^ *{chunks} +\S+ ± +\S+ +\S+ ± +\S+ +(-?[\d.]+|nan) ±", self.run(*command))
 
     def importance_matrix(self, model: Path, text: Path, n_ctx: int, chunks: int, output: Path) -> Path:
         self.run(
@@ -63,8 +46,16 @@ class Programs:
         return output
 
 
-def _perplexity(model: Path, text: Path, n_ctx: int, chunks: int) -> tuple[object, ...]:
-    return ("llama-perplexity", "-m", model, "-f", text, "-c", n_ctx, "--chunks", chunks, "-t", 1, "-ngl", 0)
+def _perplexity(model: Path, text: Path, n_ctx: int, chunks: int) -> list[object]:
+    """One chunk at a time and one more than is wanted: what is printed at the very end may be lost with its logger."""
+    options = ("-c", n_ctx, "-b", n_ctx, "--chunks", chunks + 1, "-t", 1, "-ngl", 0)
+    return ["llama-perplexity", "-m", model, "-f", text, *options]
+
+
+def _number(pattern: str, printed: str) -> float:
+    if not (match := re.search(pattern, printed)):
+        raise ProgramError(f"nothing like {pattern!r} was printed: {_last_line(printed)}")
+    return float(match[1])
 
 
 class ProgramError(Exception):

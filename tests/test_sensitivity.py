@@ -13,11 +13,14 @@ from native.probe import WeightError, probe_errors
 from native.scoring import score_tokens
 from pipeline.calibration.calibrate import calibrate
 from pipeline.calibration.metrics import attention_metric, layer_metric
+from pipeline.calibration.output_blocks import output_blocks
 from pipeline.calibration.sensitivity import weakest_error
 from pipeline.files.texts import read_text
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
 from pipeline.layers import AttentionLayers
-from tests.tiny_model import TinyModel, with_number
+from pipeline.operation.operate import operate
+from pipeline.operation.plan import Plan
+from tests.tiny_model import TinyModel, tensors_of, with_number, write_tiny_model
 
 TEXT = "It is a truth universally acknowledged, that a single man in possession of a good fortune is in want. " * 3
 OPTIONS = ContextOptions(n_ctx=64, n_batch=64)
@@ -110,3 +113,41 @@ def test_k_and_v_are_balanced_by_what_their_errors_were_measured_to_cost(
         assert attention_metric(layer, role).error(error) == pytest.approx(1, rel=1e-2)
     again = calibrate(model, read_text(str(english)), chunks=2)
     assert again.sensitivity("v", 1) == calibration.sensitivity("v", 1)
+
+
+@pytest.mark.parametrize("method", ["shared-kv", "separate"])
+@pytest.mark.parametrize("zero", ["kv", "q", "v"])
+def test_projections_of_zeros_stay_zeros(tmp_path: Path, english: Path, zero: str, method: str) -> None:
+    tensors = tensors_of(TinyModel())
+    for role in zero:
+        tensors[f"blk.1.attn_{role}.weight"] *= 0
+    path = write_tiny_model(tmp_path / "zeros.gguf", TinyModel(), tensors=tensors)
+    model = open_gguf(path)
+    calibration = calibrate(model, read_text(str(english)), chunks=1, chunk_size=256)
+    plan = Plan(method=method, metric="attention", threshold=0.5)
+    report = operate(model, tmp_path / "out.gguf", plan, calibration=calibration)
+    assert all(0 <= group.explained <= 1 for group in report.groups)
+    operated = open_gguf(tmp_path / "out.gguf")
+    for role in zero:
+        assert not operated.read(f"blk.1.attn_{role}.weight").any()
+    assert operated.read("blk.0.attn_k.weight").any()
+
+
+def test_a_norm_takes_the_scale_of_q_and_k_from_the_metric(tmp_path: Path, english: Path) -> None:
+    """With q and k normalised a head, a head of k that is ten times as large computes the same: it counts the same."""
+    blocks = {}
+    for name, scale in (("plain", 1.0), ("larger", 10.0)):
+        tensors = tensors_of(TinyModel("qwen3"))
+        for layer in range(2):
+            tensors[f"blk.{layer}.attn_k.weight"][:16] *= np.float32(scale)
+            for role in "qk":
+                tensors[f"blk.{layer}.attn_{role}_norm.weight"] = np.linspace(0.5, 2, 16, dtype=np.float32)
+        path = write_tiny_model(tmp_path / f"{name}.gguf", TinyModel("qwen3"), tensors=tensors)
+        model = open_gguf(path)
+        calibration = calibrate(model, read_text(str(english)), chunks=1, chunk_size=256, sensitivities=False)
+        first = AttentionLayers(model, calibration)[0]
+        blocks[name] = output_blocks(first, "k"), output_blocks(first, "q")
+    for mine, other, shrunk in zip(blocks["larger"][0], blocks["plain"][0], (100, 1), strict=True):
+        np.testing.assert_allclose(mine * shrunk, other, rtol=1e-2, atol=1e-3 * np.abs(other).max())
+    for mine, other in zip(blocks["larger"][1], blocks["plain"][1], strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-2, atol=1e-3 * np.abs(other).max())

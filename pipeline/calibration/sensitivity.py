@@ -85,6 +85,8 @@ def weakest_error(layer: Layer, role: str) -> np.ndarray:
     rows = layer.rows(role)
     weighted = weigh_rows(rows, attention_metric(layer, role), "none")
     components = principal_components(weighted.rows, "none")
+    if not components.total:  # a projection of zeros, of which nothing can be left out
+        return np.zeros_like(rows)
     rank = components.full_rank // 4
     left_out = max(components.total - components.energies[:rank].sum(), np.finfo(float).tiny)
     return (weighted.restore(components.reconstruct(rank)) - rows) / np.sqrt(left_out / components.total)
