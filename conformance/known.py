@@ -19,11 +19,14 @@ class Known(NamedTuple):
 
 KNOWN: list[Known] = [
     Known(
-        "mamba*",
+        "mamba*", "*", "refused", "no layer of this mamba2? model has attn_q", "a state space: there is no attention"
+    ),
+    Known(
+        "*",
         "*",
         "refused",
-        "no layer of this mamba2? model has attn_q",
-        "a state space model: there is no attention",
+        "is a diffusion model",
+        "a diffusion model: it predicts no next token to evaluate or answer by",
     ),
 ]
 

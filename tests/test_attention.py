@@ -60,7 +60,9 @@ def test_refuses_a_model_without_attention(make_tiny: Callable[[TinyModel], Path
 def test_refuses_a_number_of_layers_that_cannot_be(tiny: Path, count: object) -> None:
     model = open_gguf(tiny)
     model.metadata["llama.block_count"] = metadata_entry("llama.block_count", count)
-    with pytest.raises(SurgeryError, match=f"{re.escape(f'llama.block_count is {count!r};')} .* tensors, 20;"):
+    with pytest.raises(
+        SurgeryError, match=f"{re.escape(f'llama.block_count is {count!r};')} expected a (whole )?number"
+    ):
         find_attention(model)
 
 

@@ -60,7 +60,10 @@ def _norm_scales(layer: Layer, role: str, count: int) -> list[np.ndarray]:
     size = layer.projections[role].rows // count
     if weights.ndim == 1 and weights.size == size * count > size:  # over all heads at once
         energies = np.full(count, energies.mean())
-    by_head = np.broadcast_to(weights.reshape(-1, size), (count, size)).astype(np.float64)
+    if weights.size not in (size, count, size * count):
+        return []
+    each = weights.reshape(-1, 1 if weights.size == count else size)  # a head may have one weight for all its features
+    by_head = np.broadcast_to(each, (count, size)).astype(np.float64)
     return list(by_head / np.sqrt(np.maximum(energies / size, np.finfo(float).tiny))[:, None])
 
 
