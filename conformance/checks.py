@@ -159,7 +159,7 @@ def calibrate_it(subject: Subject) -> str:
         raise WrongError(f"llama-imatrix has {min(missing)}, and {len(missing) - 1} more that are lacking here")
     for name, values in theirs.items():
         difference = np.linalg.norm(ours[name] - values) / (np.linalg.norm(values) or 1)
-        if ours[name].shape != values.shape or not difference < 5e-3:
+        if ours[name].shape != values.shape or not difference < 1e-3:
             raise WrongError(f"{name} differs from llama-imatrix by {difference:.1e} of its size")
     return f"{len(theirs)} sums of squares"
 

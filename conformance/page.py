@@ -19,7 +19,7 @@ vocabulary of single characters and attention that the output depends on, and as
 | operate, --rank | products of every operated tensor with random inputs are those of a plain singular value decomposition at that rank, to 1e-5 of their size; all else keeps its bytes |
 | eval | KL divergence from itself below {EXACT:g} nats; perplexity is llama-perplexity's to 0.1 % ({CHUNKS} chunks of {N_CTX} tokens) |
 | eval operated | rank {RANK} costs more than {MOVED:g} nats; KL divergence is llama-perplexity's to 2 % (it keeps logits in 16 bits) |
-| calibrate | sums of squares and counts of every weight, experts too, are llama-imatrix's to 0.5 % (which runs with flash attention) |
+| calibrate | sums of squares and counts of every weight, experts too, are llama-imatrix's to 0.1 %, both without flash attention (what is computed with it alone, MiniMax M3's indexer, is in neither) |
 | inputs, attention | operating under the metric works, and under `inputs` the error is smaller by that measure |
 | Q8_0, Q4_K_M | the bytes are llama-quantize's |
 | run | an answer is generated |

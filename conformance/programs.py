@@ -37,7 +37,7 @@ class Programs:
     def importance_matrix(self, model: Path, text: Path, n_ctx: int, chunks: int, output: Path) -> Path:
         self.run(
             "llama-imatrix", "-m", model, "-f", text, "-c", n_ctx, "-b", n_ctx, "--chunks", chunks, "-o", output,
-            "--no-ppl", "-t", 1, "-ngl", 0,
+            "--no-ppl", "-fa", "off", "-t", 1, "-ngl", 0,
         )  # fmt: skip
         return output
 
