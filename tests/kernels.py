@@ -26,13 +26,20 @@ def main() -> int:
     failed = []
     for name, settings in runs.items():
         print(f"numerical tests: {name}", flush=True)
-        command = [sys.executable, "-m", "pytest", "-m", "numerical", *sys.argv[1:]]
+        command = [sys.executable, "-m", "pytest", "-m", "numerical", *(sys.argv[1:] or marked_modules())]
         if subprocess.run(command, env=os.environ | settings).returncode:
             failed.append(name)
     print(
         f"numerical tests failed with {', '.join(failed)}" if failed else f"numerical tests: {', '.join(runs)}: passed"
     )
     return 1 if failed else 0
+
+
+def marked_modules() -> list[str]:
+    """The modules that have numerical tests: to collect all the others takes as long as to run some of these."""
+    folder = Path(__file__).parent
+    modules = sorted(folder.rglob("test_*.py"))
+    return [str(module) for module in modules if "pytest.mark.numerical" in module.read_text()]
 
 
 def possible_kernels() -> list[str]:

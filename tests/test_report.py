@@ -19,7 +19,7 @@ from pipeline.report.passages import passages
 from pipeline.report.study_charts import study_figures
 from pipeline.report.tables import as_csv, as_markdown
 from pipeline.report.write import write_report
-from tests.made_up_study import ONE_LINE, SCRIPT, find, made_up_study, unknown
+from tests.made_up_study import ONE_LINE, SCRIPT, find, made_up_study, made_up_text, unknown
 
 
 def test_an_answer_parts_from_the_sources() -> None:
@@ -91,6 +91,21 @@ def test_control_characters_are_shown_in_a_report(tmp_path: Path) -> None:
             assert not re.search("[\x00-\x08\x0b-\x1f\u202e\ud800-\udfff]", path.read_text()), path
     assert "m\\x1b[31m\\u202e\\x00.gguf" in (tmp_path / "report.html").read_text()
     assert all(ElementTree.fromstring(path.read_text()) is not None for path in tmp_path.rglob("*.svg"))
+
+
+def test_each_text_has_a_column_and_a_single_speed_no_spread() -> None:
+    results = made_up_study(**ONE_LINE)
+    assert "on wikitext-2 test" not in as_markdown(results)
+    results["study"]["texts"] = [{"name": name, "sha256": name, "chunks": 20} for name in ("prose.txt", "python-code")]
+    for cell in results["cells"]:
+        cell["texts"] = [made_up_text(cell, "prose.txt", 0.5), made_up_text(cell, "python-code", 2.0)]
+        cell["worst"] = "python-code"
+    find(results, "none, Q8_0").update(prompt_speed={"low": 900.0, "median": 900.0, "high": 900.0})
+    heading, _, first, *_ = as_markdown(results).splitlines()
+    cells = dict(zip(heading.split(" | "), first.split(" | "), strict=True))
+    assert cells["on prose.txt (nats a token)"] == "0.000700"
+    assert cells["on python-code (nats a token)"] == "0.00280 (worst)"
+    assert cells["prompt (tokens/s)"] == "900"
 
 
 def test_files_of_a_report(tmp_path: Path) -> None:

@@ -133,3 +133,38 @@ def test_with_several_texts_the_worst_decides_and_is_named() -> None:
     assert best.best["label"] == "none, Q8_0"  # Q4_K_M loses 0.15 on code
     assert "on code, its worst text (0.00140 on average)" in best.headline
     assert "lies below 0.1 nats a token on every text" in best.sentences[0]
+
+
+def test_what_few_chunks_or_wide_intervals_say_is_preliminary() -> None:
+    assert not answer(made_up_study()).preliminary
+    few = made_up_study()
+    for cell in few["cells"]:
+        cell["texts"][0]["chunks"] = 2
+    assert answer(few).text[1].startswith("Preliminary: 2 chunks of the text is little")
+    wide = made_up_study(quants=("Q8_0",))
+    find(wide, "none, Q8_0").update(kld_low=0.0002, kld_high=0.0026)
+    assert answer(wide).preliminary == (
+        "Preliminary: the interval of Q8_0 alone is wide, and more chunks would narrow it."
+    )
+
+
+def test_the_source_is_a_candidate_in_every_row() -> None:
+    """Nothing is recommended that is larger than the source, which loses nothing."""
+    results = made_up_study(quants=("F16", "Q8_0"))
+    results["base"]["file_bytes"] = 98_000_000
+    for _, row in answer(results).choices:
+        assert row[0]
+        assert row[0]["label"] == "source"
+    smaller = answer(made_up_study())
+    assert [row[0] and row[0]["label"] for _, row in smaller.choices][:1] == ["none, Q8_0"]
+
+
+def test_words_are_explained_where_they_first_stand_and_commands_can_be_copied() -> None:
+    results = made_up_study()
+    page = render_page(results, answer(results), [])
+    front = page[: page.index("The answer at length")]
+    for word in ("nat", "shared-kv", "separate"):
+        assert f"<dt>{word}</dt>" in front
+    assert "<dt>random</dt>" not in front
+    assert "surgery quantize smollm2.gguf cell.gguf Q4_K_M" in front
+    assert page.count('class="by-hand"') == 1 + len(results["cells"])

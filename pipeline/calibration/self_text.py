@@ -32,6 +32,10 @@ REPETITIVE = 0.5  # the share of a wave that its most frequent token may have
 TRIAL = 8  # decodes after which the time for all is estimated
 
 
+Waves = dict[tuple[int, int], list[str]]
+"""The texts of rows that were written together, by the first row and the number of rows."""
+
+
 class TooSlow(SurgeryError):
     """Writing would take longer than it may."""
 
@@ -60,11 +64,28 @@ def write_self_text(
     """
     recipe = replace(RECIPE, seed=own_seed(name))
     ledger = ledger_path(model, recipe)
-    with lock(
-        ledger.with_suffix(".lock"), lambda: progress(0, chunks * recipe.tokens, "another process writes; waiting")
-    ):
-        waves = _write_missing(model, recipe, ledger, chunks, threads, progress, announce, most_seconds)
-    return Text(name, "\n\n".join(waves))
+    texts = _all_rows(read_waves(ledger), chunks)
+    if texts is None:
+
+        def waiting() -> None:
+            progress(0, chunks * recipe.tokens, "another process writes; waiting for it")
+
+        with lock(ledger.with_suffix(".lock"), waiting):
+            texts = _write_missing(model, recipe, ledger, chunks, threads, progress, announce, most_seconds)
+    return Text(name, "\n\n".join(texts))
+
+
+def _all_rows(waves: Waves, rows: int) -> list[str] | None:
+    """The first `rows` rows, None unless all are there: in waves of one width, the last one of what is left."""
+    for width in {count for first, count in waves if first == 0}:
+        tiles = _tiles(rows, width)
+        if all(tile in waves for tile in tiles):
+            return [text for tile in tiles for text in waves[tile]]
+    return None
+
+
+def _tiles(rows: int, width: int) -> list[tuple[int, int]]:
+    return [(first, min(width, rows - first)) for first in range(0, rows, width)]
 
 
 def _write_missing(
@@ -82,12 +103,13 @@ def _write_missing(
     options = ContextOptions(threads=threads)
     events = isolated(write_waves, str(model.path), rows, list(waves), recipe, options)
     width = next(events)
-    wanted = [(first, min(width, rows - first)) for first in range(0, rows, width)]
+    tiles = _tiles(rows, width)
     total = rows * recipe.tokens
-    done = sum(count for first, count in wanted if (first, count) in waves) * recipe.tokens
+    done = sum(count for first, count in tiles if (first, count) in waves) * recipe.tokens
     started, heard = time.monotonic(), 0
     for event in events:
         if isinstance(event, WrittenWave):
+            model.require_unchanged(by_name=True)  # llama.cpp opened it by its name
             _require_variety(model, event)
             waves[event.first, len(event.texts)] = event.texts
             _append(ledger, event)
@@ -104,7 +126,7 @@ def _write_missing(
                 raise TooSlow(f"{model.path}: would write for {seconds / 60:,.0f} minutes on this machine")
             announce(total - done, seconds)
         progress(done + event, total, "")
-    return [text for wave in wanted for text in waves[wave]]
+    return [text for tile in tiles for text in waves[tile]]
 
 
 def own_seed(name: str) -> int:
@@ -122,9 +144,9 @@ def ledger_path(model: GGUFModel, recipe: WritingOptions) -> Path:
     return cache_folder() / f"self-{name}.jsonl"
 
 
-def read_waves(ledger: Path) -> dict[tuple[int, int], list[str]]:
+def read_waves(ledger: Path) -> Waves:
     """The texts of each wave, by its first row and number of rows; a line that was not finished counts for nothing."""
-    waves: dict[tuple[int, int], list[str]] = {}
+    waves: Waves = {}
     for line in ledger.read_bytes().splitlines() if ledger.exists() else ():
         checksum, _, content = line.partition(b" ")
         if checksum == b"%08x" % zlib.crc32(content):

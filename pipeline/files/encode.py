@@ -4,9 +4,9 @@ import numpy as np
 from gguf import GGMLQuantizationType, dequantize, quantize
 
 from native.quantize_rows import quantize_rows
-from pipeline.attention import Projection
 from pipeline.errors import SurgeryError
 from pipeline.gguf_file.reader import FLOAT_TYPES, GGUFModel, TensorInfo
+from pipeline.projection import Projection
 
 OUTTYPES = ("auto", "keep", "f32", "f16", "bf16")
 

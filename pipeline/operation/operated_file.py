@@ -11,12 +11,13 @@ from pipeline.attention import Projection
 from pipeline.calibration.statistics_file import calibration_facts
 from pipeline.errors import SurgeryError
 from pipeline.files.encode import encode_tensor, output_type
-from pipeline.files.provenance import UNKNOWN_HASH, operated_metadata
+from pipeline.files.provenance import UNKNOWN_HASH
 from pipeline.gguf_file.metadata import MetadataEntry
 from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
 from pipeline.layers import AttentionLayers
 from pipeline.operation.groups import Group
 from pipeline.operation.plan import Plan
+from pipeline.operation.provenance import operated_metadata
 from pipeline.operation.reconstruct import RebuiltGroup
 from pipeline.operation.report import GroupResult, OperationReport
 from pipeline.progress import Stopwatch
