@@ -320,7 +320,7 @@ def test_quantised_caches_alone() -> None:
 
 def test_the_plans_of_the_studies_are_grids() -> None:
     counts = {path.stem: len(grid_cells(load_grids(path))) for path in Path(studies.__file__).parent.glob("*.yaml")}
-    assert counts == {"shared_structure": 20, "cross_layer": 36, "latent_cache": 20}
+    assert counts == {"shared_structure": 20, "cross_layer": 36, "latent_cache": 20, "calibration_texts": 2}
 
 
 def test_the_commands_of_a_cell_make_its_file(study: Path, tiny: Path, tmp_path: Path) -> None:

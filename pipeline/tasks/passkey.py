@@ -108,7 +108,7 @@ def ask_passkeys(session: Session, options: PasskeyOptions, progress: Progress) 
     trained = session.facts.n_ctx_train
     for depth in options.depths:
         if not SMALLEST_DEPTH <= depth <= trained:
-            raise UsageError(f"--depths {depth}: expected {SMALLEST_DEPTH} to {trained} tokens, this model's context")
+            raise UsageError.of("depths", depth, f"expected {SMALLEST_DEPTH} to {trained} tokens, this model's context")
     hidden = hide(session, options)
     contexts = session.tokenize([question.text for question in hidden], special=False)
     answers = session.tokenize([question.text + question.answer for question in hidden], special=False)
