@@ -159,7 +159,7 @@ WINOGRANDE_ORDER = [12, 28, 20, 25, 0]
 def test_damaged_files_are_named(tiny: Path) -> None:
     cut = Path("cut.bin")
     cut.write_bytes(write_multiple_choice(Path.cwd() / "m", 4).read_bytes()[:-9])
-    with pytest.raises(SurgeryError, match=r"--multiple-choice cut.bin: not in llama.cpp's binary format, or cut off"):
+    with pytest.raises(SurgeryError, match=r"`multiple_choice=cut.bin`: not in llama.cpp's binary format, or cut off"):
         read_multiple_choice(cut, None)
     five = Path("five.txt")
     five.write_text("a\n0\nb\nc\nd\n")

@@ -13,7 +13,9 @@ OPTIONS = {
 }
 """What arguments are called here, where it is not their own name."""
 ARGUMENT = re.compile(r"`([a-z_]+)(?:=([^`]*))?`")
-COMMAND = re.compile(r"(?<![\w/.-])surgery (?=(?:calibrate|compare|convert|eval|inspect|latent|operate|quantize)\b)")
+COMMAND = re.compile(
+    r"(?<![\w/.-])surgery (?=(?:calibrate|compare|convert|eval|inspect|latent|operate|quantize|tasks)\b)"
+)
 
 
 def spoken(message: str) -> str:

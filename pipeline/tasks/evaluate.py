@@ -71,7 +71,7 @@ class Tasks:
         except (SurgeryError, NativeError):
             raise
         except Exception as error:
-            raise SurgeryError(f"--tasks {', '.join(self.options.tasks)}: {_told(error)}") from None
+            raise SurgeryError(f"`tasks={', '.join(self.options.tasks)}`: {_told(error)}") from None
         return measured(results)
 
 
@@ -121,7 +121,7 @@ def _manager(options: HarnessOptions) -> TaskManager:
     """Finds tasks in the folder alone if all are there: the harness' own thousands take seconds to find."""
     folder = options.include_path
     if folder is not None and not folder.is_dir():
-        raise UsageError(f"--include-path {folder}: no such folder; name one with tasks as YAML files")
+        raise UsageError(f"`include_path={folder}`: no such folder; name one with tasks as YAML files")
     if folder is not None or all(Path(name).is_file() for name in options.tasks):
         manager = TaskManager(include_path=folder, include_defaults=False)
         if all(name in manager.all_tasks or Path(name).is_file() for name in options.tasks):
@@ -131,7 +131,7 @@ def _manager(options: HarnessOptions) -> TaskManager:
         if name not in manager.all_tasks and not Path(name).is_file():
             near = difflib.get_close_matches(name, manager.all_tasks, MOST_NAMES, cutoff=0.5)
             hint = f"did you mean {', '.join(near)}?" if near else "lm_eval ls tasks lists all"
-            raise UsageError(f"--tasks {name}: lm_eval {lm_eval.__version__} has no such task; {hint}")
+            raise UsageError(f"`tasks={name}`: lm_eval {lm_eval.__version__} has no such task; {hint}")
     return manager
 
 
@@ -139,28 +139,28 @@ def _check(name: str, task: Any, limit: int | None) -> None:
     """Refuse what this class of models does not give, and items that cannot be answered."""
     kind = task.get_config("output_type")
     if getattr(task, "MULTIMODAL", False):
-        raise UsageError(f"--tasks {name}: shows images or sounds, and surgery gives models text; choose another task")
+        raise UsageError(f"`tasks={name}`: shows images or sounds, and surgery gives models text; choose another task")
     if getattr(task, "UNSAFE_CODE", False):
-        raise UsageError(f"--tasks {name}: runs code that the model writes, which surgery does not; lm_eval can")
+        raise UsageError(f"`tasks={name}`: runs code that the model writes, which surgery does not; lm_eval can")
     if kind not in OUTPUT_TYPES:
-        raise UsageError(f"--tasks {name}: has output type {kind}; surgery has {', '.join(OUTPUT_TYPES)}")
+        raise UsageError(f"`tasks={name}`: has output type {kind}; surgery has {', '.join(OUTPUT_TYPES)}")
     if kind == "multiple_choice":
         for number, document in enumerate(task.eval_docs):
             if number == limit:
                 break
             if not task.doc_to_choice(document):
-                raise SurgeryError(f"--tasks {name}: item {number} has no choices; mend the data, or --limit {number}")
+                raise SurgeryError(f"`tasks={name}`: item {number} has no choices; mend the data, or `limit={number}`")
 
 
 def _why_not_loaded(tasks: Sequence[str], error: Exception) -> str:
     names = ", ".join(tasks)
     if isinstance(error, ConnectionError) or "offline" in type(error).__name__.lower():
         return (
-            f"--tasks {names}: the data is not on this machine and the network cannot be reached ({_told(error)});"
+            f"`tasks={names}`: the data is not on this machine and the network cannot be reached ({_told(error)});"
             f" the harness keeps it in {datasets_config.HF_DATASETS_CACHE}: run the same command on a machine with a"
             " network, copy that folder here and set HF_HUB_OFFLINE=1"
         )
-    return f"--tasks {names}: lm_eval cannot load it: {_told(error)}"
+    return f"`tasks={names}`: lm_eval cannot load it: {_told(error)}"
 
 
 def _told(error: Exception) -> str:

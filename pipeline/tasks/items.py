@@ -61,5 +61,5 @@ def require_same_vocabulary(model: GGUFModel, base: GGUFModel) -> None:
     for key in ("tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.tokens"):
         if model.get(key) != base.get(key):
             raise SurgeryError(
-                f"--base {base.path}: has another vocabulary than {model.path} ({key}); name the model that it was made from"
+                f"`base={base.path}`: has another vocabulary than {model.path} ({key}); name the model that it was made from"
             )

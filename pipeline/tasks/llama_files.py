@@ -49,17 +49,17 @@ class TaskFile:
 
 def read_hellaswag(path: Path, limit: int | None) -> TaskFile:
     """Six lines an item: the context, the number of the right ending, four endings. Raises SurgeryError otherwise."""
-    lines = _text(path, "--hellaswag").split("\n")
+    lines = _text(path, "hellaswag").split("\n")
     if len(lines) % 6 or lines == [""]:
         raise SurgeryError(
-            f"--hellaswag {path}: has {len(lines)} lines; expected six an item: context, label, 4 endings"
+            f"`hellaswag={path}`: has {len(lines)} lines; expected six an item: context, label, 4 endings"
         )
     items = []
     for start in range(0, len(lines), 6):
         context, label, *endings = lines[start : start + 6]
         if label.strip() not in ("0", "1", "2", "3"):
             raise SurgeryError(
-                f"--hellaswag {path}: line {start + 2}: expected the right ending, 0 to 3, not {label[:20]!r}"
+                f"`hellaswag={path}`: line {start + 2}: expected the right ending, 0 to 3, not {label[:20]!r}"
             )
         right = tuple(int(label) == i for i in range(ENDINGS))
         items.append(Choice(start // 6, tuple(f"{context} {ending}" for ending in endings), right))
@@ -72,8 +72,8 @@ def read_winogrande(path: Path, limit: int | None) -> TaskFile:
     The tool reads no line that a line break does not end, after it has dropped the file's last one: nor does this.
     """
     items = []
-    for number, line in enumerate(_text(path, "--winogrande").split("\n")[:-1]):
-        where = f"--winogrande {path}: line {number + 1}"
+    for number, line in enumerate(_text(path, "winogrande").split("\n")[:-1]):
+        where = f"`winogrande={path}`: line {number + 1}"
         fields = _comma_separated(line)
         if fields is None:
             raise SurgeryError(f"{where}: expected number,sentence,choice,choice,1 or 2")
@@ -87,7 +87,7 @@ def read_winogrande(path: Path, limit: int | None) -> TaskFile:
         right = (answer.strip()[0] == "1", answer.strip()[0] == "2")
         items.append(Choice(number, texts, right, (before + first, before + second)))
     if not items:
-        raise SurgeryError(f"--winogrande {path}: holds no items")
+        raise SurgeryError(f"`winogrande={path}`: holds no items")
     return TaskFile("winogrande", path, tuple(_drawn(items, limit)))
 
 
@@ -97,7 +97,7 @@ def read_multiple_choice(path: Path, limit: int | None) -> TaskFile:
     Raises SurgeryError when it is cut off or something else.
     """
     if not path.is_file():
-        raise UsageError(f"--multiple-choice {path}: {no_file(path)}; name a file in llama.cpp's binary format")
+        raise UsageError(f"`multiple_choice={path}`: {no_file(path)}; name a file in llama.cpp's binary format")
     data = path.read_bytes()
     try:
         (count,) = struct.unpack_from("<I", data)
@@ -109,7 +109,7 @@ def read_multiple_choice(path: Path, limit: int | None) -> TaskFile:
             items.append(item)
     except (struct.error, ValueError) as error:
         raise SurgeryError(
-            f"--multiple-choice {path}: not in llama.cpp's binary format, or cut off ({error})"
+            f"`multiple_choice={path}`: not in llama.cpp's binary format, or cut off ({error})"
         ) from None
     return TaskFile("multiple-choice", path, tuple(_drawn(items, limit)))
 
@@ -143,13 +143,15 @@ def _read_string(data: bytes, at: int) -> tuple[str, int]:
     return raw.decode("utf-8"), at + 4 + length
 
 
-def _text(path: Path, option: str) -> str:
+def _text(path: Path, argument: str) -> str:
     if not path.is_file():
-        raise UsageError(f"{option} {path}: {no_file(path)}; name a file in the format of llama.cpp's perplexity tool")
+        raise UsageError(
+            f"`{argument}={path}`: {no_file(path)}; name a file in the format of llama.cpp's perplexity tool"
+        )
     try:
         return path.read_bytes().decode("utf-8").removesuffix("\n")
     except UnicodeDecodeError as error:
-        raise SurgeryError(f"{option} {path}: not UTF-8 text (byte {error.start}); convert it first") from None
+        raise SurgeryError(f"`{argument}={path}`: not UTF-8 text (byte {error.start}); convert it first") from None
 
 
 def _comma_separated(line: str) -> tuple[str, ...] | None:
