@@ -14,7 +14,7 @@ from pathlib import Path
 from threadpoolctl import threadpool_info
 
 KERNELS = {  # and the processor's flag that each needs
-    "Nehalem": "sse4_2", "Sandybridge": "avx", "Haswell": "avx2", "SkylakeX": "avx512bw",
+    "Nehalem": "sse4_2", "Sandybridge": "avx", "Haswell": "avx2", "Zen": "avx2", "SkylakeX": "avx512bw",
     "ARMV8": "asimd", "NEOVERSEN1": "asimddp",
 }  # fmt: skip
 ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "MKL_NUM_THREADS"), "1")
