@@ -1,5 +1,6 @@
 """Results whose heart is a table: shown as one in a notebook, and a frame where pandas or polars is installed."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import import_module
@@ -11,12 +12,12 @@ from pipeline.errors import SurgeryError
 FRAMES = ("pandas", "polars")
 
 
-class Tabular:
+class Tabular(ABC):
     """A result with `rows`, all with the same keys, and a `headline` of a few words."""
 
+    @abstractmethod
     def rows(self) -> Sequence[Mapping[str, Any]]:
         """The table: a mapping of names to plain values for each row."""
-        raise NotImplementedError
 
     def headline(self) -> str:
         """What stands above the table."""

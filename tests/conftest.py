@@ -122,3 +122,11 @@ def surgery() -> SurgeryProcess:
         return subprocess.run(command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL, **options)  # type: ignore[call-overload]
 
     return run
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder that no other test has seen; it is not there yet."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("SURGERY_CACHE", str(folder))
+    return folder

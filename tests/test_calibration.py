@@ -41,12 +41,7 @@ from tests.commands import call
 from tests.same_weights import assert_same_weights
 from tests.tiny_model import TinyModel, with_number
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("SURGERY_CACHE", str(folder))
-    return folder
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

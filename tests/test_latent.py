@@ -22,7 +22,7 @@ from pipeline.gguf_file.metadata import metadata_entry
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
 from pipeline.latent.architecture import LATENT_SHARE
-from pipeline.latent.byte_budget import bits_per_number, choose_within_bytes, predicted_loss, relative_noise
+from pipeline.latent.byte_budget import bits_per_number, choose_within_bytes, predicted_losses, relative_noise
 from pipeline.latent.convert import LatentReport, convert_to_latent
 from pipeline.latent.plan import LatentPlan, choose_layout
 from pipeline.latent.source import require_convertible
@@ -268,10 +268,10 @@ def test_bytes_are_spent_on_numbers_or_bits_by_what_is_predicted_to_lose_least(
     for share in (0.3, 0.55, 1.0):
         chosen = choose_within_bytes(LatentPlan(cache_bytes=share), source, layers.values())
         assert chosen.cache * bits_per_number(chosen.cache_type) <= share * 16 * source.cached_numbers
-        loss = sum(predicted_loss(chosen, source, layer) for layer in layers.values())
+        loss = sum(predicted_losses([chosen], source, layer)[0] for layer in layers.values())
         for other in (replace(chosen, cache_type="iq4_nl"), LatentPlan(cache=32, cache_type="f16")):
             if other.cache * bits_per_number(other.cache_type) <= share * 16 * source.cached_numbers:
-                assert loss <= sum(predicted_loss(other, source, layer) for layer in layers.values())
+                assert loss <= sum(predicted_losses([other], source, layer)[0] for layer in layers.values())
     with pytest.raises(UsageError, match=r"cache_bytes=0\.05`: too little"):
         choose_within_bytes(LatentPlan(cache_bytes=0.05), source, layers.values())
 

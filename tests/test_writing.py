@@ -27,11 +27,7 @@ from tests.tiny_model import TinyModel, byte_vocabulary, with_number
 END = len(byte_vocabulary()) - 1
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("SURGERY_CACHE", str(folder))
-    return folder
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

@@ -50,10 +50,9 @@ def find_hub_file(wanted: HubFile) -> Path:
     Raises SurgeryError when the hub has no such file or cannot be reached, naming the files that there are.
     """
     for folder, files in local_files(wanted):
-        if chosen := _chosen(wanted, files):
-            parts = part_names(chosen)
-            if all((folder / files[part]).is_file() for part in parts if part in files) and set(parts) <= files.keys():
-                return folder / files[chosen]
+        chosen = _chosen(wanted, files)
+        if chosen and all(part in files and (folder / files[part]).is_file() for part in part_names(chosen)):
+            return folder / files[chosen]
     return _fetch(wanted)
 
 

@@ -5,8 +5,9 @@ the scales of `equalise.py` a block whose numbers have energies e and costs c lo
 noise being the type's mean square error of numbers of mean square 1. Both are in nats, as the metric is.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -29,6 +30,7 @@ def bits_per_number(kind: str) -> float:
     return 8 * size / numbers
 
 
+@cache
 def relative_noise(kind: str) -> float:
     """The mean square error of rounding numbers of mean square 1 to this type: normal ones, 0.007 for iq4_nl."""
     values = np.random.default_rng(0).standard_normal((256, 256)).astype(np.float32)
@@ -43,25 +45,33 @@ def choose_within_bytes(plan: LatentPlan, source: LatentSource, layers: Iterable
     assert plan.cache_bytes is not None
     choices = []
     for kind in KINDS:
-        numbers = int(plan.cache_bytes * source.cached_numbers * 16 / bits_per_number(kind)) // BLOCK * BLOCK
+        paid = int(plan.cache_bytes * source.cached_numbers * 16 / bits_per_number(kind))
+        numbers = min(paid, source.cached_numbers) // BLOCK * BLOCK
         if numbers >= 2 * BLOCK:
-            choices.append(replace(plan, cache=min(numbers, source.cached_numbers), cache_type=kind, cache_bytes=None))
+            choices.append(replace(plan, cache=numbers, cache_type=kind, cache_bytes=None))
     if not choices:
         raise UsageError.of("cache_bytes", plan.cache_bytes, f"too little for {2 * BLOCK} numbers per token and layer")
-    losses = np.zeros(len(choices))
-    for layer in layers:
-        losses += [predicted_loss(choice, source, layer) for choice in choices]
+    losses = sum((predicted_losses(choices, source, layer) for layer in layers), np.zeros(len(choices)))
     return choices[int(losses.argmin())]
 
 
-def predicted_loss(plan: LatentPlan, source: LatentSource, layer: Layer) -> float:
-    """The nats a token that one layer's latent is predicted to cost, before anything is refitted."""
-    layout, noise = choose_layout(plan, source), relative_noise(plan.cache_type)
-    aligned = align_layer(source, layer, layout.pairs, np.ones((source.heads, DISTANCES)))
-    sizes = np.linalg.svd(aligned.metric.weigh(aligned.rows), compute_uv=False)
-    left_out = float(np.square(sizes[layout.rank :]).sum())
+def predicted_losses(plans: Sequence[LatentPlan], source: LatentSource, layer: Layer) -> np.ndarray:
+    """The nats a token that one layer's latent is predicted to cost by each plan, (n,), before anything is refitted."""
+    layouts = [choose_layout(plan, source) for plan in plans]
+    found = {pairs: _sizes(source, layer, pairs) for pairs in {layout.pairs for layout in layouts}}
+    losses = []
+    for plan, layout in zip(plans, layouts, strict=True):
+        sizes, rotary = found[layout.pairs]
+        left_out = float(np.square(sizes[layout.rank :]).sum())
+        rounded = float(sizes[: layout.rank].sum()) ** 2 / layout.rank + rotary
+        losses.append(left_out + relative_noise(plan.cache_type) * rounded)
+    return np.array(losses)
+
+
+def _sizes(source: LatentSource, layer: Layer, rotary_pairs: int) -> tuple[np.ndarray, float]:
+    """The sizes of a layer's components, (n,), squares in nats, and what the noise of its rotary numbers costs, per unit."""
+    aligned = align_layer(source, layer, rotary_pairs, np.ones((source.heads, DISTANCES)))
     queries = layer.rows("q").reshape(source.heads, source.head_size, source.width).astype(np.float64)
-    inputs = layer.moments("k").inputs
-    keys, reads = pair_energies(aligned.rotary_key, aligned.rotary_query, queries, inputs)
-    rotary = 2 * aligned.key_cost * float(np.sqrt(keys * reads).sum()) ** 2 / layout.pairs
-    return left_out + noise * (float(sizes[: layout.rank].sum()) ** 2 / layout.rank + rotary)
+    keys, reads = pair_energies(aligned.rotary_key, aligned.rotary_query, queries, layer.moments("k").inputs)
+    rotary = 2 * aligned.key_cost * float(np.sqrt(keys * reads).sum()) ** 2 / rotary_pairs
+    return np.linalg.svd(aligned.metric.weigh(aligned.rows), compute_uv=False), rotary
