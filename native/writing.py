@@ -56,10 +56,8 @@ def write_waves(
     """
     with load_model(path) as model:
         vocabulary = Vocabulary(model)
-        longest = (model.n_ctx_train or writing.passage) - len(
-            vocabulary.bos
-        )  # more positions may not have been learned
-        writing = replace(writing, passage=max(1, min(writing.passage, longest)))
+        learned = model.n_ctx_train or writing.passage  # positions; 0 says nothing
+        writing = replace(writing, passage=max(1, min(writing.passage, learned - len(vocabulary.bos))))
         options = replace(options, n_ctx=writing.passage + len(vocabulary.bos), n_batch=512)
         together = _rows_together(model, options)
         yield together

@@ -33,6 +33,7 @@ ALGORITHMS: dict[str, tuple[str, ...]] = {
     "latent": ("pipeline/latent", "native/inputs.py", *DECOMPOSING),
     "quantising": ("pipeline/quantization.py", "pipeline/operation/patch.py", "native/quantize_file.py",
         "native/quantize_rows.py"),
+    "writing": ("native/writing.py",),
     "calibration": ("pipeline/calibration/calibrate.py", "pipeline/calibration/mixture.py",
         "pipeline/calibration/sensitivity.py", "pipeline/calibration/statistics_file.py", "native/capture.py",
         "native/observer.py", "native/probe.py", "native/scoring.py"),

@@ -23,11 +23,11 @@ from pipeline.files.open_file import lock
 from pipeline.files.texts import Text
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.progress import Progress, silent
+from pipeline.revision import revisions
 
 SELF_TEXT = "self"
 RECIPE = WritingOptions(tokens=528, passage=132)
 """Chosen by measurement, see docs/log.md."""
-REVISION = 1  # of what writes: another one may write another text
 REPETITIVE = 0.5  # the share of a wave that its most frequent token may have
 TRIAL = 8  # decodes after which the time for all is estimated
 
@@ -138,8 +138,8 @@ def own_seed(name: str) -> int:
 
 
 def ledger_path(model: GGUFModel, recipe: WritingOptions) -> Path:
-    """Where what `model` wrote by `recipe` is kept: a name made of the model's hash and the recipe."""
-    facts = {"model": model.sha256(), "revision": REVISION, **asdict(recipe)}
+    """Where what `model` wrote by `recipe` is kept: a name made of the model's hash, the recipe and the code."""
+    facts = {"model": model.sha256(), "code": revisions("writing"), **asdict(recipe)}
     name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
     return cache_folder() / f"self-{name}.jsonl"
 
