@@ -14,7 +14,8 @@ from fuzz.checkpoint_mutants import FILES, checkpoint_mutants
 from fuzz.gguf_mutants import mutant, take_apart
 from native.errors import NativeError
 from pipeline.attention import find_attention
-from pipeline.calibration.statistics_file import MomentSums, open_calibration
+from pipeline.calibration.moments import MomentSums
+from pipeline.calibration.statistics_file import open_calibration
 from pipeline.errors import SurgeryError
 from pipeline.files.importance_matrix import match_importance, read_importance_matrix
 from pipeline.gguf_file.reader import open_gguf

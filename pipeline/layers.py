@@ -9,7 +9,8 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from pipeline.attention import Projection, find_attention, of_layer, read_projection
-from pipeline.calibration.statistics_file import Calibration, LayerMoments
+from pipeline.calibration.moments import LayerMoments
+from pipeline.calibration.statistics_file import Calibration
 from pipeline.errors import SurgeryError
 from pipeline.gguf_file.reader import GGUFModel
 

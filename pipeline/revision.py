@@ -22,7 +22,7 @@ from pipeline.resources import machine_name
 ROOT = Path(__file__).parent.parent
 DECOMPOSING = (
     "pipeline/decompose", "pipeline/attention.py", "pipeline/layer_tensors.py", "pipeline/layers.py",
-    "pipeline/projection.py", "pipeline/calibration/metrics.py", "pipeline/calibration/output_blocks.py",
+    "pipeline/projection.py", "pipeline/calibration/metrics.py", "pipeline/calibration/moments.py", "pipeline/calibration/output_blocks.py",
     "pipeline/files/encode.py",
     "pipeline/gguf_file/reader.py",
 )  # fmt: skip
@@ -35,6 +35,7 @@ ALGORITHMS: dict[str, tuple[str, ...]] = {
         "native/quantize_rows.py"),
     "writing": ("native/writing.py",),
     "calibration": ("pipeline/calibration/calibrate.py", "pipeline/calibration/mixture.py",
+        "pipeline/calibration/moments.py",
         "pipeline/calibration/sensitivity.py", "pipeline/calibration/statistics_file.py", "native/capture.py",
         "native/observer.py", "native/probe.py", "native/scoring.py"),
 }  # fmt: skip

@@ -5,7 +5,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from pipeline.calibration.statistics_file import CalibrationOrigin, MomentSums, write_calibration
+from pipeline.calibration.moments import MomentSums
+from pipeline.calibration.statistics_file import CalibrationOrigin, write_calibration
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.projection import ATTENTION_INPUT
 

@@ -19,16 +19,14 @@ import pytest
 from native.errors import NativeError
 from pipeline.calibration.calibrate import calibrate
 from pipeline.calibration.contamination import SKETCH_SIZE, contamination_warning, line_sketch, shared_lines
+from pipeline.calibration.moments import MomentSums, pack, unpack
 from pipeline.calibration.statistics_file import (
     Calibration,
-    MomentSums,
     calibration_facts,
     copy_calibration,
     open_calibration,
-    pack,
     require_fit,
     resume_sums,
-    unpack,
     write_calibration,
 )
 from pipeline.errors import SurgeryError, UsageError

@@ -13,13 +13,12 @@ import gguf
 import pytest
 from click.testing import CliRunner
 
-import studies
 from native.model import ContextOptions
 from pipeline.cli.main import cli
-from pipeline.compare.cell import CACHE_TYPES, Cell, StudySubject, base_key, effective_plan, text_key
+from pipeline.compare.cell import Cell, StudySubject, base_key, effective_plan, text_key
 from pipeline.compare.commands import cell_commands
 from pipeline.compare.found import CellResult, StudyResult
-from pipeline.compare.grid import PRESETS, Grid, grid_cells, load_grids, save_grids
+from pipeline.compare.grid import Grid, grid_cells
 from pipeline.compare.ledger import LEDGER, known_texts, make_folder, open_ledger, sole_writer
 from pipeline.compare.measuring import StopRule
 from pipeline.compare.results import study_results
@@ -278,51 +277,6 @@ def test_cells_that_do_the_same_are_measured_once(tiny: Path, english: Path, tmp
     assert [cell.kld_mean == 0 for cell in cells] == [False, True, False, True]
 
 
-def test_presets_and_grid_files(tmp_path: Path) -> None:
-    original = grid_cells(PRESETS["original"])
-    assert len(original) == 13
-    assert {getattr(cell.plan, "targets", None) for cell in original} == {"q"}
-    grids = [GRID, Grid(methods=("random",), ranks=(4,), seeds=(0, 1), quants=("source",))]
-    save_grids(tmp_path / "grid.yaml", grids, force=False)
-    assert load_grids(tmp_path / "grid.yaml") == grids
-    (tmp_path / "one.yaml").write_text("thresholds: 0.5\nquants: q8_0\n")
-    assert grid_cells(load_grids(tmp_path / "one.yaml"))[0] == Cell(None, "Q8_0")
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("{", "cannot be read"),
-        ("- 1", "expected `grids:`"),
-        ("foo: 1", "unknown key 'foo'"),
-        ("thresholds: [x]", "thresholds: \\['x'\\] is not what thresholds can be"),
-        ("ranks: [true]", "is not what ranks can be"),
-    ],
-)
-def test_grid_files_that_make_no_sense(tmp_path: Path, content: str, message: str) -> None:
-    (tmp_path / "grid.yaml").write_text(content)
-    with pytest.raises(UsageError, match=message):
-        load_grids(tmp_path / "grid.yaml")
-
-
-def test_quantised_caches_alone() -> None:
-    """The price of quantised caches is asked for without any surgery."""
-    labels = [cell.label for cell in grid_cells([Grid(methods=("none",), quants=("source",), cache_types=CACHE_TYPES)])]
-    assert labels == ["source, cache q8_0", "source, cache q4_0"]
-    assert Grid(methods=("none", "shared-kv"), thresholds=(0.9,)).plans() == [Plan(threshold=0.9)]
-    result = CliRunner().invoke(cli, ["compare", "x.gguf", "-o", "s", "--methods", "none", "--thresholds", "0.9"])
-    assert (result.exit_code, len(result.output.splitlines())) == (2, 1)
-    assert "--thresholds: no method of the grid has ranks" in result.output
-    shown = "".join(CliRunner().invoke(cli, ["compare", "--help"]).output.split())  # however it is wrapped
-    assert "0.99,0.9,0.5" in shown
-    assert "[default:shared-kv,separate]" in shown
-
-
-def test_the_plans_of_the_studies_are_grids() -> None:
-    counts = {path.stem: len(grid_cells(load_grids(path))) for path in Path(studies.__file__).parent.glob("*.yaml")}
-    assert counts == {"shared_structure": 20, "cross_layer": 36, "latent_cache": 20, "calibration_texts": 2}
-
-
 def test_the_commands_of_a_cell_make_its_file(study: Path, tiny: Path, tmp_path: Path) -> None:
     calibrated = Cell(Plan(threshold=0.25, metric="inputs", method="separate", targets="kv"), "Q8_0", "q8_0")
     assert cell_commands(calibrated, "my model.gguf", "book.txt") == [
@@ -341,11 +295,6 @@ def test_the_commands_of_a_cell_make_its_file(study: Path, tiny: Path, tmp_path:
     (operate_it, _) = cell_commands(Cell(Plan(threshold=0.6), "Q8_0"), str(tiny), None)
     assert CliRunner().invoke(cli, shlex.split(operate_it)[1:]).exit_code == 0
     assert Path("cell.gguf").stat().st_size == cell_of(study_results(study), "shared-kv 0.6, Q8_0").file_bytes
-
-
-def test_an_empty_grid() -> None:
-    with pytest.raises(UsageError, match="the grid is empty"):
-        grid_cells([Grid(quants=("source",))])
 
 
 def test_the_command(study: Path, tiny: Path, english: Path, tmp_path: Path) -> None:

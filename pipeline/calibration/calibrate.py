@@ -10,12 +10,12 @@ from native.isolated import isolated
 from native.model import ContextOptions
 from pipeline.attention import AttentionMap, find_attention
 from pipeline.calibration.cache import cache_folder
+from pipeline.calibration.moments import MomentSums
 from pipeline.calibration.sensitivity import measure_sensitivities
 from pipeline.calibration.statistics_file import (
     FORMAT_VERSION,
     Calibration,
     CalibrationOrigin,
-    MomentSums,
     add_sensitivities,
     open_calibration,
     resume_sums,

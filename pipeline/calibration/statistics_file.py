@@ -9,7 +9,6 @@ import hashlib
 import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 from pipeline.calibration.contamination import line_sketch
+from pipeline.calibration.moments import LayerMoments, MomentSums, fit, unpack
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.files.texts import Text
 from pipeline.gguf_file.metadata import MetadataEntry, metadata_entry
@@ -47,71 +47,6 @@ class CalibrationOrigin:
     chunk_count: int
     chunk_size: int
     revision: str = ""
-
-
-@dataclass(frozen=True)
-class LayerMoments:
-    """Moments of an input x of a layer, such as the normalised input of its attention block, float64.
-
-    mean: (d,), E[x]
-    inputs: (d, d), E[x x^T] over all tokens
-    observed: the same with each token weighted by the attention that it receives, averaged over the heads; None where
-        llama.cpp shows no attention probabilities
-    rotated: how many of a head's features RoPE turns in this layer
-    rope: how it pairs them, `norm` (2i, 2i + 1) or `neox` (i, i + rotated / 2)
-    where: what they are of, for messages
-    """
-
-    mean: np.ndarray
-    inputs: np.ndarray
-    observed: np.ndarray | None
-    rotated: int
-    rope: str
-    where: str
-
-    @property
-    def received(self) -> np.ndarray:
-        """`observed`. Raises SurgeryError where it is None."""
-        if self.observed is None:
-            raise SurgeryError(
-                f"{self.where}: llama.cpp shows no attention probabilities there, which `metric` attention rests on;"
-                " use `metric` inputs"
-            )
-        return self.observed
-
-    @cached_property
-    def attended(self) -> np.ndarray:
-        """Both second moments, each divided by its trace, added up: (d, d)."""
-        return self.inputs / np.trace(self.inputs) + self.received / np.trace(self.received)
-
-
-Inputs = dict[int, dict[str, dict[str, np.ndarray]]]
-
-
-@dataclass
-class MomentSums:
-    """Sums over the first `chunks` chunks of a text, float64; see `native.capture.CapturedPart`.
-
-    inputs: by layer, by the input's name, and by the sum's; matrices are packed: (d (d + 1) / 2,)
-    products: by weight's name, the sums of squares of its inputs, (matrices * columns,), and their counts
-    """
-
-    chunks: int = 0
-    inputs: Inputs = field(default_factory=dict)
-    products: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
-
-    def add(self, chunks: int, inputs: Inputs, products: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
-        """Add sums over `chunks` more chunks, their matrices whole or packed."""
-        self.chunks += chunks
-        for layer, names in inputs.items():
-            for name, arrays in names.items():
-                mine = self.inputs.setdefault(layer, {}).setdefault(name, {})
-                for what, values in arrays.items():
-                    values = pack(values) if values.ndim == 2 else values
-                    mine[what] = mine[what] + values if what in mine and what != "rope" else values
-        for name, (squares, counts) in products.items():
-            before, counts_before = self.products.get(name, (np.zeros_like(squares), np.zeros_like(counts)))
-            self.products[name] = before + squares, counts_before + counts
 
 
 @dataclass(frozen=True)
@@ -174,25 +109,6 @@ class Calibration:
         """
         names = [name.removesuffix(".in_sum2") for name in self.file.tensors if name.endswith(".in_sum2")]
         return {n: (self.file.read(f"{n}.in_sum2"), self.file.read(f"{n}.counts")) for n in names}
-
-
-def fit(mean: np.ndarray, *triangles: np.ndarray | None) -> bool:
-    """Whether the triangles are of moments of what has this mean, (d,)."""
-    return mean.ndim == 1 and all(t is None or t.shape == (mean.size * (mean.size + 1) // 2,) for t in triangles)
-
-
-def pack(matrix: np.ndarray) -> np.ndarray:
-    """The lower triangle of a symmetric matrix (d, d), row by row: (d (d + 1) / 2,)."""
-    return matrix[np.tril_indices(len(matrix))]
-
-
-def unpack(triangle: np.ndarray) -> np.ndarray:
-    """The symmetric matrix (d, d) whose lower triangle, row by row, is `triangle`."""
-    d = (int((8 * len(triangle) + 1) ** 0.5) - 1) // 2
-    matrix = np.empty((d, d), triangle.dtype)
-    rows, columns = np.tril_indices(d)
-    matrix[rows, columns] = matrix[columns, rows] = triangle
-    return matrix
 
 
 def tokenizer_sha256(model: GGUFModel) -> str:

@@ -1,0 +1,65 @@
+"""Grids: presets, files, and what makes no sense."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import studies
+from pipeline.cli.main import cli
+from pipeline.compare.cell import CACHE_TYPES, Cell
+from pipeline.compare.grid import PRESETS, Grid, grid_cells, load_grids, save_grids
+from pipeline.errors import UsageError
+from pipeline.operation.plan import Plan
+
+GRID = Grid(methods=("shared-kv",), thresholds=(0.9, 0.6), quants=("source", "Q8_0"))
+
+
+def test_presets_and_grid_files(tmp_path: Path) -> None:
+    original = grid_cells(PRESETS["original"])
+    assert len(original) == 13
+    assert {getattr(cell.plan, "targets", None) for cell in original} == {"q"}
+    grids = [GRID, Grid(methods=("random",), ranks=(4,), seeds=(0, 1), quants=("source",))]
+    save_grids(tmp_path / "grid.yaml", grids, force=False)
+    assert load_grids(tmp_path / "grid.yaml") == grids
+    (tmp_path / "one.yaml").write_text("thresholds: 0.5\nquants: q8_0\n")
+    assert grid_cells(load_grids(tmp_path / "one.yaml"))[0] == Cell(None, "Q8_0")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "cannot be read"),
+        ("- 1", "expected `grids:`"),
+        ("foo: 1", "unknown key 'foo'"),
+        ("thresholds: [x]", "thresholds: \\['x'\\] is not what thresholds can be"),
+        ("ranks: [true]", "is not what ranks can be"),
+    ],
+)
+def test_grid_files_that_make_no_sense(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "grid.yaml").write_text(content)
+    with pytest.raises(UsageError, match=message):
+        load_grids(tmp_path / "grid.yaml")
+
+
+def test_quantised_caches_alone() -> None:
+    """The price of quantised caches is asked for without any surgery."""
+    labels = [cell.label for cell in grid_cells([Grid(methods=("none",), quants=("source",), cache_types=CACHE_TYPES)])]
+    assert labels == ["source, cache q8_0", "source, cache q4_0"]
+    assert Grid(methods=("none", "shared-kv"), thresholds=(0.9,)).plans() == [Plan(threshold=0.9)]
+    result = CliRunner().invoke(cli, ["compare", "x.gguf", "-o", "s", "--methods", "none", "--thresholds", "0.9"])
+    assert (result.exit_code, len(result.output.splitlines())) == (2, 1)
+    assert "--thresholds: no method of the grid has ranks" in result.output
+    shown = "".join(CliRunner().invoke(cli, ["compare", "--help"]).output.split())  # however it is wrapped
+    assert "0.99,0.9,0.5" in shown
+    assert "[default:shared-kv,separate]" in shown
+
+
+def test_the_plans_of_the_studies_are_grids() -> None:
+    counts = {path.stem: len(grid_cells(load_grids(path))) for path in Path(studies.__file__).parent.glob("*.yaml")}
+    assert counts == {"shared_structure": 20, "cross_layer": 36, "latent_cache": 20, "calibration_texts": 2}
+
+
+def test_an_empty_grid() -> None:
+    with pytest.raises(UsageError, match="the grid is empty"):
+        grid_cells([Grid(quants=("source",))])
