@@ -22,9 +22,8 @@ from pipeline.resources import machine_name
 ROOT = Path(__file__).parent.parent
 DECOMPOSING = (
     "pipeline/decompose", "pipeline/attention.py", "pipeline/layer_tensors.py", "pipeline/layers.py",
-    "pipeline/projection.py", "pipeline/calibration/metrics.py", "pipeline/calibration/moments.py", "pipeline/calibration/output_blocks.py",
-    "pipeline/files/encode.py",
-    "pipeline/gguf_file/reader.py",
+    "pipeline/projection.py", "pipeline/calibration/metrics.py", "pipeline/calibration/moments.py",
+    "pipeline/calibration/output_blocks.py", "pipeline/files/encode.py", "pipeline/gguf_file/reader.py",
 )  # fmt: skip
 ALGORITHMS: dict[str, tuple[str, ...]] = {
     "scores": ("native/evaluate.py", "native/recorded.py", "native/scoring.py"),
