@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from math import isnan
 from pathlib import Path
 
-from pipeline.cli.output import counted, echo, perplexity_text, print_json, print_table
+from pipeline.cli.output import counted, duration, echo, perplexity_text, print_json, print_table
 from pipeline.cli.wording import spoken
 from pipeline.compare.estimate import StudyEstimate
 from pipeline.compare.found import CellResult, StudyResult
@@ -91,6 +91,6 @@ def show_estimate(estimate: StudyEstimate, count: int, as_json: bool) -> None:
         return
     print_table(("cell", "MB"), [(cell.label, f"{size / 1e6:,.1f}") for cell, size in estimate.file_bytes.items()])
     echo(
-        f"\n{counted(count, 'cell')}, about {estimate.seconds / 60:,.0f} minutes on this machine (calibrating not counted),"
+        f"\n{counted(count, 'cell')}, about {duration(estimate.seconds)} on this machine (calibrating not counted),"
         f" {estimate.work_bytes / 1e9:,.1f} GB on disk meanwhile"
     )
