@@ -174,10 +174,11 @@ def _lay_out(connection: sqlite3.Connection) -> None:
 
 
 def _check_format(connection: sqlite3.Connection, path: Path) -> None:
-    application = connection.execute("PRAGMA application_id").fetchone()[0]
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    # The tables first: they come in one transaction with the two numbers, so that where they are seen, these are, too.
     if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         raise UsageError(f"{path}: is empty; make a study with surgery compare MODEL -o {path.parent}")
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
     if application != APPLICATION_ID:
         raise SurgeryError(f"{path}: is another program's database; name another folder")
     if version < FORMAT_VERSION:
