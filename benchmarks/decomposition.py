@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 from benchmarks.timing import in_turn, spread
 from native.model import default_threads
 from pipeline.decompose.principal_components import centre, gram, principal_components
-from pipeline.files.models import EMBEDDED_NAME, open_model
+from pipeline.inputs.models import EMBEDDED_NAME, open_model
 from pipeline.layers import AttentionLayers
 from pipeline.parallel import side_by_side
 

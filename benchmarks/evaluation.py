@@ -5,8 +5,8 @@ import numpy as np
 from benchmarks.timing import in_turn, spread
 from native.evaluate import TextChunks, decode_columns, score_texts
 from native.model import ContextOptions, load_model, open_context
-from pipeline.files.models import EMBEDDED_NAME, resolve_model
-from pipeline.files.texts import EVALUATION_TEXT, read_text
+from pipeline.inputs.models import EMBEDDED_NAME, resolve_model
+from pipeline.inputs.texts import EVALUATION_TEXT, read_text
 
 N_CTX, CHUNKS = 512, 8
 

@@ -12,9 +12,9 @@ from pipeline.compare.results import study_results
 from pipeline.compare.run import run_study
 from pipeline.compare.study import StudySettings, open_study
 from pipeline.evaluation.evaluate import evaluate
-from pipeline.files.models import EMBEDDED_NAME, open_model
-from pipeline.files.texts import EVALUATION_TEXT, read_text
 from pipeline.gguf_file.reader import open_gguf
+from pipeline.inputs.models import EMBEDDED_NAME, open_model
+from pipeline.inputs.texts import EVALUATION_TEXT, read_text
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
 from pipeline.quantization import quantize

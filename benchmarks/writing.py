@@ -10,8 +10,8 @@ from native.writing import write_waves
 from pipeline.attention import find_attention
 from pipeline.calibration.calibrate import CHUNK_SIZE, watched_inputs
 from pipeline.calibration.self_text import RECIPE
-from pipeline.files.models import EMBEDDED_NAME, open_model
-from pipeline.files.texts import CALIBRATION_TEXT, read_text
+from pipeline.inputs.models import EMBEDDED_NAME, open_model
+from pipeline.inputs.texts import CALIBRATION_TEXT, read_text
 
 CHUNKS = 8
 ROWS = 32  # a wave

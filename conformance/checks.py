@@ -15,15 +15,15 @@ from native.generate import SamplingOptions
 from native.model import ContextOptions
 from pipeline.attention import find_attention
 from pipeline.calibration.calibrate import calibrate
-from pipeline.calibration.statistics_file import Calibration
 from pipeline.conversation import ask, start_conversation
 from pipeline.errors import SurgeryError
 from pipeline.evaluation.evaluate import Evaluation, evaluate
-from pipeline.files.importance_matrix import write_importance_matrix
-from pipeline.files.texts import Text
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
+from pipeline.inputs.texts import Text
 from pipeline.inspection import summarise
 from pipeline.layers import AttentionLayers
+from pipeline.observations.importance_matrix import write_importance_matrix
+from pipeline.observations.statistics_file import Calibration
 from pipeline.operation.groups import plan_groups
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan

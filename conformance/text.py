@@ -1,6 +1,6 @@
 """The text that the random models read: characters that their vocabulary has."""
 
-from pipeline.files.texts import EVALUATION_TEXT, Text, embedded_text
+from pipeline.inputs.texts import EVALUATION_TEXT, Text, embedded_text
 
 
 def conformance_text() -> Text:

@@ -14,13 +14,13 @@ from fuzz.checkpoint_mutants import FILES, checkpoint_mutants
 from fuzz.gguf_mutants import mutant, take_apart
 from native.errors import NativeError
 from pipeline.attention import find_attention
-from pipeline.calibration.moments import MomentSums
-from pipeline.calibration.statistics_file import open_calibration
 from pipeline.errors import SurgeryError
-from pipeline.files.importance_matrix import match_importance, read_importance_matrix
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.inspection import summarise
 from pipeline.latent.source import require_convertible
+from pipeline.observations.importance_matrix import match_importance, read_importance_matrix
+from pipeline.observations.moments import MomentSums
+from pipeline.observations.statistics_file import open_calibration
 from pipeline.operation.layer_groups import check_plan
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan

@@ -9,10 +9,10 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from pipeline.attention import Projection, find_attention, of_layer, read_projection
-from pipeline.calibration.moments import LayerMoments
-from pipeline.calibration.statistics_file import Calibration
 from pipeline.errors import SurgeryError
 from pipeline.gguf_file.reader import GGUFModel
+from pipeline.observations.moments import LayerMoments
+from pipeline.observations.statistics_file import Calibration
 
 LARGEST_ENERGY = 1e36  # sum of a projection's squares, with room to add up some hundred in float32
 

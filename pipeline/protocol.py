@@ -5,8 +5,8 @@ from dataclasses import Field, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from pipeline.calibration.statistics_file import Calibration
 from pipeline.gguf_file.reader import GGUFModel
+from pipeline.observations.statistics_file import Calibration
 
 
 class Operation(Protocol):

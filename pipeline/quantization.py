@@ -20,9 +20,9 @@ from native.quantize_file import (
     quantize_file,
 )
 from pipeline.errors import SurgeryError, UsageError, suggestion
-from pipeline.files.importance_matrix import Match, match_importance, read_importance_matrix
 from pipeline.files.output_file import check_output, complete_or_absent
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
+from pipeline.observations.importance_matrix import Match, match_importance, read_importance_matrix
 from pipeline.progress import Progress, silent
 
 

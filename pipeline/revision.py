@@ -22,8 +22,8 @@ from pipeline.resources import machine_name
 ROOT = Path(__file__).parent.parent
 DECOMPOSING = (
     "pipeline/decompose", "pipeline/attention.py", "pipeline/layer_tensors.py", "pipeline/layers.py",
-    "pipeline/projection.py", "pipeline/calibration/metrics.py", "pipeline/calibration/moments.py",
-    "pipeline/calibration/output_blocks.py", "pipeline/files/encode.py", "pipeline/gguf_file/reader.py",
+    "pipeline/projection.py", "pipeline/calibration/metrics.py", "pipeline/observations/moments.py",
+    "pipeline/calibration/output_blocks.py", "pipeline/gguf_file/encode.py", "pipeline/gguf_file/reader.py",
 )  # fmt: skip
 ALGORITHMS: dict[str, tuple[str, ...]] = {
     "scores": ("native/evaluate.py", "native/recorded.py", "native/scoring.py"),
@@ -34,8 +34,8 @@ ALGORITHMS: dict[str, tuple[str, ...]] = {
         "native/quantize_rows.py"),
     "writing": ("native/writing.py",),
     "calibration": ("pipeline/calibration/calibrate.py", "pipeline/calibration/mixture.py",
-        "pipeline/calibration/moments.py",
-        "pipeline/calibration/sensitivity.py", "pipeline/calibration/statistics_file.py", "native/capture.py",
+        "pipeline/observations/moments.py",
+        "pipeline/calibration/sensitivity.py", "pipeline/observations/statistics_file.py", "native/capture.py",
         "native/observer.py", "native/probe.py", "native/scoring.py"),
 }  # fmt: skip
 """The modules, or folders of modules, that decide an algorithm's numbers."""

@@ -17,8 +17,8 @@ from native.model import ContextOptions
 from pipeline.calibration.obtain import obtain_calibration
 from pipeline.compare.found import CellResult, StudyResult
 from pipeline.evaluation.speed import Speed, speeds_at_depths
-from pipeline.files.models import EMBEDDED_NAME, open_model
 from pipeline.gguf_file.reader import open_gguf
+from pipeline.inputs.models import EMBEDDED_NAME, open_model
 from pipeline.json_text import plain
 from pipeline.latent.convert import convert_to_latent
 from pipeline.latent.plan import LatentPlan

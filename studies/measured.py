@@ -14,8 +14,8 @@ from pipeline.compare.results import ledger_results
 from pipeline.compare.run import run_study
 from pipeline.compare.study import StudySettings, open_study
 from pipeline.errors import SurgeryError
-from pipeline.files.models import EMBEDDED_NAME, open_model
-from pipeline.files.texts import EVALUATION_TEXT, read_text
+from pipeline.inputs.models import EMBEDDED_NAME, open_model
+from pipeline.inputs.texts import EVALUATION_TEXT, read_text
 from pipeline.json_text import as_json, json_text
 
 

@@ -4,14 +4,14 @@ from pathlib import Path
 
 from pipeline.calibration.calibrate import DEFAULT_CHUNKS
 from pipeline.calibration.obtain import CalibrationWatch, obtain_calibration
-from pipeline.calibration.statistics_file import Calibration
-from pipeline.files.models import open_source
 from pipeline.files.output_file import check_output
-from pipeline.files.texts import AUTO_TEXT
 from pipeline.gguf_file.reader import GGUFModel
+from pipeline.inputs.models import open_source
+from pipeline.inputs.texts import AUTO_TEXT
 from pipeline.latent import convert
 from pipeline.latent.kind import check_latent
 from pipeline.latent.plan import LatentPlan
+from pipeline.observations.statistics_file import Calibration
 from pipeline.operation import operate as low_rank
 from pipeline.operation.layer_groups import check_plan
 from pipeline.operation.operate_and_quantize import operate_and_quantize

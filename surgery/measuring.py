@@ -8,7 +8,6 @@ from pathlib import Path
 from native.generate import AnswerStatistics, SamplingOptions
 from native.model import ContextOptions
 from pipeline import conversation
-from pipeline.calibration.statistics_file import Calibration
 from pipeline.compare.found import StudyResult
 from pipeline.compare.grid import Grid, grid_cells, needed_metric
 from pipeline.compare.operations import kind_of
@@ -17,9 +16,10 @@ from pipeline.compare.run import Watch, run_study
 from pipeline.compare.study import StudySettings, open_study
 from pipeline.errors import SurgeryError
 from pipeline.evaluation import evaluate as evaluation
-from pipeline.files.models import resolve_model
-from pipeline.files.texts import AUTO_TEXT, EVALUATION_TEXT, Text, read_text
 from pipeline.gguf_file.reader import GGUFModel
+from pipeline.inputs.models import resolve_model
+from pipeline.inputs.texts import AUTO_TEXT, EVALUATION_TEXT, Text, read_text
+from pipeline.observations.statistics_file import Calibration
 from pipeline.progress import Progress, silent
 from surgery.making import Named, Statistics, open_model, statistics
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from pipeline.calibration.calibrate import calibrate
-from pipeline.files.models import embedded_model
-from pipeline.files.texts import read_text
 from pipeline.gguf_file.reader import open_gguf
+from pipeline.inputs.models import embedded_model
+from pipeline.inputs.texts import read_text
 from tests.tiny_model import TinyModel, write_tiny_model
 
 UNWELCOME = ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "SURGERY_DEBUG", "MAKEFLAGS")

@@ -5,9 +5,9 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from pipeline.calibration.moments import MomentSums
-from pipeline.calibration.statistics_file import CalibrationOrigin, write_calibration
 from pipeline.gguf_file.reader import GGUFModel
+from pipeline.observations.moments import MomentSums
+from pipeline.observations.statistics_file import CalibrationOrigin, write_calibration
 from pipeline.projection import ATTENTION_INPUT
 
 

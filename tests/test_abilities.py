@@ -11,8 +11,8 @@ from native.errors import NativeError
 from native.model import ContextOptions, load_model, open_context
 from pipeline.calibration.calibrate import calibrate
 from pipeline.cli.main import cli
-from pipeline.files.texts import read_text
 from pipeline.gguf_file.reader import open_gguf
+from pipeline.inputs.texts import read_text
 from tests.tiny_architectures import LEARNED_POSITIONS, write_bert, write_gpt2, write_lfm2, write_t5
 from tests.tiny_model import TinyModel, tensors_of, write_tiny_model
 

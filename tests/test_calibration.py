@@ -18,9 +18,13 @@ import pytest
 
 from native.errors import NativeError
 from pipeline.calibration.calibrate import calibrate
-from pipeline.calibration.contamination import SKETCH_SIZE, contamination_warning, line_sketch, shared_lines
-from pipeline.calibration.moments import MomentSums, pack, unpack
-from pipeline.calibration.statistics_file import (
+from pipeline.errors import SurgeryError, UsageError
+from pipeline.gguf_file.reader import open_gguf
+from pipeline.inputs.texts import Text, read_text
+from pipeline.observations.contamination import SKETCH_SIZE, contamination_warning, line_sketch, shared_lines
+from pipeline.observations.importance_matrix import read_importance_matrix, write_importance_matrix
+from pipeline.observations.moments import MomentSums, pack, unpack
+from pipeline.observations.statistics_file import (
     Calibration,
     calibration_facts,
     copy_calibration,
@@ -29,10 +33,6 @@ from pipeline.calibration.statistics_file import (
     resume_sums,
     write_calibration,
 )
-from pipeline.errors import SurgeryError, UsageError
-from pipeline.files.importance_matrix import read_importance_matrix, write_importance_matrix
-from pipeline.files.texts import Text, read_text
-from pipeline.gguf_file.reader import open_gguf
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
 from tests.commands import call
@@ -99,7 +99,7 @@ def test_another_version_of_the_format_is_refused(
     statistics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = open_calibration(statistics)
-    monkeypatch.setattr("pipeline.calibration.statistics_file.FORMAT_VERSION", 99)
+    monkeypatch.setattr("pipeline.observations.statistics_file.FORMAT_VERSION", 99)
     with pytest.raises(SurgeryError, match="version 3 of the format, 99 is read"):
         open_calibration(old.path)
 

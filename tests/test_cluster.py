@@ -15,8 +15,8 @@ from pipeline.compare.results import study_results
 from pipeline.compare.run import StudyProgress, run_study
 from pipeline.compare.study import StudySettings, open_study
 from pipeline.errors import UsageError
-from pipeline.files.texts import read_text
 from pipeline.gguf_file.reader import open_gguf
+from pipeline.inputs.texts import read_text
 
 CELLS = grid_cells([Grid(methods=("shared-kv",), thresholds=(0.9, 0.7, 0.5), quants=("source", "Q8_0"))])
 

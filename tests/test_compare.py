@@ -26,8 +26,8 @@ from pipeline.compare.run import StudyProgress, run_study
 from pipeline.compare.study import Study, StudySettings, open_study
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.evaluation.evaluate import evaluate
-from pipeline.files.texts import Text, read_text
 from pipeline.gguf_file.reader import open_gguf
+from pipeline.inputs.texts import Text, read_text
 from pipeline.latent.plan import LatentPlan
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan

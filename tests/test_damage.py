@@ -9,8 +9,8 @@ from click.testing import CliRunner
 from pipeline.cli.main import cli
 from pipeline.compare.results import study_results
 from pipeline.evaluation.evaluate import evaluate
-from pipeline.files.texts import read_text
 from pipeline.gguf_file.reader import open_gguf
+from pipeline.inputs.texts import read_text
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
 

@@ -14,8 +14,8 @@ from native.evaluate import EvaluationStart, ModelRun, ScoredChunk, TextChunks, 
 from native.model import ContextOptions, load_model, open_context
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.evaluation.evaluate import evaluate
-from pipeline.files.texts import EVALUATION_TEXT, Text, read_text
 from pipeline.gguf_file.reader import open_gguf
+from pipeline.inputs.texts import EVALUATION_TEXT, Text, read_text
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
 from tests.commands import call, call_json

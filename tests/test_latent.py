@@ -14,19 +14,19 @@ import pytest
 
 from native.model import ContextOptions, load_model, open_context
 from pipeline.calibration.calibrate import calibrate
-from pipeline.calibration.statistics_file import Calibration, add_sensitivities, open_calibration
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.evaluation.evaluate import evaluate
-from pipeline.files.texts import read_text
 from pipeline.gguf_file.metadata import metadata_entry
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
+from pipeline.inputs.texts import read_text
 from pipeline.latent.architecture import LATENT_SHARE
 from pipeline.latent.byte_budget import bits_per_number, choose_within_bytes, predicted_losses, relative_noise
 from pipeline.latent.convert import LatentReport, convert_to_latent
 from pipeline.latent.plan import LatentPlan, choose_layout
 from pipeline.latent.source import require_convertible
 from pipeline.layers import AttentionLayers
+from pipeline.observations.statistics_file import Calibration, add_sensitivities, open_calibration
 from tests.conftest import SurgeryProcess
 from tests.tiny_model import TinyModel, write_tiny_model
 

@@ -10,7 +10,7 @@ from gguf import GGMLQuantizationType
 
 from pipeline.decompose.weighted import Metric
 from pipeline.errors import SurgeryError
-from pipeline.files.encode import as_stored
+from pipeline.gguf_file.encode import as_stored
 from pipeline.gguf_file.metadata import metadata_entry
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.gguf_file.writer import TensorDeclaration, create_gguf

@@ -11,13 +11,13 @@ import pytest
 from sklearn.decomposition import PCA
 
 import pipeline.operation.cross_layer
-from pipeline.calibration.statistics_file import open_calibration
 from pipeline.compare.cell import Cell, effective_plan
 from pipeline.compare.grid import Grid
 from pipeline.decompose.subspaces import groups_of_alike
 from pipeline.errors import UsageError
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
 from pipeline.layers import AttentionLayers
+from pipeline.observations.statistics_file import open_calibration
 from pipeline.operation.layer_groups import layer_groups
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan

@@ -13,8 +13,8 @@ from pipeline.attention import find_attention, read_projection
 from pipeline.calibration.calibrate import calibrate
 from pipeline.errors import SurgeryError
 from pipeline.evaluation.evaluate import evaluate
-from pipeline.files.texts import read_text
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
+from pipeline.inputs.texts import read_text
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
 from tests.tiny_architectures import write_latent_attention

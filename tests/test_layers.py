@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.calibration.statistics_file import open_calibration
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
 from pipeline.latent.convert import convert_to_latent
 from pipeline.latent.plan import LatentPlan
 from pipeline.layers import AttentionLayers
+from pipeline.observations.statistics_file import open_calibration
 from pipeline.operation import decomposer
 from pipeline.operation.groups import Group
 from pipeline.operation.operate import operate

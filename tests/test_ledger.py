@@ -9,9 +9,9 @@ from pipeline.compare.ledger import LEDGER, _check_format, _lay_out, open_ledger
 from pipeline.errors import UsageError
 
 
-@pytest.mark.parametrize("statement", range(4))
+@pytest.mark.parametrize("statement", range(2))
 def test_a_study_laid_out_while_it_is_looked_at_is_not_another_programs(tmp_path: Path, statement: int) -> None:
-    """Another process makes the tables just before the reader's first, second, ... statement."""
+    """Another process makes the tables just before the reader's first statement, or just after it."""
     path = tmp_path / LEDGER
     writer, reader = sqlite3.connect(path), sqlite3.connect(path)
     writer.execute("PRAGMA journal_mode = WAL")
@@ -23,11 +23,11 @@ def test_a_study_laid_out_while_it_is_looked_at_is_not_another_programs(tmp_path
         seen.append(sql)
 
     reader.set_trace_callback(lay_out_in_between)
-    try:
+    if statement == 0:
         _check_format(reader, path)
-    except UsageError as error:
-        assert "is empty" in str(error)
-    assert seen
+    else:
+        with pytest.raises(UsageError, match="is empty"):
+            _check_format(reader, path)
     if len(seen) <= statement:
         _lay_out(writer)
     with open_ledger(tmp_path) as ledger:

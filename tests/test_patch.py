@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.files.importance_matrix import read_importance_matrix
 from pipeline.gguf_file.reader import open_gguf
+from pipeline.observations.importance_matrix import read_importance_matrix
 from pipeline.operation.operate import operate, operate_family
 from pipeline.operation.patch import write_operated, write_patched
 from pipeline.operation.plan import Plan

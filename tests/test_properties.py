@@ -19,7 +19,7 @@ from pipeline.decompose.methods import METHODS
 from pipeline.decompose.principal_components import MEANS, principal_components
 from pipeline.decompose.weighted import Metric, weigh_rows
 from pipeline.errors import UsageError
-from pipeline.files.encode import OUTTYPES
+from pipeline.gguf_file.encode import OUTTYPES
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.latent.plan import LatentPlan
 from pipeline.operation.operate import operate

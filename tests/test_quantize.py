@@ -15,10 +15,10 @@ from native.library import ggml_base
 from native.quantize_file import FILE_TYPES, file_type
 from native.quantize_rows import quantize_rows
 from pipeline.errors import SurgeryError, UsageError
-from pipeline.files.importance_matrix import read_importance_matrix
 from pipeline.gguf_file.metadata import metadata_entry
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
+from pipeline.observations.importance_matrix import read_importance_matrix
 from pipeline.operation.operate import operate, operate_family
 from pipeline.operation.operate_and_quantize import operate_and_quantize
 from pipeline.operation.patch import write_patched

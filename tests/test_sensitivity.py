@@ -15,8 +15,8 @@ from pipeline.calibration.calibrate import calibrate
 from pipeline.calibration.metrics import attention_metric, layer_metric
 from pipeline.calibration.output_blocks import output_blocks
 from pipeline.calibration.sensitivity import weakest_error
-from pipeline.files.texts import read_text
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
+from pipeline.inputs.texts import read_text
 from pipeline.layers import AttentionLayers
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan

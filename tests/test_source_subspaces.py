@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.calibration.statistics_file import Calibration, CalibrationOrigin, open_calibration
 from pipeline.compare.results import study_results
 from pipeline.compare.source_subspaces import look_into_source, outline
 from pipeline.compare.study import Study, StudySettings, open_study
-from pipeline.files.texts import read_text
 from pipeline.gguf_file.reader import open_gguf
+from pipeline.inputs.texts import read_text
 from pipeline.layers import AttentionLayers
+from pipeline.observations.statistics_file import Calibration, CalibrationOrigin, open_calibration
 from pipeline.report.figures import Figure
 from pipeline.report.page import specifications
 from pipeline.report.study_charts import study_figures

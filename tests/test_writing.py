@@ -13,12 +13,12 @@ from native.errors import NativeError
 from native.model import ContextOptions, load_model
 from native.writing import BLOCK, WritingOptions, WrittenWave, sample, write_waves
 from pipeline.calibration import obtain, self_text
-from pipeline.calibration.contamination import contamination_warning
 from pipeline.calibration.obtain import CalibrationWatch, obtain_calibration, written_text
 from pipeline.calibration.self_text import RECIPE, TooSlow, ledger_path, read_waves, write_self_text
 from pipeline.errors import SurgeryError, UsageError
-from pipeline.files.texts import read_text
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
+from pipeline.inputs.texts import read_text
+from pipeline.observations.contamination import contamination_warning
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
 from tests.commands import call

@@ -1,1 +1,1 @@
-"""What a model sees of a text: statistics, the metrics made from them, and what errors were measured to cost."""
+"""What a model sees of a text is taken, made into metrics, and errors are measured by what they cost."""

@@ -10,9 +10,13 @@ from native.isolated import isolated
 from native.model import ContextOptions
 from pipeline.attention import AttentionMap, find_attention
 from pipeline.calibration.cache import cache_folder
-from pipeline.calibration.moments import MomentSums
 from pipeline.calibration.sensitivity import measure_sensitivities
-from pipeline.calibration.statistics_file import (
+from pipeline.errors import SurgeryError, UsageError
+from pipeline.files.open_file import lock
+from pipeline.gguf_file.reader import GGUFModel
+from pipeline.inputs.texts import Text, named
+from pipeline.observations.moments import MomentSums
+from pipeline.observations.statistics_file import (
     FORMAT_VERSION,
     Calibration,
     CalibrationOrigin,
@@ -22,10 +26,6 @@ from pipeline.calibration.statistics_file import (
     tokenizer_sha256,
     write_calibration,
 )
-from pipeline.errors import SurgeryError, UsageError
-from pipeline.files.open_file import lock
-from pipeline.files.texts import Text, named
-from pipeline.gguf_file.reader import GGUFModel
 from pipeline.progress import Progress, silent
 from pipeline.revision import revisions
 

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pipeline.calibration.calibrate import cached_calibration, cached_path
-from pipeline.calibration.statistics_file import (
+from pipeline.errors import UsageError
+from pipeline.observations.statistics_file import (
     Calibration,
     add_sensitivities,
     open_calibration,
     read_sums,
     write_calibration,
 )
-from pipeline.errors import UsageError
 
 
 def mix(calibrations: Sequence[Calibration]) -> Calibration:

@@ -8,10 +8,10 @@ from native.errors import NativeError
 from pipeline.calibration.calibrate import DEFAULT_CHUNKS, calibrate
 from pipeline.calibration.mixture import mix
 from pipeline.calibration.self_text import SELF_TEXT, is_self, own_seed, write_self_text
-from pipeline.calibration.statistics_file import Calibration, open_calibration, require_fit
 from pipeline.errors import SurgeryError, UsageError, no_file
-from pipeline.files.texts import AUTO_TEXT, CALIBRATION_TEXT, Text, read_text
 from pipeline.gguf_file.reader import GGUFModel
+from pipeline.inputs.texts import AUTO_TEXT, CALIBRATION_TEXT, Text, read_text
+from pipeline.observations.statistics_file import Calibration, open_calibration, require_fit
 from pipeline.progress import Progress, silent
 
 LONGEST = 3600.0

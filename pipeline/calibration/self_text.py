@@ -20,8 +20,8 @@ from native.writing import WritingOptions, WrittenWave, write_waves
 from pipeline.calibration.cache import cache_folder
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.files.open_file import lock
-from pipeline.files.texts import Text
 from pipeline.gguf_file.reader import GGUFModel
+from pipeline.inputs.texts import Text
 from pipeline.progress import Progress, silent
 from pipeline.revision import revisions
 

@@ -15,12 +15,12 @@ from native.model import ContextOptions
 from native.probe import WeightError, probe_errors
 from pipeline.attention import Projection
 from pipeline.calibration.metrics import attention_metric
-from pipeline.calibration.statistics_file import Calibration
 from pipeline.decompose.principal_components import principal_components
 from pipeline.decompose.weighted import weigh_rows
-from pipeline.files.texts import Text
 from pipeline.gguf_file.reader import GGUFModel
+from pipeline.inputs.texts import Text
 from pipeline.layers import AttentionLayers, Layer
+from pipeline.observations.statistics_file import Calibration
 from pipeline.progress import Progress
 
 SHARES = {"q": 0.01, "q_a": 0.01, "q_b": 0.01, "k": 0.01, "k_b": 0.01, "kv_a": 0.05, "v": 0.15, "v_b": 0.15}

@@ -10,16 +10,16 @@ import click
 from pipeline.calibration.calibrate import DEFAULT_CHUNKS
 from pipeline.calibration.obtain import CalibrationWatch, obtain_calibration, written_text
 from pipeline.calibration.self_text import is_self
-from pipeline.calibration.statistics_file import Calibration, copy_calibration
 from pipeline.cli.options import force_option, json_option, model_argument, threads_option
 from pipeline.cli.output import ProgressReport, counted, duration, echo, print_json, warn
 from pipeline.cli.parameters import WholeNumber
 from pipeline.errors import UsageError
-from pipeline.files.importance_matrix import write_importance_matrix
-from pipeline.files.models import open_model
 from pipeline.files.output_file import check_output
-from pipeline.files.texts import AUTO_TEXT
 from pipeline.gguf_file.reader import GGUFModel
+from pipeline.inputs.models import open_model
+from pipeline.inputs.texts import AUTO_TEXT
+from pipeline.observations.importance_matrix import write_importance_matrix
+from pipeline.observations.statistics_file import Calibration, copy_calibration
 
 
 @click.command("calibrate")

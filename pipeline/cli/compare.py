@@ -10,8 +10,6 @@ from typing import Any
 
 import click
 
-from pipeline.calibration.contamination import SHARED_ENOUGH, shared_lines
-from pipeline.calibration.statistics_file import Calibration
 from pipeline.cli.calibrate import calibration_for_metric
 from pipeline.cli.grid_options import grid_options
 from pipeline.cli.options import calibration_option, force_option, json_option, texts_option, threads_option
@@ -32,10 +30,12 @@ from pipeline.compare.source_subspaces import look_into_source
 from pipeline.compare.study import StudySettings, open_study
 from pipeline.decompose.methods import METHODS, METRICS
 from pipeline.errors import SurgeryError, UsageError
-from pipeline.files.importance_matrix import match_importance, read_importance_matrix
-from pipeline.files.models import open_model
-from pipeline.files.texts import EVALUATION_TEXT, read_text
 from pipeline.gguf_file.reader import GGUFModel
+from pipeline.inputs.models import open_model
+from pipeline.inputs.texts import EVALUATION_TEXT, read_text
+from pipeline.observations.contamination import SHARED_ENOUGH, shared_lines
+from pipeline.observations.importance_matrix import match_importance, read_importance_matrix
+from pipeline.observations.statistics_file import Calibration
 from pipeline.quantization import quantized_types
 
 

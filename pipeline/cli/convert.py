@@ -10,8 +10,8 @@ from pipeline.cli.parameters import Choice
 from pipeline.convert.checkpoint import OUTTYPES
 from pipeline.convert.write import write_model
 from pipeline.errors import UsageError
-from pipeline.files.models import is_checkpoint, open_source
 from pipeline.files.output_file import check_output
+from pipeline.inputs.models import is_checkpoint, open_source
 
 
 @click.command("convert")

@@ -10,8 +10,8 @@ from pipeline.cli.study_display import StudyDisplay
 from pipeline.compare.damage import TARGETS
 from pipeline.compare.damage_study import measure_damage
 from pipeline.compare.study import StudySettings
-from pipeline.files.texts import read_text
 from pipeline.gguf_file.reader import GGUFModel
+from pipeline.inputs.texts import read_text
 
 
 def damage(

@@ -9,7 +9,6 @@ import click
 from native.errors import NativeError
 from native.evaluate import as_reference
 from native.model import ContextOptions
-from pipeline.calibration.contamination import contamination_warning
 from pipeline.cli.options import (
     cache_type_options,
     gpu_layers_option,
@@ -24,10 +23,11 @@ from pipeline.cli.parameters import WholeNumber
 from pipeline.errors import SurgeryError
 from pipeline.evaluation.evaluate import SMALLEST_CONTEXT, Evaluation, TextEvaluation, evaluate
 from pipeline.evaluation.speed import Speed, speeds_at_depths
-from pipeline.files.models import open_model
-from pipeline.files.texts import EVALUATION_TEXT, read_text
+from pipeline.inputs.models import open_model
+from pipeline.inputs.texts import EVALUATION_TEXT, read_text
 from pipeline.json_text import as_json as as_json_object
 from pipeline.json_text import plain
+from pipeline.observations.contamination import contamination_warning
 
 
 @click.command("eval")

@@ -22,10 +22,10 @@ from pipeline.cli.options import (
 from pipeline.cli.output import ProgressReport, echo, print_json
 from pipeline.cli.parameters import WholeNumber
 from pipeline.errors import UsageError
-from pipeline.files.models import resolve_model
 from pipeline.files.output_file import check_output
-from pipeline.files.texts import EVALUATION_TEXT
 from pipeline.gguf_file.reader import open_gguf
+from pipeline.inputs.models import resolve_model
+from pipeline.inputs.texts import EVALUATION_TEXT
 from pipeline.inspection import summarise
 from pipeline.layers import AttentionLayers
 from pipeline.operation.plan import DEFAULT_THRESHOLD, Plan

@@ -21,8 +21,8 @@ from pipeline.cli.options import (
 from pipeline.cli.output import ProgressReport, echo, print_json, print_table, warn
 from pipeline.cli.program import program
 from pipeline.errors import UsageError
-from pipeline.files.models import open_model
 from pipeline.files.output_file import check_output
+from pipeline.inputs.models import open_model
 from pipeline.latent.convert import LatentReport, convert_to_latent
 from pipeline.latent.kind import check_latent
 from pipeline.latent.plan import LatentPlan

@@ -21,8 +21,8 @@ from pipeline.cli.output import ProgressReport, echo, print_json, print_table, w
 from pipeline.cli.program import program
 from pipeline.cli.quantize import print_quantization
 from pipeline.errors import UsageError
-from pipeline.files.models import gguf_name, is_checkpoint, open_source
 from pipeline.files.output_file import check_output
+from pipeline.inputs.models import gguf_name, is_checkpoint, open_source
 from pipeline.operation.layer_groups import check_plan
 from pipeline.operation.operate import operate
 from pipeline.operation.operate_and_quantize import operate_and_quantize

@@ -9,7 +9,7 @@ from click.core import ParameterSource
 
 from pipeline.cli.parameters import Choice, WholeNumber
 from pipeline.errors import UsageError
-from pipeline.files.texts import AUTO_TEXT, EMBEDDED_TEXTS, EVALUATION_TEXT
+from pipeline.inputs.texts import AUTO_TEXT, EMBEDDED_TEXTS, EVALUATION_TEXT
 
 model_argument = click.argument("model")
 output_option = click.option(

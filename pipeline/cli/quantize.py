@@ -6,7 +6,7 @@ import click
 
 from pipeline.cli.options import force_option, json_option, threads_option
 from pipeline.cli.output import ProgressReport, counted, echo, print_json, warn
-from pipeline.files.models import open_model
+from pipeline.inputs.models import open_model
 from pipeline.quantization import Quantization, known_type, quantize, quantized_types
 
 

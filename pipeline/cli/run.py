@@ -14,7 +14,7 @@ from pipeline.cli.output import print_json
 from pipeline.cli.parameters import Number, WholeNumber
 from pipeline.conversation import start_conversation
 from pipeline.errors import SurgeryError, UsageError
-from pipeline.files.models import open_model
+from pipeline.inputs.models import open_model
 
 LARGEST_SEED = 2**32 - 2  # llama.cpp takes the next one to mean any
 

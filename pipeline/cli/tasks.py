@@ -20,8 +20,8 @@ from pipeline.cli.options import (
 from pipeline.cli.output import ProgressReport, echo, print_json, print_table, warn
 from pipeline.cli.parameters import Number, WholeNumber
 from pipeline.errors import SurgeryError, UsageError
-from pipeline.files.models import open_model
 from pipeline.gguf_file.reader import GGUFModel
+from pipeline.inputs.models import open_model
 from pipeline.tasks.answers import RememberingSession, open_answers
 from pipeline.tasks.items import Measured, require_same_vocabulary, result_rows
 from pipeline.tasks.llama_files import TaskFile, ask_file, read_hellaswag, read_multiple_choice, read_winogrande

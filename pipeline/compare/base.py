@@ -11,7 +11,7 @@ from pipeline.compare.ledger import Run, known_texts
 from pipeline.compare.measuring import answer_facts
 from pipeline.compare.study import Study
 from pipeline.evaluation.statistics import require_finite
-from pipeline.files.texts import Text, named
+from pipeline.inputs.texts import Text, named
 from pipeline.revision import made_with
 
 

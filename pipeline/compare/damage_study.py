@@ -6,7 +6,6 @@ from typing import Any
 
 from pipeline.attention import find_attention
 from pipeline.calibration.cache import cache_folder
-from pipeline.calibration.statistics_file import Calibration
 from pipeline.compare.cell import sha256_of
 from pipeline.compare.damage import damage_cells, measured_damage, note_damage
 from pipeline.compare.ledger import FORMAT_VERSION
@@ -14,6 +13,7 @@ from pipeline.compare.run import Watch, run_study
 from pipeline.compare.study import StudySettings, open_study
 from pipeline.errors import SurgeryError
 from pipeline.gguf_file.reader import GGUFModel
+from pipeline.observations.statistics_file import Calibration
 
 
 def measure_damage(

@@ -13,8 +13,8 @@ from pipeline.compare.cell import AS_IT_IS, Cell, effective_plan
 from pipeline.compare.families import families
 from pipeline.compare.operations import kind_of
 from pipeline.compare.study import StudySettings
-from pipeline.files.texts import named
 from pipeline.gguf_file.reader import GGUFModel
+from pipeline.inputs.texts import named
 from pipeline.quantization import quantized_bytes
 
 ANSWER_TOKENS = 8  # enough to know how fast they come

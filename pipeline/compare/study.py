@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from native.model import ContextOptions
-from pipeline.calibration.statistics_file import Calibration, calibration_facts
 from pipeline.compare.cell import (
     AS_IT_IS,
     Cell,
@@ -25,8 +24,9 @@ from pipeline.compare.measuring import CellJob, JobText, StopRule, asked
 from pipeline.compare.operations import kind_of
 from pipeline.errors import UsageError
 from pipeline.evaluation.evaluate import require_distinct
-from pipeline.files.texts import Text
 from pipeline.gguf_file.reader import GGUFModel
+from pipeline.inputs.texts import Text
+from pipeline.observations.statistics_file import Calibration, calibration_facts
 from pipeline.protocol import Operation
 from pipeline.quantization import quantize
 from pipeline.revision import revisions

@@ -11,7 +11,7 @@ from pipeline.convert.families import Family
 from pipeline.convert.stored_tensor import StoredTensor, to_float32
 from pipeline.convert.strange_names import explain_adapter, explain_missing
 from pipeline.errors import SurgeryError
-from pipeline.files.encode import encode_rows
+from pipeline.gguf_file.encode import encode_rows
 
 # Computed anew by every program that runs the model.
 NOT_WEIGHTS = (".rotary_emb.inv_freq", "rope.freqs")

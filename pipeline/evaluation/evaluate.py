@@ -14,7 +14,7 @@ from native.scoring import TokenScores
 from pipeline.errors import UsageError
 from pipeline.evaluation.scores import Scores, perplexity, summarise
 from pipeline.evaluation.statistics import require_finite
-from pipeline.files.texts import Text, named
+from pipeline.inputs.texts import Text, named
 from pipeline.progress import Progress, silent
 from pipeline.revision import made_with
 from pipeline.tabular import Tabular

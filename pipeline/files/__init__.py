@@ -1,1 +1,1 @@
-"""What is read and written besides GGUF bytes: which file MODEL is, texts, output that is complete or absent, provenance."""
+"""How files are opened and written: a file stays the one that was opened, output is complete or absent."""

@@ -13,7 +13,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from pipeline.errors import UsageError
-from pipeline.files.encode import as_stored
+from pipeline.gguf_file.encode import as_stored
 from pipeline.latent.equalise import pair_energies
 from pipeline.latent.layer import align_layer
 from pipeline.latent.plan import BLOCK, LatentPlan, choose_layout

@@ -11,12 +11,11 @@ import numpy as np
 
 from native.model import default_threads
 from pipeline import __version__
-from pipeline.calibration.statistics_file import Calibration, calibration_facts, require_fit
 from pipeline.errors import UsageError
-from pipeline.files.encode import encode_rows
 from pipeline.files.output_file import check_output
-from pipeline.files.provenance import PREFIX, earlier_operations
+from pipeline.gguf_file.encode import encode_rows
 from pipeline.gguf_file.metadata import MetadataEntry, metadata_entry
+from pipeline.gguf_file.provenance import PREFIX, earlier_operations
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.gguf_file.writer import GGUFWriter, TensorDeclaration, create_gguf
 from pipeline.latent.architecture import (
@@ -37,6 +36,7 @@ from pipeline.latent.scaled import read_scaled
 from pipeline.latent.source import LatentSource, require_convertible
 from pipeline.latent.values import refit_values
 from pipeline.layers import AttentionLayers, Layer
+from pipeline.observations.statistics_file import Calibration, calibration_facts, require_fit
 from pipeline.parallel import side_by_side
 from pipeline.progress import Progress, silent
 from pipeline.resources import peak_rss_bytes

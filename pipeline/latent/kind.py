@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.calibration.statistics_file import Calibration
 from pipeline.errors import UsageError
 from pipeline.gguf_file.reader import GGUFModel, open_gguf, tensor_nbytes
 from pipeline.latent.architecture import declare_tensors
 from pipeline.latent.convert import LatentReport, convert_to_latent
 from pipeline.latent.plan import METHOD, CacheLayout, LatentPlan, choose_layout, latent_plans
 from pipeline.latent.source import require_convertible
+from pipeline.observations.statistics_file import Calibration
 from pipeline.protocol import CellFile, OperationKind
 from pipeline.quantization import quantize
 

@@ -11,8 +11,8 @@ from native.inputs import capture_inputs
 from native.isolated import isolated
 from native.model import ContextOptions
 from pipeline.attention import find_attention
-from pipeline.calibration.statistics_file import Calibration
 from pipeline.gguf_file.reader import GGUFModel
+from pipeline.observations.statistics_file import Calibration
 from pipeline.progress import Progress
 
 CHUNKS = 32

@@ -7,7 +7,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from pipeline.errors import SurgeryError
-from pipeline.files.encode import encode_rows
+from pipeline.gguf_file.encode import encode_rows
 from pipeline.gguf_file.reader import FLOAT_TYPES, GGUFModel
 
 SCALE_OFFSETS: dict[GGMLQuantizationType, tuple[int, ...]] = {

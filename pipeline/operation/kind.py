@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.calibration.statistics_file import Calibration
 from pipeline.decompose.methods import METHODS
-from pipeline.files.encode import output_type
-from pipeline.files.importance_matrix import read_importance_matrix
+from pipeline.gguf_file.encode import output_type
 from pipeline.gguf_file.reader import GGUFModel, open_gguf, tensor_nbytes
 from pipeline.layers import AttentionLayers
+from pipeline.observations.importance_matrix import read_importance_matrix
+from pipeline.observations.statistics_file import Calibration
 from pipeline.operation.decomposer import Decomposer
 from pipeline.operation.groups import plan_groups
 from pipeline.operation.layer_groups import check_plan

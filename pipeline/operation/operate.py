@@ -9,11 +9,11 @@ from pathlib import Path
 
 from native.model import default_threads
 from pipeline.attention import parse_layers
-from pipeline.calibration.statistics_file import Calibration, require_fit
 from pipeline.errors import UsageError
-from pipeline.files.provenance import UNKNOWN_HASH
+from pipeline.gguf_file.provenance import UNKNOWN_HASH
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.layers import AttentionLayers
+from pipeline.observations.statistics_file import Calibration, require_fit
 from pipeline.operation.budgeting import budgeted_ranks
 from pipeline.operation.decomposer import Decomposer
 from pipeline.operation.groups import plan_groups

@@ -3,9 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.calibration.statistics_file import Calibration
 from pipeline.files.output_file import check_output, folder_beside
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
+from pipeline.observations.statistics_file import Calibration
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
 from pipeline.operation.report import OperationReport

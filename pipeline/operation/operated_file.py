@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.attention import Projection
-from pipeline.calibration.statistics_file import calibration_facts
 from pipeline.errors import SurgeryError
-from pipeline.files.encode import encode_tensor, output_type
-from pipeline.files.provenance import UNKNOWN_HASH
+from pipeline.gguf_file.encode import encode_tensor, output_type
 from pipeline.gguf_file.metadata import MetadataEntry
+from pipeline.gguf_file.provenance import UNKNOWN_HASH
 from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
 from pipeline.layers import AttentionLayers
+from pipeline.observations.statistics_file import calibration_facts
 from pipeline.operation.groups import Group
 from pipeline.operation.plan import Plan
 from pipeline.operation.provenance import operated_metadata

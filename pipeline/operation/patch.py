@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from gguf import GGMLQuantizationType
 
-from pipeline.files.encode import encode_rows
-from pipeline.files.provenance import PREFIX
+from pipeline.gguf_file.encode import encode_rows
 from pipeline.gguf_file.metadata import MetadataEntry
+from pipeline.gguf_file.provenance import PREFIX
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
 

@@ -10,7 +10,7 @@ from pipeline.choices import check_choices, choice
 from pipeline.decompose.methods import METHODS, METRICS
 from pipeline.decompose.principal_components import MEANS
 from pipeline.errors import UsageError
-from pipeline.files.encode import OUTTYPES
+from pipeline.gguf_file.encode import OUTTYPES
 
 DEFAULT_THRESHOLD = 0.9
 LARGEST_SEED = 2**32 - 1

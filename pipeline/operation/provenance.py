@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline import __version__
-from pipeline.files.provenance import PREFIX, earlier_operations
 from pipeline.gguf_file.metadata import MetadataEntry, metadata_entry
+from pipeline.gguf_file.provenance import PREFIX, earlier_operations
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.operation.layer_groups import written_groups
 from pipeline.operation.plan import Plan

@@ -22,7 +22,7 @@ from native.completion import Prompt
 from native.likelihood import Continuation
 from native.model import ContextOptions
 from pipeline.errors import UsageError
-from pipeline.files.models import resolve_model
+from pipeline.inputs.models import resolve_model
 from pipeline.progress import Progress
 from pipeline.tasks.session import Session
 

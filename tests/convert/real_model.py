@@ -8,8 +8,8 @@ import torch
 import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from pipeline.files.models import embedded_model
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
+from pipeline.inputs.models import embedded_model
 
 CONTROL = 3
 NAMES = {

@@ -9,8 +9,8 @@ import transformers
 
 from pipeline.convert.checkpoint import open_checkpoint
 from pipeline.convert.write import write_model
-from pipeline.files.models import embedded_model
 from pipeline.gguf_file.reader import open_gguf
+from pipeline.inputs.models import embedded_model
 from tests.convert.checkpoints import (
     CHECKPOINTS,
     GEMMA,

@@ -15,9 +15,9 @@ from pipeline.convert.sentence_piece import from_model_file, from_tokenizer_json
 from pipeline.convert.tokenizer import tokenizer_metadata
 from pipeline.convert.tokenizer_files import read_tokenizer_files
 from pipeline.errors import SurgeryError
-from pipeline.files.models import embedded_model
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
+from pipeline.inputs.models import embedded_model
 from tests.commands import call
 from tests.convert.checkpoints import llama_cpp_ids
 from tests.convert.conftest import MakeFolder

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.convert.hub import contact
 from pipeline.errors import SurgeryError
+from pipeline.inputs.hub import contact
 
 DEFAULT_TYPE = "Q4_K_M"  # as llama.cpp and Ollama choose where no type is named, if there is one
 SITE = re.compile(r"(https?://)?(hf\.co|huggingface\.co)/")
@@ -63,7 +63,9 @@ def _fetch(wanted: HubFile) -> Path:
         if chosen is None and wanted.kind is wanted.file is None and len(model_files(listed)) == 1:
             [chosen] = model_files(listed)
         if chosen is None:
-            raise SurgeryError(f"{wanted.name}: {wanted.repository} has no such file; {available(listed)}")
+            raise SurgeryError(
+                f"{wanted.name}: {wanted.repository} has no such file; {available(wanted.repository, listed)}"
+            )
         paths = [
             package.hf_hub_download(wanted.repository, part, revision=wanted.revision) for part in part_names(chosen)
         ]
@@ -76,10 +78,10 @@ def model_files(files: Iterable[str]) -> list[str]:
     return [file for file in ggufs if not (part := PART.search(file)) or int(part[1]) == 1]
 
 
-def available(files: Iterable[str]) -> str:
+def available(repository: str, files: Iterable[str]) -> str:
     """For a message: what may be asked for instead."""
-    models = model_files(files)
-    return f"its GGUF files are {', '.join(models)}" if models else "it has no GGUF files"
+    models = [f"{repository}/{file}" for file in model_files(files)]
+    return f"name one of its GGUF files: {', '.join(models)}" if models else "it has no GGUF files"
 
 
 def part_names(file: str) -> list[str]:

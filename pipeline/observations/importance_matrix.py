@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from gguf import GGMLQuantizationType
 
-from pipeline.calibration.statistics_file import Calibration
 from pipeline.errors import SurgeryError, UsageError, no_file
 from pipeline.files.output_file import check_output
 from pipeline.gguf_file.metadata import metadata_entry
 from pipeline.gguf_file.reader import DEFAULT_ALIGNMENT, GGUFModel, TensorInfo, open_gguf
 from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
+from pipeline.observations.statistics_file import Calibration
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 SHOWN = 3  # names of matrices that are not covered

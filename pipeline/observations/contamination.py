@@ -10,8 +10,8 @@ the share of all lines (Bar-Yossef et al., Counting distinct elements in a data 
 import zlib
 from collections.abc import Sequence
 
-from pipeline.files.texts import Text
 from pipeline.gguf_file.reader import GGUFModel
+from pipeline.inputs.texts import Text
 
 SHORTEST_LINE = 40  # characters; shorter lines, such as headings, stand in unrelated texts too
 SKETCH_SIZE = 1024

@@ -5,10 +5,10 @@ from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
-from pipeline.convert.hub import download, is_hub_id
 from pipeline.errors import SurgeryError, UsageError, suggestion
-from pipeline.files.hub_gguf import find_hub_file, parse_hub_file
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
+from pipeline.inputs.hub_checkpoint import download, is_hub_id
+from pipeline.inputs.hub_gguf import find_hub_file, parse_hub_file
 
 MOST_FILES = 1000  # of a folder, among which a mistyped name is looked for
 EMBEDDED_NAME = "smollm2-135m"

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType
 
-from pipeline.calibration.contamination import line_sketch
-from pipeline.calibration.moments import LayerMoments, MomentSums, fit, unpack
 from pipeline.errors import SurgeryError, UsageError
-from pipeline.files.texts import Text
 from pipeline.gguf_file.metadata import MetadataEntry, metadata_entry
 from pipeline.gguf_file.reader import DEFAULT_ALIGNMENT, NAME_ERRORS, GGUFModel, open_gguf
 from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
+from pipeline.inputs.texts import Text
+from pipeline.observations.contamination import line_sketch
+from pipeline.observations.moments import LayerMoments, MomentSums, fit, unpack
 from pipeline.projection import ATTENTION_INPUT
 
 KIND = "surgery.calibration"
@@ -65,7 +65,7 @@ class Calibration:
 
     @property
     def sketch(self) -> list[int]:
-        """The sketch of that text, see `pipeline.calibration.contamination`."""
+        """The sketch of that text, see `pipeline.observations.contamination`."""
         return line_sketch(self.text.content)
 
     @property
