@@ -25,6 +25,9 @@ FUSED = _names(
 )
 """Where `attn_qkv` of a softmax attention layer holds the rows of q, then those of k, then those of v."""
 
+GATE_AND_UP = _names("chatglm glm4 jina-bert-v2 modern-bert neo-bert phi3 plamo2 plamo3")
+"""Where `ffn_up` of twice the usual height holds the rows of the gate, then those of up."""
+
 GATED = frozenset({"qwen35", "qwen35moe", "qwen3next", "qwen4exp"})
 """Where q's rows are, head by head, those of the query and as many of a gate that its output is multiplied with."""
 

@@ -1,22 +1,25 @@
-"""Where q, k and v live in a GGUF model: the projections of each layer, and the layers that have none."""
+"""Where the matrices that surgery knows live in a GGUF model: the projections of each layer, and what is left alone."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from pipeline.architectures import REFUSED, of_layer
 from pipeline.errors import SurgeryError, UsageError
+from pipeline.feed_forward import feed_forward_projections, output_projection
 from pipeline.gguf_file.reader import GGUFModel
-from pipeline.layer_tensors import layer_projections
+from pipeline.layer_tensors import UNCOMPUTED, layer_projections
 from pipeline.projection import ROLES, Projection
+from pipeline.targets import ATTENTION, FEED_FORWARD, QKV
 
 __all__ = [
     "ROLES",
     "AttentionMap",
     "Projection",
     "find_attention",
+    "find_projections",
     "number_ranges",
     "of_layer",
     "parse_layers",
@@ -28,7 +31,7 @@ ORDINARY = "surgery needs a model with ordinary attention, such as Llama, Mistra
 
 @dataclass(frozen=True)
 class AttentionMap:
-    """`layers` maps a layer's number to its projections by role; `skipped` those that are left alone to the reason."""
+    """`layers` maps a layer's number to its projections by role; `skipped` those left alone, or in part, to the reason."""
 
     layers: dict[int, dict[str, Projection]]
     skipped: dict[int, str]
@@ -75,6 +78,33 @@ def find_attention(model: GGUFModel) -> AttentionMap:
             f"{model.path}: no layer of this {model.architecture or 'unnamed'} model has attn_q, attn_k and attn_v"
             f" (or attn_qkv) weights of softmax attention; {ORDINARY}"
         )
+    return AttentionMap(layers, skipped)
+
+
+def find_projections(model: GGUFModel, roles: Collection[str]) -> AttentionMap:
+    """As `find_attention`; if any of the `roles`, members of TARGETS, is beyond q, k and v, with o, gate, up and down.
+
+    o is that of layers with attention. What is left alone is said of the parts that have any of the `roles`. Raises as
+    `find_attention` and `feed_forward_projections` do.
+    """
+    attention = find_attention(model)
+    if QKV.issuperset(roles):
+        return attention
+    layers, skipped = {}, {}
+    for layer in range(model.hyperparameter("block_count")):
+        found, left = dict(attention.layers.get(layer, {})), attention.skipped.get(layer, "")
+        reasons = [left] if not set(ATTENTION).isdisjoint(roles) else []
+        if found:
+            found |= output_projection(model, layer)
+        if left != UNCOMPUTED:
+            others, left = feed_forward_projections(model, layer)
+            found |= others
+        if not set(FEED_FORWARD).isdisjoint(roles):
+            reasons.append(left)
+        if found:
+            layers[layer] = found
+        if reason := "; ".join(dict.fromkeys(filter(None, reasons))):
+            skipped[layer] = reason
     return AttentionMap(layers, skipped)
 
 

@@ -17,6 +17,7 @@ from pipeline.errors import SurgeryError
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.projection import ROLES, Projection
 
+UNCOMPUTED = "a prediction layer, which llama.cpp does not compute"
 STATES = re.compile(r"ssm_|shortconv\.|time_mix_")  # tensors of state spaces, convolutions and RWKV
 
 
@@ -28,7 +29,7 @@ def layer_projections(model: GGUFModel, layer: int, count: int) -> dict[str, Pro
         return "no attention"
     unused = model.hyperparameter("nextn_predict_layers", 0)
     if isinstance(unused, int) and layer >= count - unused:
-        return "a prediction layer, which llama.cpp does not compute"
+        return UNCOMPUTED
     if has_linear_attention(model, layer):
         return "linear attention"
     if model.architecture not in BESIDE_A_STATE_SPACE and (state := next(filter(STATES.match, sorted(names)), None)):

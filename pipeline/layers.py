@@ -1,18 +1,19 @@
-"""A layer's attention as one object: its projections and what is known of their inputs, read when asked for, once."""
+"""A layer as one object: its projections and what is known of their inputs, read when asked for, once."""
 
 import threading
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 import numpy as np
 
-from pipeline.attention import Projection, find_attention, of_layer, read_projection
+from pipeline.attention import Projection, find_projections, of_layer, read_projection
 from pipeline.errors import SurgeryError
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.observations.moments import LayerMoments
 from pipeline.observations.statistics_file import Calibration
+from pipeline.targets import QKV
 
 LARGEST_ENERGY = 1e36  # sum of a projection's squares, with room to add up some hundred in float32
 
@@ -70,6 +71,8 @@ class Layer:
 
     def output(self) -> np.ndarray | None:
         """The output projection, float32 (d, heads * b), or None where there is none by that name."""
+        if "o" in self.projections:
+            return self.rows("o")
         name = f"blk.{self.number}.attn_output.weight"
         return self.once("output", lambda: self.model.read(name)) if name in self.model.tensors else None
 
@@ -94,14 +97,15 @@ class Layer:
 
 
 class AttentionLayers(Mapping[int, Layer]):
-    """The layers of a model that have attention, by number. `skipped` lists the others, each with the reason.
+    """The layers of a model that have attention, or any of the projections `roles`, by number.
 
+    `skipped` lists those of which something is left alone, each with the reason, see `find_projections`.
     A layer is the same for all who hold it at one time, and read anew once nobody does.
     """
 
-    def __init__(self, model: GGUFModel, calibration: Calibration | None = None) -> None:
-        """Raises as `find_attention` does."""
-        attention = find_attention(model)
+    def __init__(self, model: GGUFModel, calibration: Calibration | None = None, roles: Collection[str] = QKV) -> None:
+        """Raises as `find_projections` does."""
+        attention = find_projections(model, roles)
         self.model, self.calibration = model, calibration
         self.projections, self.skipped = attention.layers, attention.skipped
         self._held: WeakValueDictionary[int, Layer] = WeakValueDictionary()

@@ -1,29 +1,41 @@
-"""One matrix that q, k or v of a layer is made by: which rows of which tensor."""
+"""One of the matrices that a layer multiplies with: which rows of which tensor."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.targets import FEED_FORWARD
+
 ROLES = ("q", "k", "v")
-PARTS = {"q": ("q", "q_a", "q_b"), "k": ("k", "kv_a", "k_b"), "v": ("v", "kv_a", "v_b")}
-"""The roles that play the part of q, k and v where each is made by one matrix, or by two with a latent between them."""
+PARTS = {
+    "q": ("q", "q_a", "q_b"),
+    "k": ("k", "kv_a", "k_b"),
+    "v": ("v", "kv_a", "v_b"),
+    **{role: (role,) for role in ("o", *FEED_FORWARD)},
+}
+"""The roles that play the part of a target: one matrix, or of q, k and v two with a latent between them."""
 STACKS = {
     "q": (("q",), ("q_a",), ("q_b",)),
     "k": (("k",), ("kv_a",), ("k_b",)),
     "v": (("v",), ("v_b",)),
     "kv": (("k", "v"), ("kv_a",), ("k_b", "v_b")),
+    "gate+up": (("gate", "up"),),
+    **{role: ((role,),) for role in ("o", *FEED_FORWARD)},
 }
-"""Which roles are stacked for a group of q, k and v, as far as a layer has them: only what reads the same inputs."""
+"""Which roles are stacked for a group, as far as a layer has them: only what reads the same inputs."""
 
-INPUTS = {"q_b": "q_latent", "k_b": "kv_latent", "v_b": "kv_latent"}
+INPUTS = {
+    "q_b": "q_latent", "k_b": "kv_latent", "v_b": "kv_latent",
+    "o": "attn_heads", "gate": "ffn_input", "up": "ffn_input", "down": "ffn_product",
+}  # fmt: skip
 """What the roles read that do not read the normalised input of the attention block, ATTENTION_INPUT."""
 ATTENTION_INPUT = "attn_input"
 
 
 @dataclass(frozen=True)
 class Projection:
-    """One of the matrices that make q, k and v of a layer: rows (output features) of a tensor, by input features.
+    """One of the matrices of a layer: rows (output features) of a tensor, by input features.
 
     They are those of rows `start` to `stop`, or, where `every` is set to (size, period), the first `size` of each
     `period` rows from `start` on. A tensor of three axes (heads, n, d) counts as one of heads x n rows;
@@ -51,12 +63,12 @@ class Projection:
 
     @property
     def targets(self) -> frozenset[str]:
-        """Which of q, k and v it is a part of."""
+        """Which targets it is a part of: one, or both k and v."""
         return frozenset(target for target, roles in PARTS.items() if self.role in roles)
 
-    def is_target(self, targets: str) -> bool:
-        """Whether all that it is a part of is among `targets`, such as `kv`."""
-        return self.targets <= set(targets)
+    def is_target(self, targets: Iterable[str]) -> bool:
+        """Whether all that it is a part of is among `targets`."""
+        return self.targets <= frozenset(targets)
 
     @property
     def selected(self) -> slice | np.ndarray:

@@ -21,7 +21,8 @@ from pipeline.resources import machine_name
 
 ROOT = Path(__file__).parent.parent
 DECOMPOSING = (
-    "pipeline/decompose", "pipeline/attention.py", "pipeline/layer_tensors.py", "pipeline/layers.py",
+    "pipeline/decompose", "pipeline/attention.py", "pipeline/layer_tensors.py", "pipeline/feed_forward.py",
+    "pipeline/architectures.py", "pipeline/layers.py",
     "pipeline/projection.py", "pipeline/calibration/metrics.py", "pipeline/observations/moments.py",
     "pipeline/calibration/output_blocks.py", "pipeline/gguf_file/encode.py", "pipeline/gguf_file/reader.py",
 )  # fmt: skip

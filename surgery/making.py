@@ -66,7 +66,7 @@ def operate(
     force: bool = False,
     progress: Progress = silent,
 ) -> OperationReport:
-    """Write `output`: `model` with its q, k and v replaced as `plan` says, then quantised whole to `quant`, if given.
+    """Write `output`: `model` with the targets replaced that `plan` names, then quantised whole to `quant`, if given.
 
     `calibration` is used by a plan whose metric is not `weights`. `progress` counts groups. Raises UsageError for a plan
     that the model cannot follow or an output that exists, unless by `force`.

@@ -236,7 +236,7 @@ def test_a_report_never_holds_nan(tiny: Path, tmp_path: Path, monkeypatch: pytes
         {"outtype": "q4_0"},
         {"targets": ""},
         {"targets": "qq"},
-        {"targets": "o"},
+        {"targets": "p"},
         {"seed": -1},
         {"seed": 2**32},
     ],

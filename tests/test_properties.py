@@ -24,6 +24,7 @@ from pipeline.gguf_file.reader import open_gguf
 from pipeline.latent.plan import LatentPlan
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import RANK_RULES, Plan
+from pipeline.targets import TARGETS
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 on_files = settings(
@@ -41,7 +42,7 @@ def plans(draw: st.DrawFn, metrics: tuple[str, ...] = ("weights",)) -> Plan:
     rule = draw(st.sampled_from(RANK_RULES))
     return Plan(
         method=method,
-        targets="".join(draw(st.permutations("qkv"))[: draw(st.integers(1, 3))]),
+        targets="+".join(draw(st.permutations(TARGETS))[: draw(st.integers(1, 7))]),
         metric=draw(st.sampled_from(metrics)),
         mean=draw(st.sampled_from(MEANS)),
         layers=draw(st.sampled_from(["all", "0", "1", "0-1", "0,1"])),
@@ -119,7 +120,8 @@ def test_ranks_sizes_and_budgets_of_any_plan(tiny: Path, tmp_path: Path, plan: P
         full_rank = min(group.rows, group.columns)
         assert 1 <= group.rank <= full_rank
         assert 0 <= group.explained <= 1
-        assert set(group.relative_error) == set(group.group) & set(plan.targets)
+        roles = group.group.split("+") if "+" in group.group or group.group in TARGETS else list(group.group)
+        assert set(group.relative_error) == set(roles) & plan.roles
         per_rank, kept = group.dense_numbers // group.columns + group.columns, plan.keeps_everything(full_rank)
         mean = group.columns if plan.mean == "keep" else 0
         assert group.factor_numbers == (group.dense_numbers if kept else group.rank * per_rank + mean)

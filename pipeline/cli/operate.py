@@ -1,4 +1,4 @@
-"""`surgery operate`: replace a model's attention projections by low-rank reconstructions."""
+"""`surgery operate`: replace a model's projections by low-rank reconstructions."""
 
 import shlex
 from pathlib import Path
@@ -52,7 +52,7 @@ def command(
     as_json: bool,
     **choices: Any,
 ) -> None:
-    """Write OUTPUT: MODEL with its q, k and v replaced by low-rank reconstructions.
+    """Write OUTPUT: MODEL with its q, k and v, or other --targets, replaced by low-rank reconstructions.
 
     Everything else in the file stays byte-identical, and surgery.* metadata says what was done.
     """

@@ -41,7 +41,7 @@ class Grid:
             HELP: " none: quantisations and caches without surgery.",
         },
     )
-    targets: Sequence[str] = _several(("qkv",), Plan, "targets", "Such as qkv,kv.")
+    targets: Sequence[str] = _several(("qkv",), Plan, "targets", "Such as qkv,kv or o,gate+up,ffn.")
     thresholds: Sequence[float] = _several(
         (),
         Plan,

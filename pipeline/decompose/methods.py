@@ -16,17 +16,25 @@ class Method:
     across_layers: tuple[str, ...] = ()
 
 
+SHARED_KV = ("q", "kv", "o", "gate", "up", "down")
+
 METHODS = {
-    "shared-kv": Method(("q", "kv"), False, "q alone; k and v stacked, one PCA for both"),
-    "separate": Method(("q", "k", "v"), False, "a PCA for each of q, k and v"),
-    "cross-layer": Method(
-        ("q", "kv"), False, "q alone; k and v of the layers that `group_layers` puts together, one PCA for all", ("kv",)
+    "shared-kv": Method(SHARED_KV, False, "k and v stacked, one PCA for both; all others alone"),
+    "separate": Method(("q", "k", "v", *SHARED_KV[2:]), False, "a PCA for each projection"),
+    "shared-gate-up": Method(
+        ("q", "kv", "o", "gate+up", "down"), False, "as shared-kv; gate and up, which read the same, stacked, too"
     ),
-    "random": Method(("q", "kv"), True, "the control: a random subspace of the rank that shared-kv would use"),
+    "cross-layer": Method(
+        SHARED_KV,
+        False,
+        "k and v of the layers that `group_layers` puts together, one PCA for all; others alone",
+        ("kv",),
+    ),
+    "random": Method(SHARED_KV, True, "the control: a random subspace of the rank that shared-kv would use"),
 }
 
 METRICS = {
     "weights": "every direction counts alike",
     "inputs": "an input direction counts by its second moment over the calibration text",
-    "attention": "also by the attention that tokens receive, and an output direction by what attention does with it",
+    "attention": "also by the attention that tokens receive, and an output direction by what reads it",
 }

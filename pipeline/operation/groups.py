@@ -9,6 +9,7 @@ from pipeline.errors import UsageError
 from pipeline.layers import AttentionLayers
 from pipeline.operation.plan import Plan
 from pipeline.projection import stack_name, stacks
+from pipeline.targets import QKV, TARGETS, parse_targets
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Group:
 
     def targets(self, plan: Plan) -> list[Projection]:
         """The members that are to be replaced; the components are fitted on all members."""
-        return [projection for projection in self.members if projection.is_target(plan.targets)]
+        return [projection for projection in self.members if projection.is_target(plan.roles)]
 
     def stored_numbers(self, plan: Plan, rank: int) -> int:
         """What the factors of the replaced members take, in numbers: coefficients, basis and, if it is kept, mean."""
@@ -72,7 +73,7 @@ def plan_groups(layers: AttentionLayers, together: Iterable[tuple[int, ...]], pl
     """The groups of the chosen layers that have a matrix to replace, in the order of the layers.
 
     `together` are the layers that share components where the method does so between layers, see `layer_groups`.
-    Raises UsageError when the plan asks for a rank that a group cannot have.
+    Raises UsageError when the plan asks for a rank that a group cannot have, or names a projection that no layer has.
     """
     groups = []
     for sharing in together:
@@ -81,7 +82,13 @@ def plan_groups(layers: AttentionLayers, together: Iterable[tuple[int, ...]], pl
             if group.targets(plan):
                 groups.append(group)
     if not groups:
-        raise UsageError.of("targets", plan.targets, "none of the chosen layers has a matrix for that alone")
+        raise UsageError.of(
+            "targets", plan.targets, f"none of the chosen layers has a matrix for that alone{_left(layers)}"
+        )
+    replaced = {target for group in groups for projection in group.targets(plan) for target in projection.targets}
+    for name in parse_targets(plan.targets):
+        if name in TARGETS and not QKV.issuperset(name) and name not in replaced:
+            raise UsageError.of("targets", plan.targets, f"none of the chosen layers has {name}{_left(layers)}")
     for group in groups:
         if plan.rank is not None and plan.rank > group.full_rank:
             members = " and ".join(group.roles)
@@ -90,6 +97,12 @@ def plan_groups(layers: AttentionLayers, together: Iterable[tuple[int, ...]], pl
                 f"{members} of {group.described_layers} has {group.full_rank} components at the most",
             )  # fmt: skip
     return groups
+
+
+def _left(layers: AttentionLayers) -> str:
+    """What is left alone in a model, and why, for a message."""
+    reasons = ", ".join(dict.fromkeys(layers.skipped.values()))
+    return f"; left alone: {reasons}" if reasons else ""
 
 
 def _shared(

@@ -39,7 +39,7 @@ def _cell_file(file: CellFile, output: Path) -> Path:
 
 
 def _growth(model: GGUFModel, plan: Plan) -> int:
-    layers = AttentionLayers(model)
+    layers = AttentionLayers(model, roles=plan.roles)
     operated = {p.tensor for group in plan_groups(layers, [tuple(layers)], plan) for p in group.targets(plan)}
     infos = [model.tensors[name] for name in operated]
     return sum(tensor_nbytes(info.shape, output_type(info, plan.outtype)) - info.nbytes for info in infos)
@@ -48,10 +48,11 @@ def _growth(model: GGUFModel, plan: Plan) -> int:
 def _seconds(model: GGUFModel, plans: Sequence[Plan]) -> float:
     """From the first layer under the metric `weights`."""
     plans = [replace(plan, metric="weights", budget=None, threshold=plan.threshold or 0.9, rank=None) for plan in plans]
-    layers = AttentionLayers(model)
+    layers = AttentionLayers(model, roles=plans[0].roles)
     started = time.perf_counter()
-    groups = plan_groups(layers, [(min(layers),)], plans[0])
-    for group, found in Decomposer(layers, groups, plans, 1).decompositions():
+    groups = plan_groups(layers, [(number,) for number in layers], plans[0])
+    first = [group for group in groups if group.layer == groups[0].layer]
+    for group, found in Decomposer(layers, first, plans, 1).decompositions():
         for plan in plans:
             for _ in rebuild_group(group, found, plan, {}).matrices:
                 pass

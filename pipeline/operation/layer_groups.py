@@ -40,7 +40,7 @@ def layer_groups(layers: AttentionLayers, chosen: Sequence[int], plan: Plan) -> 
 
 def check_plan(model: GGUFModel, plan: Plan) -> None:
     """Raise UsageError for layers that the model does not have or ranks that are too large, before anything takes long."""
-    layers = AttentionLayers(model)
+    layers = AttentionLayers(model, roles=plan.roles)
     chosen = parse_layers(plan.layers, layers, skipped=layers.skipped)
     neighbours = replace(plan, group_layers=plan.group_layers and plan.group_layers.removeprefix("similar:"))
     plan_groups(layers, layer_groups(layers, chosen, neighbours), plan)

@@ -35,7 +35,7 @@ def operate(
     force: bool = False,
     progress: Progress = silent,
 ) -> OperationReport:
-    """Write `output`: `model` with its q, k and v replaced as `plan` says, everything else byte-identical.
+    """Write `output`: `model` with the projections replaced that `plan` names, everything else byte-identical.
 
     A group that keeps all its components keeps its bytes; when all groups do, the output is the input, byte for byte.
     `calibration` is needed for, and recorded with, any metric but `weights`. `threads` groups are decomposed
@@ -64,7 +64,7 @@ def operate_family(
     """
     started = time.perf_counter()
     plans = list(outputs.values())
-    layers = AttentionLayers(model, _required_calibration(model, plans[0], calibration))
+    layers = AttentionLayers(model, _required_calibration(model, plans[0], calibration), plans[0].roles)
     together = layer_groups(layers, parse_layers(plans[0].layers, layers, skipped=layers.skipped), plans[0])
     for plan in plans:  # the groups are the same, but each plan is checked
         groups = plan_groups(layers, together, plan)

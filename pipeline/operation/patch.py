@@ -1,6 +1,6 @@
 """Operated tensors put into a quantisation of the model that they come from, which is then as if quantised whole.
 
-Only q, k and v differ between a quantised model and the same model operated on and then quantised; llama.cpp's choice
+Only the targets differ between a quantised model and the same model operated on and then quantised; llama.cpp's choice
 of types looks at names, shapes and the file type, never at values. So the bytes are those of the whole-file quantiser.
 """
 

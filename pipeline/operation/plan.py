@@ -1,16 +1,17 @@
 """What to do to a model: the choices of one low-rank operation, checked."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
 from pipeline.choices import check_choices, choice
-from pipeline.decompose.methods import METHODS, METRICS
+from pipeline.decompose.methods import METHODS, METRICS, Method
 from pipeline.decompose.principal_components import MEANS
 from pipeline.errors import UsageError
 from pipeline.gguf_file.encode import OUTTYPES
+from pipeline.projection import STACKS
+from pipeline.targets import EXPECTED, parse_targets, settled_targets, target_roles
 
 DEFAULT_THRESHOLD = 0.9
 LARGEST_SEED = 2**32 - 1
@@ -38,8 +39,9 @@ class Plan:
         names=METHODS,
     )
     targets: str = choice(
-        "qkv", str, "Which projections to replace: any of the letters q, k and v.",
-        expected="some of the letters q, k and v, such as qkv, kv or q", pattern=r"(?!.*(.).*\1)[qkv]+",
+        "qkv", str, "Which projections to replace: q, k, v, o, gate, up, down, such as kv or q,o,up; or attention, ffn,"
+        " all.",
+        expected=EXPECTED, pattern=r"[a-z,+\s]+",
     )  # fmt: skip
     threshold: float | None = choice(
         None, float, "Share of the variance to keep, 0 < T <= 1; 1 leaves every byte alone."
@@ -86,7 +88,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         if isinstance(self.targets, str):  # q,k is as good as qk
-            object.__setattr__(self, "targets", re.sub(r"[,\s]", "", self.targets))
+            object.__setattr__(self, "targets", "+".join(parse_targets(self.targets)))
         rules = [name for name in RANK_RULES if getattr(self, name) is not None]
         if len(rules) > 1:
             raise UsageError("give one of `threshold`, `rank` and `budget`", argument=rules[1])
@@ -108,12 +110,17 @@ class Plan:
         return self.rank >= full_rank if self.rank is not None else 1 in (self.threshold, self.budget)
 
     @property
+    def roles(self) -> frozenset[str]:
+        """The targets by their own names."""
+        return target_roles(self.targets)
+
+    @property
     def label(self) -> str:
         """The plan in a few words: its method and rank rule, then whatever is not usual."""
         rule = next(name for name in RANK_RULES if getattr(self, name) is not None)
         value = f"{self.threshold:g}" if rule == "threshold" else f"{rule} {getattr(self, rule)}"
         unusual = (
-            f"{self.targets} only" if self.targets != "qkv" else "",
+            "" if self.targets == "qkv" else "all targets" if self.targets == "all" else f"{self.targets} only",
             self.metric if self.metric != "weights" else "",
             f"mean {self.mean}" if self.mean != "keep" else "",
             f"layers {self.layers}" if self.layers != "all" else "",
@@ -126,16 +133,25 @@ class Plan:
         """The plan with what makes no difference set to its default; None when it changes nothing."""
         if self.rank is None and self.keeps_everything(0):
             return None
-        plan = replace(self, targets="".join(sorted(self.targets, key="qkv".index)))
+        plan = replace(self, targets=settled_targets(self.targets))
         if METHODS[plan.method].random:
             return plan
-        if plan.targets == "q":  # the methods differ in what they do to k and v
-            plan = replace(plan, method="shared-kv", group_layers=None)
-        return replace(plan, seed=0)
+        mine = _touched(METHODS[plan.method], plan.roles)  # methods differ in these alone
+        same = next(name for name, method in METHODS.items() if _touched(method, plan.roles) == mine)
+        groups = plan.group_layers if METHODS[same].across_layers else None
+        return replace(plan, method=same, group_layers=groups, seed=0)
 
     def family(self) -> "Plan":
         """A plan that is equal for all plans which one decomposition serves."""
         return replace(self, threshold=1.0, rank=None, budget=None)
+
+
+def _touched(method: Method, roles: frozenset[str]) -> list[tuple[str, bool]]:
+    """The groups of a method that have any of the roles, and whether they span layers."""
+    return [
+        (group, group in method.across_layers) for group in method.groups
+        if any(roles & set(stack) for stack in STACKS[group])
+    ]  # fmt: skip
 
 
 def low_rank_plans(choices: Mapping[str, Any]) -> list[Plan]:

@@ -124,7 +124,7 @@ def _replaced(group: Group, plan: Plan, layers: Iterable[LayerRows]) -> Iterator
         for projection in group.of_layer(layer.number):
             rows = slice(start, start + projection.rows)
             start = rows.stop
-            if projection.is_target(plan.targets):
+            if projection.is_target(plan.roles):
                 values, original = layer.rebuilt[rows], layer.rows[rows]
                 error, energy = (float(np.linalg.norm(part)) ** 2 for part in (values - original, original))
                 yield RebuiltMatrix(projection, values, error, energy)
