@@ -122,7 +122,7 @@ fuzz: $(VENV)/installed-dev ## read mutated files for SECONDS; exceptions that a
 bench: $(VENV)/installed-dev ## measure speed, as ratios against named alternatives
 	$(VENV)/bin/python -m benchmarks
 
-conformance: $(VENV)/installed-conformance ## build llama.cpp's own programs and compare with them, for every architecture; ONLY=PATTERN
+conformance: $(VENV)/installed-conformance ## build llama.cpp's own programs and compare with them; ONLY=qwen3*, or converter
 	$(VENV)/bin/python -m conformance $(if $(ONLY),--only "$(ONLY)",--page docs/architectures.md)
 
 package: $(VENV)/installed ## a wheel in dist/, tried in an environment and a folder of its own

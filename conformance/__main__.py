@@ -5,18 +5,20 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from fnmatch import fnmatch
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import click
 
-from conformance.build import build_programs, default_folder
-from conformance.checks import CHECKS, Outcome, check_model
+from conformance.build import UnavailableError, build_programs, default_folder
+from conformance.checks import CHECKS, check_model
 from conformance.known import reason_for
 from conformance.models import make_models
-from conformance.others import check_others
+from conformance.others import OTHERS, check_other
+from conformance.outcome import Outcome
 from conformance.page import write_page
 from conformance.programs import Programs
 from conformance.text import conformance_text
@@ -25,45 +27,72 @@ from pipeline.cli.output import ProgressReport, echo, print_json, print_table
 
 Outcomes = dict[str, Outcome]
 SYMBOLS = {"works": "ok", "refused": "refused", "wrong": "WRONG"}
+UNAVAILABLE = 3  # the exit code where llama.cpp's programs cannot be had: nothing was checked
 
 
 @click.command()
-@click.option("--only", "patterns", multiple=True, metavar="PATTERN", help="Only models such as llama-dense or qwen3*.")
+@click.option("--only", "patterns", multiple=True, metavar="PATTERN", help="Such as llama-dense, qwen3* or converter.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Where to build.  [default: beside the environment]")
 @click.option("--page", type=click.Path(path_type=Path), help="Write the table as a page of documentation.")
 @click.option("--jobs", default=0, help="Models at a time.  [default: as many as there are processors]")
 @click.option("--json", "as_json", is_flag=True, help="Print every outcome as one JSON object.")
 def main(patterns: Sequence[str], folder: Path | None, page: Path | None, jobs: int, as_json: bool) -> None:
-    """Check every architecture; ends with 1 if anything is neither right nor refused for a reason that is known."""
+    """Check every architecture, the converter, vocabularies and split files against llama.cpp's own programs.
+
+    Ends with 1 if anything is neither right nor refused for a reason that is known, with 3 if the programs cannot be
+    had here, so that nothing was checked.
+    """
     folder = folder or default_folder()
-    programs = Programs(build_programs(folder))
-    paths = make_models(programs.folder / "test-llama-archs", folder / "models")
-    paths = [path for path in paths if not patterns or any(fnmatch(path.stem, pattern) for pattern in patterns)]
+    others = [name for name in OTHERS if _chosen(name, patterns)]
+    try:
+        programs = Programs(build_programs(folder))
+        paths = [path for path in make_models(programs, folder) if _chosen(path.stem, patterns)]
+    except UnavailableError as error:
+        echo(f"llama.cpp's programs cannot be had here: {error}", err=True)
+        sys.exit(UNAVAILABLE)
+    if not paths and not others:
+        raise click.UsageError(f"nothing is called {' or '.join(patterns)}; expected a model or {', '.join(OTHERS)}")
     results: dict[str, Outcomes] = {}
+    beside: Outcomes = {}
     with (
         tempfile.TemporaryDirectory(prefix="conformance-cache-") as cache,
-        ProgressReport("checking", unit="models") as bar,
+        ProgressReport("checking", unit="checks") as bar,
     ):
         os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"  # in every process: models are enough
         os.environ["SURGERY_CACHE"] = cache  # statistics of another version of the program must not be found
-        for name, outcomes in _checked(paths, programs, jobs or default_threads()):
-            results[name] = outcomes
-            bar.update(len(results), len(paths), name)
-        others = {} if patterns else check_others(programs, folder)
-    results = dict(sorted(results.items()))
-    unknown = list(_unknown(results)) + [f"{n}: {o.detail}" for n, o in others.items() if o.state != "works"]
+        for name, outcome in _checked(paths, others, programs, folder, jobs or default_threads()):
+            if isinstance(outcome, Outcome):
+                beside[name] = outcome
+            else:
+                results[name] = outcome
+            bar.update(len(results) + len(beside), len(paths) + len(others), name)
+    results, beside = dict(sorted(results.items())), {name: beside[name] for name in others}
+    unknown = list(_unknown(results))
+    unknown += [f"{n}: {line}" for n, o in beside.items() if o.state != "works" for line in o.detail.splitlines()]
     if page:
-        write_page(page, results, others)
+        write_page(page, results, beside)
     if as_json:
-        print_json({name: {check: vars(o) for check, o in outcomes.items()} for name, outcomes in results.items()})
+        models = {name: {check: vars(o) for check, o in outcomes.items()} for name, outcomes in results.items()}
+        print_json({"models": models, "others": {name: vars(o) for name, o in beside.items()}})
     else:
-        _print(results, others, unknown)
+        _print(results, beside, unknown)
     sys.exit(1 if unknown else 0)
 
 
-def _checked(paths: Sequence[Path], programs: Programs, jobs: int) -> Iterator[tuple[str, Outcomes]]:
+def _chosen(name: str, patterns: Sequence[str]) -> bool:
+    return not patterns or any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def _checked(
+    paths: Sequence[Path], others: Sequence[str], programs: Programs, folder: Path, jobs: int
+) -> Iterator[tuple[str, Outcomes | Outcome]]:
+    """What each came to, as it comes; the longest first."""
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        running = {pool.submit(check_model, path, conformance_text(), programs): path.stem for path in paths}
+        running: dict[Future[Any], str] = {}
+        for name in others:
+            running[pool.submit(check_other, name, folder)] = name
+        for path in paths:
+            running[pool.submit(check_model, path, conformance_text(), programs)] = path.stem
         for future in as_completed(running):
             yield running[future], future.result()
 
@@ -76,15 +105,16 @@ def _unknown(results: dict[str, Outcomes]) -> Iterator[str]:
 
 
 def _print(results: dict[str, Outcomes], others: Outcomes, unknown: Sequence[str]) -> None:
-    print_table(
-        ("model", *CHECKS),
-        [(name, *(SYMBOLS[outcome.state] for outcome in outcomes.values())) for name, outcomes in results.items()],
-    )
-    for check in CHECKS:
-        states = Counter(outcomes[check].state for outcomes in results.values())
-        echo(f"{check:<16}{states['works']} work, {states['refused']} refused, {states['wrong']} wrong")
+    if results:
+        rows = [
+            (name, *(SYMBOLS[outcome.state] for outcome in outcomes.values())) for name, outcomes in results.items()
+        ]
+        print_table(("model", *CHECKS), rows)
+        for check in CHECKS:
+            states = Counter(outcomes[check].state for outcomes in results.values())
+            echo(f"{check:<16}{states['works']} work, {states['refused']} refused, {states['wrong']} wrong")
     for name, outcome in others.items():
-        echo(f"{name:<16}{outcome.state}: {outcome.detail}")
+        echo(f"{name:<16}{outcome.state}{f': {outcome.detail}' if outcome.state == 'works' else ''}")
     for line in unknown:
         echo(f"not known: {line}", err=True)
 

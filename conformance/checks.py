@@ -4,11 +4,11 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from conformance.outcome import Outcome, WrongError
 from conformance.programs import CrashError, ProgramError, Programs
 from native.errors import NativeError
 from native.generate import SamplingOptions
@@ -33,18 +33,6 @@ N_CTX, CHUNKS = 128, 4
 RANK = 4
 EXACT = 1e-6  # nats a token: what evaluating a model against itself may give
 MOVED = 2 * EXACT  # what operating at RANK has to cost at least, or the check could not fail
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """`state` is works, refused or wrong; `detail` the reason, or what was measured."""
-
-    state: str
-    detail: str = ""
-
-
-class WrongError(Exception):
-    """Something differs from what it is held against."""
 
 
 class Subject:

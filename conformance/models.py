@@ -1,12 +1,12 @@
 """The random models of llama.cpp's own test, made fit to be looked at: with a vocabulary, and with weights that matter."""
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType
 
+from conformance.programs import Programs
 from pipeline.gguf_file.metadata import MetadataEntry, metadata_entry
 from pipeline.gguf_file.reader import FLOAT_TYPES, GGUFModel, open_gguf
 from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
@@ -21,13 +21,14 @@ ATTENTION_GAIN = 3.0
 SEED = 1
 
 
-def make_models(program: Path, folder: Path) -> list[Path]:
-    """Write every model that `test-llama-archs` makes into `folder`, those of an earlier run kept; their paths, sorted."""
+def make_models(programs: Programs, folder: Path) -> list[Path]:
+    """Every model that `test-llama-archs` makes, in a folder in `folder`, those of an earlier run kept; paths, sorted."""
+    folder = folder / "models"
     done = folder / "complete"
     if not done.exists():
         raw = folder / "raw"
         raw.mkdir(parents=True, exist_ok=True)
-        subprocess.run([program, "-s", str(SEED), "-o", raw], check=True, capture_output=True)
+        programs.run("test-llama-archs", "-s", SEED, "-o", raw)
         for path in sorted(raw.glob("*.gguf")):
             write_usable(open_gguf(path), folder / path.name)
             path.unlink()

@@ -1,14 +1,16 @@
-"""What is compared once rather than for each architecture: vocabularies and split files."""
+"""What is compared once rather than for each architecture: vocabularies, split files, and the converter."""
 
 import ctypes
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import llama_cpp
 import numpy as np
 
-from conformance.build import fetch_sources
-from conformance.checks import Outcome, WrongError
+from conformance.build import build_programs, fetch_sources
+from conformance.models import make_models
+from conformance.outcome import Outcome, WrongError
 from conformance.programs import ProgramError, Programs
 from native.errors import NativeError
 from native.library import initialise
@@ -21,18 +23,7 @@ from pipeline.operation.plan import Plan
 SEPARATOR = "\n__ggml_vocab_test__\n"  # between the texts of llama.cpp's *.gguf.inp
 
 
-def check_others(programs: Programs, folder: Path) -> dict[str, Outcome]:
-    """The outcome of each comparison by its name."""
-    outcomes = {}
-    for name, check in (("vocabularies", _vocabularies), ("split files", _split_files)):
-        try:
-            outcomes[name] = Outcome("works", check(programs, folder))
-        except (WrongError, ProgramError, NativeError, SurgeryError) as error:
-            outcomes[name] = Outcome("wrong", str(error))
-    return outcomes
-
-
-def _vocabularies(programs: Programs, folder: Path) -> str:
+def _vocabularies(folder: Path) -> str:
     """Every text that llama.cpp's sources hold with its token ids gives these ids."""
     vocabularies = sorted((fetch_sources(folder) / "models").glob("ggml-vocab-*.gguf.inp"))
     count = 0
@@ -62,9 +53,10 @@ def _compare_tokens(model: Model, text: str, ids: list[int]) -> None:
         raise WrongError(f"{Path(model.path).name}: {text!r} gives {found}, not {ids}")
 
 
-def _split_files(programs: Programs, folder: Path) -> str:
+def _split_files(folder: Path) -> str:
     """A model in parts, split by llama-gguf-split, gives what the whole one gives."""
-    whole = folder / "models" / "llama-dense.gguf"
+    programs = Programs(build_programs(folder))
+    whole = next(path for path in make_models(programs, folder) if path.stem == "llama-dense")
     with tempfile.TemporaryDirectory() as scratch:
         prefix = Path(scratch) / "split"
         programs.run("llama-gguf-split", "--split", "--split-max-tensors", 6, whole, prefix)
@@ -73,7 +65,31 @@ def _split_files(programs: Programs, folder: Path) -> str:
         for source, output in zip((whole, parts[0]), outputs, strict=True):
             operate(open_gguf(source), output, Plan(threshold=0.5), threads=1)
         one, other = map(open_gguf, outputs)
-        for tensor in one.tensors:
+        for key in one.metadata.keys() | other.metadata.keys():
+            if not key.startswith("surgery.source") and one.get(key) != other.get(key):
+                raise WrongError(f"{key} differs when the model is in {len(parts)} parts")
+        for tensor in one.tensors.keys() | other.tensors.keys():
             if not np.array_equal(one.read_raw(tensor), other.read_raw(tensor)):
                 raise WrongError(f"{tensor} differs when the model is in {len(parts)} parts")
     return f"a model in {len(parts)} parts"
+
+
+def _converter(folder: Path) -> str:
+    from conformance.converter import check_converter  # torch and transformers, seconds
+
+    return check_converter(fetch_sources(folder))
+
+
+OTHERS: dict[str, Callable[[Path], str]] = {
+    "vocabularies": _vocabularies,
+    "split files": _split_files,
+    "converter": _converter,
+}
+
+
+def check_other(name: str, folder: Path) -> Outcome:
+    """The outcome of one of OTHERS, with the programs and models that `folder` holds."""
+    try:
+        return Outcome("works", OTHERS[name](folder))
+    except (WrongError, ProgramError, NativeError, SurgeryError) as error:
+        return Outcome("wrong", str(error))

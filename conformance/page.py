@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
-from conformance.checks import CHECKS, CHUNKS, EXACT, MOVED, N_CTX, RANK, Outcome
-from conformance.known import reason_for
+from conformance.checks import CHECKS, CHUNKS, EXACT, MOVED, N_CTX, RANK
+from conformance.known import MEANT, reason_for
+from conformance.outcome import Outcome
 
 INTRODUCTION = f"""# Architectures
 
@@ -34,6 +35,19 @@ of an earlier layer, k that is v at once, an output in two matrices) all output 
 `inputs`, but the error is still weighed by what it was measured to cost. Where q and k are normalised, an error counts
 as a share of what it is an error of; that the norm removes what points along the vector itself is left out.
 """
+OTHERS = """
+## Beside architectures
+
+| | | |
+|---|---|---|
+"""
+CONVERTER = """
+The converter makes of each checkpoint the tensors and keys that llama.cpp's `convert_hf_to_gguf.py` makes, bytes, types
+and shapes, but for what is meant; anything else makes the command fail, as does a line here that is no longer so.
+
+| key or tensor | checkpoints | Surgery | llama.cpp's | why |
+|---|---|---|---|---|
+"""
 
 
 def write_page(path: Path, results: Mapping[str, Mapping[str, Outcome]], others: Mapping[str, Outcome]) -> None:
@@ -58,5 +72,9 @@ def write_page(path: Path, results: Mapping[str, Mapping[str, Outcome]], others:
     if reasons:
         text += "\n" + "".join(f"[{number}] {reason}\n\n" for number, reason in enumerate(reasons, 1))
     text += NOTES
-    text += "".join(f"\n{name.capitalize()}: {outcome.state}, {outcome.detail}." for name, outcome in others.items())
-    path.write_text(text.rstrip() + "\n")
+    text += OTHERS + "".join(f"| {name} | {outcome.state} | {outcome.detail} |\n" for name, outcome in others.items())
+    text += CONVERTER + "".join(
+        f"| `{meant.what}` | {meant.checkpoints} | {meant.ours} | {meant.theirs} | {meant.reason} |\n"
+        for meant in MEANT
+    )
+    path.write_text(text)

@@ -55,7 +55,7 @@ def hyperparameters(config: Config, family: Family, rope: Rope) -> Iterator[Meta
     if config.get("head_dim"):
         yield integer(attention.KEY_LENGTH, config.head_dim)
         yield integer(attention.VALUE_LENGTH, config.head_dim)
-    if arch == "llama":
+    if family.permuted:  # as llama.cpp's converter has it for all that it treats as Llama
         yield integer(llm.VOCAB_SIZE, config.integer("vocab_size"))
         yield integer(Keys.Rope.DIMENSION_COUNT, config.head_dim)
     for name, key in family.scales.items():

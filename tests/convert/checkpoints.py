@@ -10,6 +10,9 @@ import transformers
 from native.model import ContextOptions, load_model, open_context
 from tests.convert.tokenizers import save_byte_level, save_sentence_piece, sentence_piece_as_json
 
+transformers.utils.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+
 SIZES: dict[str, Any] = {
     "vocab_size": 512,
     "hidden_size": 64,
@@ -64,13 +67,15 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"initializer_range": 0.03, "head_dim": 16, "tie_word_embeddings": True},
         "sentencepiece",
     ),
-    "smollm3": ("SmolLM3", {"num_hidden_layers": 5, "pad_token_id": None, "bos_token_id": 0, "eos_token_id": 1}, "llama-bpe"),
+    "smollm3": ("SmolLM3", {"num_hidden_layers": 5, "pad_token_id": None}, "llama-bpe"),
     "ernie": ("Ernie4_5", {"head_dim": 16}, "sentencepiece"),
     "hunyuan": (
         "HunYuanDenseV1",
         {
             "rope_parameters": {"rope_type": "dynamic", "alpha": 100.0, "factor": 1.0, "rope_theta": 10000.0},
             "head_dim": 16,
+            "max_position_embeddings": 32768,
+            "eod_token_id": 1,
         },
         "llama-bpe",
     ),
@@ -135,7 +140,8 @@ def make_checkpoint(folder: Path, name: str, dtype: torch.dtype = torch.float32,
     """Save the checkpoint `name` of CHECKPOINTS to `folder`; norms are random, too, as those of a trained model are."""
     family, changes, tokenizer = CHECKPOINTS[name]
     config_class = getattr(transformers, f"{family}TextConfig" if family == "Gemma3" else f"{family}Config")
-    config = config_class(**SIZES | changes)
+    bos = 1 if tokenizer.startswith("sentencepiece") else 0
+    config = config_class(**SIZES | {"bos_token_id": bos, "eos_token_id": bos + 1} | changes)
     torch.manual_seed(0)
     model = getattr(transformers, f"{family}ForCausalLM")(config)
     with torch.no_grad():

@@ -5,15 +5,11 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import transformers
 
 from pipeline.convert.checkpoint import open_checkpoint
 from pipeline.convert.write import write_model
 from tests.convert.checkpoints import make_checkpoint
 from tests.convert.real_model import save_real_tokenizer
-
-transformers.utils.logging.set_verbosity_error()
-transformers.utils.logging.disable_progress_bar()
 
 MakeFolder = Callable[[str], Path]
 
