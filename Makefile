@@ -21,6 +21,9 @@ PROMPT ?= What is machine learning?
 MAX_TOKENS ?= 256
 THREADS ?= 0
 SECONDS ?= 300
+VALID ?= wikitext2/valid.txt
+TEST ?= wikitext2/test.txt
+PLAYS ?= shakespeare.txt
 ONLY ?=
 OUT ?= $(patsubst %.gguf,%,$(notdir $(MODEL)))-$(METHOD)$(if $(GROUP_LAYERS),-$(subst :,-,$(subst /,+,$(GROUP_LAYERS))))-$(TARGETS)-$(THRESHOLD)-$(MEAN)$(if $(filter-out weights,$(METRIC)),-$(METRIC))$(if $(QUANT),-$(QUANT)).gguf
 
@@ -47,7 +50,7 @@ $(error $(firstword $(UNKNOWN)): no such setting$(shell $(PYTHON) -c '$(NEAREST)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: install install-hub install-hf install-report gguf run eval compare latent inspect test test-kernels lint fuzz bench conformance package watch clean help
+.PHONY: install install-hub install-hf install-report gguf run eval compare latent inspect test test-kernels lint fuzz bench numbers conformance package watch clean help
 .DELETE_ON_ERROR:
 
 $(VENV)/bin/python:
@@ -121,6 +124,9 @@ fuzz: $(VENV)/installed-dev ## read mutated files for SECONDS; exceptions that a
 
 bench: $(VENV)/installed-dev ## measure speed, as ratios against named alternatives
 	$(VENV)/bin/python -m benchmarks
+
+numbers: $(VENV)/installed-dev ## every table and picture of README and docs again, and what changed; VALID, TEST and PLAYS are texts
+	$(VENV)/bin/python -m studies --valid "$(VALID)" --test "$(TEST)" --plays "$(PLAYS)" --threads "$(THREADS)"
 
 conformance: $(VENV)/installed-conformance ## build llama.cpp's own programs and compare with them; ONLY=qwen3*, or converter
 	$(VENV)/bin/python -m conformance $(if $(ONLY),--only "$(ONLY)",--page docs/architectures.md)

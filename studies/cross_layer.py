@@ -2,7 +2,7 @@
 
     python -m studies.cross_layer --calibrate valid.txt --evaluate test.txt
 
-Measures studies/cross_layer.yaml and writes docs/cross-layer.json and docs/cross-layer.svg.
+Measures studies/cross_layer.yaml and writes docs/cross-layer.json, docs/cross-layer.svg and the table in docs/findings.md.
 """
 
 from pathlib import Path
@@ -13,18 +13,19 @@ import numpy as np
 
 from pipeline.compare.found import CellResult, StudyResult
 from pipeline.evaluation.statistics import interval
-from studies.measured import cell_of, loss, measured, study_options
+from studies.documents import document, markdown
+from studies.measured import Study, cell_of, loss, measured, study_options
 from studies.pictures import drawn
 
 BUDGETS = {0.4167: "tab:blue", 0.5556: "tab:green", 0.7639: "tab:orange", 0.9462: "tab:red"}
 
 
-@click.command()
+@click.command(cls=Study)
 @study_options
 def main(docs: Path, **options: Any) -> None:
     """Measure what sharing between layers loses at equal stored numbers, and draw it."""
     results = measured("cross-layer", docs=docs, **options)
-    print_table(results)
+    document(docs / "findings.md", "cross-layer", table(results))
     draw(results, docs / "cross-layer.svg")
 
 
@@ -36,15 +37,24 @@ def beside_shared_kv(results: StudyResult, cell: CellResult) -> tuple[float, flo
     return mean / other.kld_mean, low / other.kld_mean, high / other.kld_mean
 
 
-def print_table(results: StudyResult) -> None:
-    """The cells as a Markdown table, with half of their 95 % intervals."""
-    click.echo("| metric | budget | components shared by | stored | KL | beside shared-kv |\n|---|---|---|---|---|---|")
+def table(results: StudyResult) -> str:
+    """The cells with half of their 95 % intervals over chunks, the last column's paired by chunk."""
+    rows = []
     for cell in results.cells:
         mean, low, high = beside_shared_kv(results, cell)
         beside = "" if cell.method == "shared-kv" else f"{mean:+.1%} ({low:+.1%} to {high:+.1%})"
-        name = f"k+v, {cell.group_layers} layers" if cell.group_layers else cell.method
         stored = f"{cell.factors / cell.dense:.2%}" if cell.factors and cell.dense else ""
-        click.echo(f"| {cell.metric} | {cell.budget} | {name} | {stored} | {loss(cell)} | {beside} |")
+        rows.append([str(cell.metric), str(cell.budget), sharing(cell), stored, loss(cell), beside])
+    return markdown(["metric", "budget", "what shares one basis", "stored", "KL divergence", "beside shared-kv"], rows)
+
+
+def sharing(cell: CellResult) -> str:
+    """What shares components, in words."""
+    if cell.group_layers is None:
+        return {"shared-kv": "k+v of a layer (`shared-kv`)", "separate": "nothing (`separate`)"}[cell.method]
+    words = {"0/1-5": "five neighbours, layer 0 alone", "0,15": "five alike, compared at a sixth of the full rank"}
+    listed = next((name for start, name in words.items() if cell.group_layers.startswith(start)), None)
+    return listed or f"`{cell.group_layers}`"
 
 
 def draw(results: StudyResult, path: Path) -> None:

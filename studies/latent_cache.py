@@ -3,7 +3,7 @@
     python -m studies.latent_cache --calibrate valid.txt --evaluate test.txt
 
 Measures studies/latent_cache.yaml, then how fast a half cache runs behind a filled one, and writes
-docs/latent-cache.json and docs/latent-cache.svg.
+docs/latent-cache.json, docs/latent-cache.svg and the tables in docs/latent.md.
 """
 
 import json
@@ -15,7 +15,7 @@ import click
 
 from native.model import ContextOptions
 from pipeline.calibration.obtain import obtain_calibration
-from pipeline.compare.found import CellResult, StudyResult
+from pipeline.compare.found import BaseResult, CellResult, StudyResult
 from pipeline.evaluation.speed import Speed, speeds_at_depths
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.inputs.models import EMBEDDED_NAME, open_model
@@ -23,7 +23,8 @@ from pipeline.json_text import plain
 from pipeline.latent.convert import convert_to_latent
 from pipeline.latent.plan import LatentPlan
 from pipeline.quantization import quantize
-from studies.measured import bars, cell_of, loss, measured, study_options
+from studies.documents import document, markdown
+from studies.measured import Study, bars, cell_of, loss, measured, study_options
 from studies.pictures import divergence_axis, drawn
 
 SIZES = (256, 224, 192, 160)
@@ -32,7 +33,7 @@ DEPTHS = (0, 4096, 16384)
 CONTEXTS = (4096, 32768)
 
 
-@click.command()
+@click.command(cls=Study)
 @study_options
 @click.option(
     "--speed/--no-speed", "with_speed", default=True, show_default=True, help="Also measure speed, at the end."
@@ -40,11 +41,11 @@ CONTEXTS = (4096, 32768)
 def main(docs: Path, with_speed: bool, calibration: str, threads: int, **options: Any) -> None:
     """Measure what latent and quantised caches lose and save, and draw it."""
     results = measured("latent-cache", docs=docs, calibration=calibration, threads=threads, **options)
-    print_table(results)
+    document(docs / "latent.md", "latent-cache", table(results))
     draw(results, docs / "latent-cache.svg")
     if with_speed:
         speeds = half_cache_speeds(calibration, threads)
-        print_speeds(speeds)
+        document(docs / "latent.md", "latent-speed", speed_table(speeds))
         path = docs / "latent-cache.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"speed": plain(speeds)}, indent=1) + "\n")
 
@@ -61,27 +62,38 @@ def half_cache_speeds(calibration: str, threads: int) -> dict[str, list[Speed]]:
     return dict(zip(("source F16", "latent 192 F16"), found, strict=True))
 
 
-def cache_bytes(study: dict[str, Any], cell: CellResult) -> float:
+def cache_bytes(study: dict[str, Any], cell: CellResult | BaseResult) -> float:
     """What llama.cpp allocates for a token."""
     return (cell.kv_cache_bytes or 0) / float(study["n_ctx"])
 
 
-def print_table(results: StudyResult) -> None:
-    """The cells as a Markdown table, with half of their 95 % intervals."""
-    contexts = " | ".join(f"KV MiB at {n}" for n in CONTEXTS)
-    click.echo(f"| model | {contexts} | KL | perplexity |\n|---|" + "---|" * (len(CONTEXTS) + 2))
-    for cell in results.cells:
-        sizes = " | ".join(f"{cache_bytes(results.study, cell) * n / 2**20:.1f}" for n in CONTEXTS)
-        click.echo(f"| {cell.label} | {sizes} | {loss(cell)} | {cell.ppl:.2f} |")
+def table(results: StudyResult) -> str:
+    """The cells with half of their 95 % intervals over chunks."""
+    rows = [
+        [
+            cell.label,
+            *(f"{cache_bytes(results.study, cell) * n / 2**20:.1f}" for n in CONTEXTS),
+            f"{cache_bytes(results.study, cell) / cache_bytes(results.study, results.base):.0%}",
+            loss(cell),
+            f"{cell.ppl:.2f}",
+            f"{cell.same_top:.1%}",
+            f"{(cell.file_bytes or 0) / 1e6:.1f}",
+        ]
+        for cell in results.cells
+    ]  # fmt: skip
+    sizes = [f"cache at {n:,} tokens, MiB" for n in CONTEXTS]
+    return markdown(["model", *sizes, "share", "KL divergence", "perplexity", "same top token", "file, MB"], rows)
 
 
-def print_speeds(speeds: dict[str, list[Speed]]) -> None:
-    click.echo("\n| model | " + " | ".join(f"prompt, generation at {depth}" for depth in DEPTHS) + " |")
-    click.echo("|---|" + "---|" * len(DEPTHS))
+def speed_table(speeds: dict[str, list[Speed]]) -> str:
+    """Medians of tokens a second, and between which quartiles they lie."""
+    rows = []
     for name, depths in speeds.items():
         rates = ((speed.prompt_speed, speed.generation_speed) for speed in depths)
-        cells = (", ".join(f"{r.median:.0f} ({r.low:.0f} to {r.high:.0f})" for r in pair) for pair in rates)
-        click.echo(f"| {name} | " + " | ".join(cells) + " |")
+        rows.append(
+            [name, *(", ".join(f"{r.median:.0f} ({r.low:.0f} to {r.high:.0f})" for r in pair) for pair in rates)]
+        )
+    return markdown(["model", *(f"prompt, generation at depth {depth:,}" for depth in DEPTHS)], rows)
 
 
 def draw(results: StudyResult, path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from native.errors import NativeError
 from pipeline.cli.calibrate import calibration_for_metric
 from pipeline.cli.study_display import StudyDisplay
 from pipeline.compare.found import CellResult, StudyResult
@@ -14,9 +15,21 @@ from pipeline.compare.results import ledger_results
 from pipeline.compare.run import run_study
 from pipeline.compare.study import StudySettings, open_study
 from pipeline.errors import SurgeryError
+from pipeline.evaluation.scores import Scores
 from pipeline.inputs.models import EMBEDDED_NAME, open_model
 from pipeline.inputs.texts import EVALUATION_TEXT, read_text
 from pipeline.json_text import as_json, json_text
+from studies.documents import watched
+
+
+class Study(click.Command):
+    """A command of which what goes wrong is one line."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (SurgeryError, NativeError) as error:
+            raise click.ClickException(str(error)) from None
 
 
 def study_options(command: Any) -> Any:
@@ -35,20 +48,28 @@ def study_options(command: Any) -> Any:
     return command
 
 
-def measured(
-    name: str, *, calibration: str, texts: tuple[str, ...], chunks: int, threads: int, studies: Path, docs: Path
-) -> StudyResult:
+def measured(name: str, *, studies: Path, docs: Path, **options: Any) -> StudyResult:
     """The study `name`, whose plan lies beside this file; what is missing is measured, and docs/NAME.json written.
 
     Raises as `measured_plan` does.
     """
-    results = measured_plan(name, studies / name, calibration=calibration, texts=texts, chunks=chunks, threads=threads)
-    (docs / f"{name}.json").write_text(json_text(as_json(results), indent=1) + "\n")
+    results = measured_plan(name, studies / name, **options)
+    path = docs / f"{name}.json"
+    with watched(path):
+        path.write_text(json_text(as_json(results), indent=1) + "\n")
     return results
 
 
 def measured_plan(
-    name: str, folder: Path, *, calibration: str, texts: tuple[str, ...], chunks: int, threads: int, n_ctx: int = 512
+    name: str,
+    folder: Path,
+    *,
+    calibration: str,
+    texts: tuple[str, ...],
+    chunks: int,
+    threads: int,
+    n_ctx: int = 512,
+    answer_tokens: int = 0,
 ) -> StudyResult:
     """The plan called `name`, measured as far as it is missing in the study `folder`.
 
@@ -56,7 +77,9 @@ def measured_plan(
     """
     model = open_model(EMBEDDED_NAME)
     cells = grid_cells(load_grids(Path(__file__).with_name(f"{name.replace('-', '_')}.yaml")))
-    settings = StudySettings(tuple(map(read_text, texts)), chunks=chunks, n_ctx=n_ctx, threads=threads, answer_tokens=0)
+    settings = StudySettings(
+        tuple(map(read_text, texts)), chunks=chunks, n_ctx=n_ctx, threads=threads, answer_tokens=answer_tokens
+    )
     folder.parent.mkdir(exist_ok=True)
     calibrate = partial(calibration_for_metric, model, calibration, "attention", threads)
     with open_study(folder, model, settings, calibrate) as study, StudyDisplay() as display:
@@ -81,6 +104,6 @@ def bars(cells: list[CellResult]) -> tuple[list[float], list[list[float]]]:
     return means, [[cell.kld_mean - cell.kld_low for cell in cells], [cell.kld_high - cell.kld_mean for cell in cells]]
 
 
-def loss(cell: CellResult) -> str:
-    """Its KL divergence with half of the 95 % interval over chunks, for a table."""
-    return f"{cell.kld_mean:.4f} ± {(cell.kld_high - cell.kld_low) / 2:.4f}"
+def loss(scores: Scores) -> str:
+    """KL divergence with half of its 95 % interval over chunks, for a table."""
+    return f"{scores.kld_mean:.4f} ± {(scores.kld_high - scores.kld_low) / 2:.4f}"

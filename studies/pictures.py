@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from studies.documents import watched
+
 
 @contextmanager
 def drawn(path: Path) -> Iterator[Any]:
@@ -19,7 +21,8 @@ def drawn(path: Path) -> Iterator[Any]:
     axes.grid(alpha=0.3, which="both")
     yield axes
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, metadata={"Date": None})
+    with watched(path):
+        figure.savefig(path, metadata={"Date": None})
 
 
 def divergence_axis(axes: Any) -> None:

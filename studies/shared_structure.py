@@ -2,7 +2,8 @@
 
     python -m studies.shared_structure --calibrate valid.txt --evaluate test.txt
 
-Measures studies/shared_structure.yaml and writes docs/shared-structure.json and docs/shared-structure.svg.
+Measures studies/shared_structure.yaml and writes docs/shared-structure.json, docs/shared-structure.svg and the table in
+docs/findings.md.
 """
 
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 import click
 
 from pipeline.compare.found import CellResult, StudyResult
-from studies.measured import bars, cell_of, loss, measured, study_options
+from studies.documents import document, markdown
+from studies.measured import Study, bars, cell_of, loss, measured, study_options
 from studies.pictures import divergence_axis, drawn
 
 BUDGETS = (0.4167, 0.5556, 0.7639, 0.9462)
@@ -24,12 +26,12 @@ LINES = {
 }
 
 
-@click.command()
+@click.command(cls=Study)
 @study_options
 def main(docs: Path, **options: Any) -> None:
     """Measure what each method loses at equal stored numbers, and draw it."""
     results = measured("shared-structure", docs=docs, **options)
-    print_table(results)
+    document(docs / "findings.md", "shared-structure", table(results))
     draw(results, docs / "shared-structure.svg")
 
 
@@ -38,12 +40,12 @@ def line(results: StudyResult, name: str) -> list[CellResult]:
     return [cell_of(results, method=method, metric=metric, budget=budget) for budget in BUDGETS]
 
 
-def print_table(results: StudyResult) -> None:
-    """The cells as a Markdown table, with half of their 95 % intervals over chunks."""
-    click.echo("| share of stored numbers |" + "".join(f" {budget} |" for budget in BUDGETS))
-    click.echo("|---|" + "---|" * len(BUDGETS))
-    for name in LINES:
-        click.echo(f"| {name} |" + "".join(f" {loss(cell)} |" for cell in line(results, name)))
+def table(results: StudyResult) -> str:
+    """KL divergence with half of its 95 % interval over chunks; at the end the perplexity of the last of LINES."""
+    rows = [[name, *map(loss, line(results, name))] for name in LINES]
+    *_, last = LINES
+    rows.append([f"perplexity, {last}", *(f"{cell.ppl:.2f}" for cell in line(results, last))])
+    return markdown([f"budget (perplexity of the source: {results.base.ppl:.2f})", *map(str, BUDGETS)], rows)
 
 
 def draw(results: StudyResult, path: Path) -> None:

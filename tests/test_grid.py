@@ -57,7 +57,14 @@ def test_quantised_caches_alone() -> None:
 
 def test_the_plans_of_the_studies_are_grids() -> None:
     counts = {path.stem: len(grid_cells(load_grids(path))) for path in Path(studies.__file__).parent.glob("*.yaml")}
-    assert counts == {"shared_structure": 20, "cross_layer": 36, "latent_cache": 20, "calibration_texts": 2}
+    assert counts == {
+        "shared_structure": 20,
+        "cross_layer": 36,
+        "latent_cache": 20,
+        "calibration_texts": 2,
+        "front": 4,
+        "variations": 7,
+    }
 
 
 def test_an_empty_grid() -> None:
