@@ -93,8 +93,11 @@ def _checked(
             running[pool.submit(check_other, name, folder)] = name
         for path in paths:
             running[pool.submit(check_model, path, conformance_text(), programs)] = path.stem
-        for future in as_completed(running):
-            yield running[future], future.result()
+        try:
+            for future in as_completed(running):
+                yield running[future], future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)  # after Ctrl-C, only what runs is waited for
 
 
 def _unknown(results: dict[str, Outcomes]) -> Iterator[str]:

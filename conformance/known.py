@@ -97,6 +97,13 @@ MEANT = [
         "llama.cpp reads that key for Grok alone",
     ),
     Difference(
+        "ministral3-pictures", "mistral3.rope.scaling.attn_factor", "*", "absent", "mscale; there, it is taken to be 1"
+    ),
+    Difference(
+        "phi3", "phi3.context_length", "64", "128", "as far as the sliding window reaches, which llama.cpp does not compute"
+    ),
+    Difference("phi3", "tokenizer.ggml.token_type", "2: 3", "2: 4", "what ends a text is a control token in any case"),
+    Difference(
         "llama-mha-tied", "tokenizer.ggml.scores", "512 entries", "480 entries",
         "a token for each row of the embeddings, without which llama.cpp loads no file",
     ),

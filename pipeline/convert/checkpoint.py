@@ -87,7 +87,7 @@ def open_checkpoint(
     metadata = [
         *general_metadata(family, name, repository, kind, parameters),
         *hyperparameters(config, family, rope),
-        *_tokenizer(folder, config, pre),
+        *_tokenizer(folder, config, pre, name),
     ]
     return Checkpoint(
         (*paths, *(folder / name for name in SMALL_FILES if (folder / name).is_file())),
@@ -101,9 +101,9 @@ def open_checkpoint(
     )
 
 
-def _tokenizer(folder: Path, config: Config, pre: str | None) -> list[MetadataEntry]:
+def _tokenizer(folder: Path, config: Config, pre: str | None, name: str) -> list[MetadataEntry]:
     try:
-        return list(tokenizer_metadata(folder, config.integer("vocab_size"), pre, config.values))
+        return list(tokenizer_metadata(folder, config.integer("vocab_size"), pre, config.values, name))
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         # Four files of many versions by several programs: which of them is wrong is not known here.
         raise SurgeryError(

@@ -17,6 +17,9 @@ POST_NORMS = {
     "post_attention_norm": "post_attention_layernorm", "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }  # fmt: skip
+# Instead of those of q, k, v and gate: one matrix of rows of q, k and v, one of gate's rows and then up's.
+FUSED = {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
+APART = ("attn_q", "attn_k", "attn_v", "ffn_gate")
 # The names that Meta and Mistral give in their own files, whose q and k are in llama.cpp's order already.
 META_LAYER = {
     "attn_norm": "attention_norm", "attn_q": "attention.wq", "attn_k": "attention.wk", "attn_v": "attention.wv",
@@ -44,6 +47,8 @@ def names_of(family: Family, stored: Collection[str]) -> Names:
     layer = LAYER | POST_NORMS if family.post_norms else LAYER
     if not family.qk_norm:
         layer = {name: stored for name, stored in layer.items() if name not in ("attn_q_norm", "attn_k_norm")}
+    if family.fused:
+        layer = {name: stored for name, stored in layer.items() if name not in APART} | FUSED
     layer = layer | dict(family.layer_names)
     return Names("model.embed_tokens", "model.norm", "lm_head", "model.layers", layer, family.permuted)
 
@@ -64,11 +69,12 @@ def expected_tensors(config: Config, family: Family, names: Names) -> Iterator[E
     rows, kv_rows = config.heads * head, config.kv_heads * head
     shapes: dict[str, tuple[int, ...]] = {
         "attn_norm": (hidden,),
-        "attn_q": (rows, hidden), "attn_k": (kv_rows, hidden), "attn_v": (kv_rows, hidden),
+        "attn_qkv": (rows + 2 * kv_rows, hidden), "attn_q": (rows, hidden), "attn_k": (kv_rows, hidden), "attn_v": (kv_rows, hidden),
         "attn_q_norm": (head,), "attn_k_norm": (head,),
         "attn_output": (hidden, rows),
         "post_attention_norm": (hidden,), "ffn_norm": (hidden,),
-        "ffn_gate": (inner, hidden), "ffn_up": (inner, hidden), "ffn_down": (hidden, inner),
+        "ffn_gate": (inner, hidden), "ffn_up": (2 * inner if family.fused else inner, hidden),
+        "ffn_down": (hidden, inner),
         "post_ffw_norm": (hidden,),
     }  # fmt: skip
     biases = _biases(config, family)

@@ -21,10 +21,12 @@ class Family:
     `permuted`: llama.cpp rotates neighbouring pairs of q and k, where transformers rotates halves, so rows move.
     `norm_offset` is added to norm weights, which transformers stores less one. `sliding_pattern`: every so many
     layers one sees the whole context, the others a sliding window, unless the file says otherwise.
-    `qkv_bias`: q, k and v always have biases. `own_head`: there is a place for an output matrix that is not the
-    embeddings. `free_head_dim`: heads may be of another size than hidden_size / heads.
-    `layer_names` are transformers' names of a layer's parts where they are not Llama's, `scales` the numbers that go
-    into GGUF as they are, by GGUF's name. `no_rope_step`: every so many layers one has no RoPE.
+    `qkv_bias`: q, k and v always have biases. `fused`: q, k and v are one matrix, gate and up another. `own_head`: there
+    is a place for an output matrix that is not the embeddings. `free_head_dim`: heads may be of another size than
+    hidden_size / heads. `layer_names` are transformers' names of a layer's parts where they are not Llama's, `scales` the
+    numbers that go into GGUF as they are, by GGUF's name. `no_rope_step`: every so many layers one has no RoPE.
+    `partial_rotary`: it may be a part of each head that is rotated. `yarn_numbers`: llama.cpp reads all of YaRN's
+    numbers, and scales queries up beyond the original context.
     `hidden_over_heads`: for this number of layers llama.cpp scales queries by hidden_size / heads, not head_dim.
     """
 
@@ -40,6 +42,7 @@ class Family:
     activations: tuple[str, ...] = ("silu", "swish")
     sliding_pattern: int = 0
     qkv_bias: bool = False
+    fused: bool = False
     own_head: bool = True
     free_head_dim: bool = True
     rope_types: tuple[str, ...] = ROPE_TYPES
@@ -47,6 +50,8 @@ class Family:
     layer_names: Mapping[str, str] = field(default_factory=lambda: NOTHING)
     scales: Mapping[str, str] = field(default_factory=lambda: NOTHING)
     no_rope_step: int = 0
+    partial_rotary: bool = False
+    yarn_numbers: bool = False
 
 
 NO_BIAS: dict[str, tuple[Any, ...]] = {"attention_bias": (False,), "mlp_bias": (False,)}
@@ -69,11 +74,33 @@ LLAMA = Family(
     "llama", "llama", permuted=True, settings=words("attention_bias mlp_bias"),
     rope_types=(*ROPE_TYPES, "llama3"), defaults={"sliding_window": None},
 )  # fmt: skip
+MISTRAL = Family(
+    "llama", "mistral", permuted=True, fixed=NO_BIAS, rope_types=(*ROPE_TYPES, "llama3"),
+    defaults={"num_key_value_heads": 8, "sliding_window": 4096},
+)  # fmt: skip
+# Code beside the published checkpoints, which is what transformers' own class was made of.
+PHI3_CODE = tuple(
+    {"AutoConfig": "configuration_phi3.Phi3Config", "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"} | more
+    for more in ({}, {"AutoTokenizer": "Xenova/gpt-4o"})
+)
 FAMILIES = {
     "LlamaForCausalLM": LLAMA,
-    "MistralForCausalLM": Family(
-        "llama", "mistral", permuted=True, fixed=NO_BIAS, rope_types=(*ROPE_TYPES, "llama3"),
-        defaults={"num_key_value_heads": 8, "sliding_window": 4096},
+    "MistralForCausalLM": MISTRAL,
+    "Mistral3ForConditionalGeneration": replace(MISTRAL, architecture="mistral3"),  # its text part, where it is Mistral's
+    "Ministral3ForCausalLM": Family(
+        "mistral3", "ministral3", permuted=True, yarn_numbers=True, rope_types=("yarn",), fixed=NO_BIAS,
+        defaults={
+            "num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 1e-5, "max_position_embeddings": 262144,
+            "sliding_window": None,
+        },
+    ),
+    "Phi3ForCausalLM": Family(
+        "phi3", "phi3", fused=True, partial_rotary=True, free_head_dim=False, rope_types=("default",),
+        settings=words("partial_rotary_factor"),
+        fixed=NO_BIAS | {
+            "auto_map": PHI3_CODE, "lm_head_bias": (False,), "full_attn_mod": (1,), "interpolate_factor": (1,),
+        },
+        defaults={"rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "sliding_window": None},
     ),
     "Qwen2ForCausalLM": Family(
         "qwen2", "qwen2", qkv_bias=True, free_head_dim=False, settings=SLIDING, fixed=NO_BIAS,

@@ -6,7 +6,7 @@ from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFValueType, Keys, 
 
 from pipeline.convert.config import Config
 from pipeline.convert.families import Family
-from pipeline.convert.rope import Rope
+from pipeline.convert.rope import QUERY_GROWTH, Rope
 from pipeline.convert.window import context_length, sliding_layers
 from pipeline.gguf_file.metadata import MetadataEntry, metadata_entry
 
@@ -57,11 +57,16 @@ def hyperparameters(config: Config, family: Family, rope: Rope) -> Iterator[Meta
         yield integer(attention.VALUE_LENGTH, config.head_dim)
     if family.permuted:  # as llama.cpp's converter has it for all that it treats as Llama
         yield integer(llm.VOCAB_SIZE, config.integer("vocab_size"))
-        yield integer(Keys.Rope.DIMENSION_COUNT, config.head_dim)
+    if family.permuted or family.partial_rotary:
+        yield integer(Keys.Rope.DIMENSION_COUNT, rope.dimensions)
     for name, key in family.scales.items():
         yield _number(f"{arch}.{name}", config.number(key))
     if family.sliding_pattern:
         yield from _windows(config, family, rope)
+    if arch == "phi3":  # llama.cpp computes no window, and knows Phi-4 by one of 0
+        window = config.integer("sliding_window") if config.get("sliding_window") is not None else 0
+        yield integer(attention.SLIDING_WINDOW, window)
+        yield integer(Keys.Rope.SCALING_ORIG_CTX_LEN, rope.original_context)
     if rope.kind in ("linear", "yarn"):
         yield _string(Keys.Rope.SCALING_TYPE.format(arch=arch), rope.kind)
         yield number(Keys.Rope.SCALING_FACTOR, rope.factor)
@@ -69,6 +74,16 @@ def hyperparameters(config: Config, family: Family, rope: Rope) -> Iterator[Meta
         yield integer(Keys.Rope.SCALING_ORIG_CTX_LEN, rope.original_context)
         if rope.attention_factor != 1.0:
             yield number(Keys.Rope.SCALING_ATTN_FACTOR, rope.attention_factor)
+    if family.yarn_numbers:
+        for key, name in (
+            (Keys.Rope.SCALING_YARN_BETA_FAST, "beta_fast"),
+            (Keys.Rope.SCALING_YARN_BETA_SLOW, "beta_slow"),
+        ):
+            if rope.scaling.get(name) is not None:
+                yield number(key, rope.scaling.number(name))
+        if rope.log_multiplier:
+            yield number(Keys.Rope.SCALING_YARN_LOG_MUL, rope.log_multiplier)
+        yield number(attention.TEMPERATURE_SCALE, rope.scaling.number(QUERY_GROWTH))
 
 
 def _windows(config: Config, family: Family, rope: Rope) -> Iterator[MetadataEntry]:

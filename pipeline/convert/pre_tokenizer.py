@@ -67,4 +67,6 @@ def _step(step: dict[str, Any]) -> tuple[str, str]:
             return ("digits", "")
         case {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}:
             return ("split", pattern)
+        case {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Removed", "invert": True}:
+            return ("split", pattern)  # what matches is kept, and of a text everything matches
     return ("unknown", str(step.get("type")))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.convert.config import Config, shown
-from pipeline.convert.families import Family
+from pipeline.convert.families import CONVERTER, Family
 from pipeline.errors import SurgeryError
 
 DEFAULT_BASE = 10000.0
@@ -25,7 +25,11 @@ KEYS = {
 }  # fmt: skip
 # Beside alpha, which is a factor of the base, and with it without effect in transformers.
 HUNYUAN_KEYS = {"alpha", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"}
-# What llama.cpp takes for granted in a model with YaRN.
+# For the families whose YaRN's numbers llama.cpp reads: by what queries grow with the logarithm of how often the original
+# context fits into their position, and what transformers takes from config.json itself.
+QUERY_GROWTH = "llama_4_scaling_beta"
+YARN_NUMBERS = {QUERY_GROWTH, "max_position_embeddings"}
+# What llama.cpp takes for granted in a model with YaRN of all others.
 FIXED = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
 
 
@@ -33,8 +37,9 @@ FIXED = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
 class Rope:
     """`base` is rope_theta, `local_base` that of sliding-window layers, if they have their own.
 
-    `factor` divides positions; `attention_factor` multiplies what llama.cpp scales attention by under YaRN, 1 as a rule;
-    `original_context` is in tokens, and `scaling` is config.json's own object.
+    `factor` divides positions; `attention_factor` multiplies what llama.cpp scales attention by under YaRN, 1 as a rule,
+    with `log_multiplier`, 0 for none, known to it; `original_context` is in tokens, `dimensions` are those of a head that
+    are rotated, and `scaling` is config.json's own object.
     """
 
     base: float
@@ -43,7 +48,9 @@ class Rope:
     scaling: Config
     factor: float
     attention_factor: float
+    log_multiplier: float
     original_context: int
+    dimensions: int
 
 
 def read_rope(config: Config, family: Family) -> Rope:
@@ -70,7 +77,7 @@ def read_rope(config: Config, family: Family) -> Rope:
     if kind not in family.rope_types:
         raise SurgeryError(
             f"{config.path}: RoPE scaling {kind} is not supported for {family.architecture}; supported are"
-            f" {', '.join(family.rope_types)}"
+            f" {', '.join(family.rope_types)}; {CONVERTER}"
         )
     base = scaling.number("rope_theta", config.number("rope_theta", DEFAULT_BASE))
     if family.architecture == "hunyuan-dense" and kind == "dynamic" and scaling.get("alpha"):
@@ -78,22 +85,40 @@ def read_rope(config: Config, family: Family) -> Rope:
         kind = "default"
     _check_keys(scaling, kind, family)
     factor = _factor(config, scaling, kind)
-    return Rope(
-        base, local, kind, scaling, factor, _attention_factor(scaling, kind, factor), _original(config, scaling)
-    )
+    both_scales = scaling.get("mscale") and scaling.get("mscale_all_dim")
+    multiplier = scaling.number("mscale_all_dim") if family.yarn_numbers and both_scales else 0.0
+    attention_factor = _attention_factor(scaling, kind, factor, multiplier)
+    dimensions = _dimensions(config, scaling) if family.partial_rotary else config.head_dim
+    original = _original(config, scaling)
+    return Rope(base, local, kind, scaling, factor, attention_factor, multiplier, original, dimensions)
+
+
+def _dimensions(config: Config, scaling: Config) -> int:
+    share = scaling.number("partial_rotary_factor", config.number("partial_rotary_factor", 1.0))
+    dimensions = int(config.head_dim * share)
+    if share > 1 or dimensions < 2 or dimensions % 2:
+        raise SurgeryError(
+            f"{config.path}: partial_rotary_factor is {share:g}, {dimensions} of a head's {config.head_dim} dimensions;"
+            " expected an even number of them"
+        )
+    return dimensions
 
 
 def _check_keys(scaling: Config, kind: str, family: Family) -> None:
     known = KEYS[kind] | {"rope_type", "type", "rope_theta"}
     if family.architecture == "hunyuan-dense":
         known |= HUNYUAN_KEYS
+    if family.yarn_numbers:
+        known |= YARN_NUMBERS
     for key, value in scaling.values.items():
         if value is None or key in known:
             continue
-        if key == "partial_rotary_factor" and value == 1:
+        if key == "partial_rotary_factor" and (value == 1 or family.partial_rotary):
             continue
         raise SurgeryError(f"{scaling.path}: RoPE scaling {kind} with {key} {shown(value)} is not supported")
     for key, computed in FIXED.items():
+        if family.yarn_numbers and key != "truncate":
+            continue
         if kind == "yarn" and scaling.get(key, computed) != computed:
             raise SurgeryError(
                 f"{scaling.path}: RoPE scaling yarn with {key} {shown(scaling.get(key))}; llama.cpp computes with {computed}"
@@ -114,9 +139,10 @@ def _factor(config: Config, scaling: Config, kind: str) -> float:
     return scaling.number("factor")
 
 
-def _attention_factor(scaling: Config, kind: str, factor: float) -> float:
-    """What llama.cpp's own factor under YaRN, 1 + 0.1 ln(factor), is multiplied by to give transformers'.
+def _attention_factor(scaling: Config, kind: str, factor: float, log_multiplier: float) -> float:
+    """What llama.cpp's own factor under YaRN is multiplied by to give transformers'.
 
+    Its own is 1 + 0.1 ln(factor), divided by 1 + 0.1 log_multiplier ln(factor).
     Formula: transformers, modeling_rope_utils.py, `_compute_yarn_parameters`.
     """
     if kind != "yarn":
@@ -133,7 +159,7 @@ def _attention_factor(scaling: Config, kind: str, factor: float) -> float:
         wanted = magnitude(scaling.number("mscale")) / magnitude(scaling.number("mscale_all_dim"))
     else:
         return 1.0
-    return wanted / magnitude(1.0)
+    return wanted * magnitude(log_multiplier) / magnitude(1.0)
 
 
 def _local_base(config: Config, both: dict[str, Any]) -> float | None:

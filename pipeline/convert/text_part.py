@@ -1,15 +1,22 @@
 """The text part of checkpoints that also see pictures: its config and its weights, under the names of the text-only class."""
 
-from pipeline.convert.config import Config, words
+from pipeline.convert.config import Config, shown, words
 from pipeline.convert.settings import HARMLESS
 from pipeline.convert.stored_tensor import StoredTensor
 from pipeline.errors import SurgeryError
 
-# architecture -> that of its text part
-TEXT_PARTS = {"Gemma3ForConditionalGeneration": "Gemma3ForCausalLM"}
+# architecture -> by model_type of its text part, that one's; the first is what is there when none is said
+TEXT_PARTS = {
+    "Gemma3ForConditionalGeneration": {"gemma3_text": "Gemma3ForCausalLM"},
+    "Mistral3ForConditionalGeneration": {
+        "mistral": "Mistral3ForConditionalGeneration",
+        "ministral3": "Ministral3ForCausalLM",
+    },
+}
 OUTER = words(
     "architectures model_type text_config vision_config mm_tokens_per_image boi_token_index eoi_token_index"
-    " image_token_index image_token_id"
+    " image_token_index image_token_id projector_hidden_act vision_feature_layer multimodal_projector_bias"
+    " spatial_merge_size"
 )
 SHARED = words("bos_token_id eos_token_id pad_token_id tie_word_embeddings quantization_config")
 PICTURES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
@@ -29,7 +36,13 @@ def text_config(config: Config) -> Config:
         if value is not None and key not in OUTER | SHARED | HARMLESS:
             raise SurgeryError(f"{config.path}: {key} is a setting that is not known for {name}")
     shared = {key: outer.values[key] for key in SHARED if key in outer.values}
-    return Config(config.path, {**shared, **outer.table("text_config"), "architectures": [TEXT_PARTS[name]]})
+    text, parts = outer.table("text_config"), TEXT_PARTS[name]
+    kind = text.get("model_type", next(iter(parts)))
+    if kind not in parts:
+        raise SurgeryError(
+            f"{config.path}: text_config's model_type is {shown(kind)}; supported for {name} are {', '.join(parts)}"
+        )
+    return Config(config.path, {**shared, **text, "architectures": [parts[kind]]})
 
 
 def text_weights(weights: dict[str, StoredTensor]) -> dict[str, StoredTensor]:

@@ -20,17 +20,18 @@ TEXT_TYPES = (TokenType.NORMAL, TokenType.BYTE)
 
 
 def tokenizer_metadata(
-    folder: Path, vocab_size: int, pre: str | None, config: Mapping[str, Any] | None = None
+    folder: Path, vocab_size: int, pre: str | None, config: Mapping[str, Any] | None = None, name: str = ""
 ) -> Iterator[MetadataEntry]:
     """The tokenizer in `folder`, its vocabulary filled up to `vocab_size` entries, the rows of the embeddings.
 
-    `pre` overrides what is found for `tokenizer.ggml.pre`; `config` is config.json's object. Raises SurgeryError when
-    there is no tokenizer, when llama.cpp would give other tokens, or when it has more tokens than `vocab_size`.
+    `pre` overrides what is found for `tokenizer.ggml.pre`; `config` is config.json's object, `name` what the model will
+    be called. Raises SurgeryError when there is no tokenizer, when llama.cpp would give other tokens, or when it has more
+    tokens than `vocab_size`.
     """
     files = read_tokenizer_files(folder, config or {})
     byte_level = is_byte_level(files)
     vocabulary = _vocabulary(files, byte_level)
-    add_added_tokens(vocabulary, files, vocab_size, byte_level=byte_level)
+    add_added_tokens(vocabulary, files, vocab_size, byte_level=byte_level, name=name)
     tokens = pad(vocabulary, vocab_size, files)
     texts = [token.text for token in tokens]
     yield metadata_entry(Keys.Tokenizer.MODEL, "gpt2" if byte_level else "llama", GGUFValueType.STRING)

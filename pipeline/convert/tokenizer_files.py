@@ -49,12 +49,15 @@ GENERATION_KEYS = words(
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token beside the model's own: its text, whether it is a control token, and what transformers does around it."""
+    """A token beside the model's own: its text, whether it is a control token, and what transformers does around it.
+
+    `strips` is lstrip, rstrip, single_word, nothing, or None in a file that says no such thing.
+    """
 
     number: int
     text: str
     special: bool
-    strips: str = ""
+    strips: str | None
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,9 @@ class TokenizerFiles:
         text = entry["content"]
         if type(number) is not int or number < 0 or not isinstance(text, str):
             raise SurgeryError(f"{self.folder / file}: the added token {shown(text)} has the id {shown(number)}")
-        strips = next((key for key in ("lstrip", "rstrip", "single_word") if entry.get(key)), "")
+        strips = next(
+            (key for key in ("lstrip", "rstrip", "single_word") if entry.get(key)), "" if len(entry) > 1 else None
+        )
         return AddedToken(number, text, bool(entry.get("special")) or text in special, strips)
 
 

@@ -1,5 +1,6 @@
 """Tiny random checkpoints of every family, made with transformers, and what llama.cpp and transformers make of them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 import transformers
 
 from native.model import ContextOptions, load_model, open_context
-from tests.convert.tokenizers import save_byte_level, save_sentence_piece, sentence_piece_as_json
+from tests.convert.tokenizers import PHI_3, save_byte_level, save_sentence_piece, sentence_piece_as_json
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -33,6 +34,7 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 32,
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 32}
+MINISTRAL3_ROPE = YARN | {"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.5}
 GEMMA: dict[str, Any] = {
     "initializer_range": 0.03,  # smaller: llama.cpp takes GELU from a table in half precision
     "head_dim": 16,
@@ -123,12 +125,59 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any], str]] = {
         "sentencepiece",
     ),
     "gemma3": ("Gemma3", GEMMA | {"num_hidden_layers": 7}, "sentencepiece"),
+    "gemma3-pictures": (  # as those of 4B and more: longer positions in the layers that see everything
+        "Gemma3",
+        GEMMA
+        | {
+            "num_hidden_layers": 7,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+        "sentencepiece",
+    ),
+    "ministral3": ("Ministral3", {"head_dim": 32, "rope_parameters": MINISTRAL3_ROPE}, "llama-bpe"),
+    "ministral3-pictures": (
+        "Ministral3",
+        {
+            "head_dim": 16,
+            "tie_word_embeddings": True,
+            "rope_parameters": MINISTRAL3_ROPE | {"beta_fast": 16.0, "beta_slow": 2.0, "mscale": 2.0, "mscale_all_dim": 0.5},
+        },
+        "llama-bpe",
+    ),
+    "mistral-pictures": ("Mistral", {"head_dim": 16, "sliding_window": None}, "llama-bpe"),
+    "phi3": ("Phi3", {"sliding_window": 64, "pad_token_id": None}, "sentencepiece-phi-3"),
+    "phi4": (
+        "Phi3",
+        {
+            "pad_token_id": None,
+            "tie_word_embeddings": True,
+            "num_key_value_heads": 1,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 250000.0, "partial_rotary_factor": 0.75},
+        },
+        "phi-4",
+    ),
+}  # fmt: skip
+# Those that are the text part of a model that sees pictures, too -> that model's class, and what its config says
+PICTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma3-pictures": (
+        "Gemma3",
+        {"mm_tokens_per_image": 4, "boi_token_index": 509, "eoi_token_index": 510, "image_token_id": 511},
+    ),
+    "ministral3-pictures": ("Mistral3", {"image_token_index": 511}),
+    "mistral-pictures": ("Mistral3", {"image_token_index": 511, "tie_word_embeddings": False}),
+}
+VISION = {
+    "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+    "patch_size": 14, "head_dim": 8,
 }  # fmt: skip
 
 
 def save_tokenizer(folder: Path, kind: str) -> None:
     if kind.startswith("sentencepiece"):
-        save_sentence_piece(folder)
+        save_sentence_piece(folder, PHI_3 if kind == "sentencepiece-phi-3" else {})
         if kind == "sentencepiece-json":
             sentence_piece_as_json(folder).save(str(folder / "tokenizer.json"))
             (folder / "tokenizer.model").unlink()
@@ -142,8 +191,14 @@ def make_checkpoint(folder: Path, name: str, dtype: torch.dtype = torch.float32,
     config_class = getattr(transformers, f"{family}TextConfig" if family == "Gemma3" else f"{family}Config")
     bos = 1 if tokenizer.startswith("sentencepiece") else 0
     config = config_class(**SIZES | {"bos_token_id": bos, "eos_token_id": bos + 1} | changes)
+    model_class = f"{family}ForCausalLM"
+    if name in PICTURES:
+        outer, settings = PICTURES[name]
+        config = getattr(transformers, f"{outer}Config")(text_config=config.to_dict(), vision_config=VISION)
+        config.update(settings)
+        model_class = f"{outer}ForConditionalGeneration"
     torch.manual_seed(0)
-    model = getattr(transformers, f"{family}ForCausalLM")(config)
+    model = getattr(transformers, model_class)(config)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if parameter.ndim == 1:
@@ -154,9 +209,12 @@ def make_checkpoint(folder: Path, name: str, dtype: torch.dtype = torch.float32,
 
 
 def reference_model(folder: Path) -> Any:
-    return transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True
-    ).eval()
+    [name] = json.loads((folder / "config.json").read_text())["architectures"]
+    return (
+        getattr(transformers, name)
+        .from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True)
+        .eval()
+    )
 
 
 def reference_logits(model: Any, ids: list[int]) -> np.ndarray:

@@ -22,7 +22,7 @@ from tests.commands import call
 from tests.convert.changes import change_config
 from tests.convert.checkpoints import llama_cpp_ids
 from tests.convert.conftest import MakeFolder
-from tests.convert.tokenizers import TRAINING_TEXT
+from tests.convert.tokenizers import PHI_3, TRAINING_TEXT, sentence_piece_as_json
 
 Copy = Callable[[str], Path]
 
@@ -160,6 +160,34 @@ def test_added_tokens_that_swallow_what_is_around_them_are_refused(way: str, cop
         open_checkpoint(folder)
     change_json(folder / "tokenizer_config.json", put("pad_token", "<|odd|>"))
     verified(open_checkpoint(folder))
+
+
+def test_phi_3s_tokens_take_spaces_as_llama_cpp_has_it_by_the_models_name(copy: Copy, tmp_path: Path) -> None:
+    folder = copy("phi3")
+    with pytest.raises(
+        SurgeryError, match=r"has rstrip; llama\.cpp leaves what is around .*, but in a model that is called phi-3"
+    ):
+        open_checkpoint(folder)
+    named = folder.rename(tmp_path / "My-Phi-3")
+    tokenizer = sentence_piece_as_json(named)
+    for number, entry in PHI_3.items():
+        text = entry["content"]
+        tokenizer.add_special_tokens([AddedToken(text, rstrip=entry["rstrip"], normalized=False)])
+        assert tokenizer.token_to_id(text) == number
+    tokenizer.save(str(named / "tokenizer.json"))
+    write_model(verified(open_checkpoint(named)), tmp_path / "out.gguf")
+    text = "<|user|>  a b<|end|>\n <|endoftext|> a</s> b"
+    assert llama_cpp_ids(tmp_path / "out.gguf", text)[1:] == tokenizer.encode(text, add_special_tokens=False).ids
+    change_json(named / "tokenizer_config.json", put("added_tokens_decoder.482.rstrip", False))
+    with pytest.raises(SurgeryError, match=r"<\|end\|>' has no rstrip; llama\.cpp takes the spaces behind one"):
+        open_checkpoint(named)
+
+
+def test_what_llama_cpp_wants_of_a_model_called_phi_3_is_told(copy: Copy, tmp_path: Path) -> None:
+    folder = copy("phi3").rename(tmp_path / "not-phi3")
+    change_json(folder / "tokenizer_config.json", lambda settings: settings["added_tokens_decoder"].pop("480"))
+    with pytest.raises(SurgeryError, match=r"no token <\|endoftext\|>, which llama\.cpp wants .* call the folder"):
+        open_checkpoint(folder)
 
 
 def test_two_tokens_of_one_text_are_refused(copy: Copy) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -21,23 +22,31 @@ NASTY_TEXT = (
     "🦙🚀 😶\u200d🌫️ e\u0301 a   b     c\t\td \n \n  \n~~~~'''''''```\"\"\"......!!!!!! <|special|>mid<|special|> </s>end   "
 )
 SPECIAL = "<|special|>"
+# Added tokens as Phi-3 has them: most swallow the spaces behind them, and the end of a text is no special token.
+PHI_3: dict[int, dict[str, Any]] = {
+    number: {"content": text, "special": text != "</s>", "lstrip": False, "rstrip": swallows, "normalized": False}
+    for number, text, swallows in (
+        (2, "</s>", True), (480, "<|endoftext|>", False), (481, "<|user|>", True), (482, "<|end|>", True)
+    )
+}  # fmt: skip
 
 
-def split_as(pattern: str) -> pre_tokenizers.PreTokenizer:
+def split_as(pattern: str, **how: Any) -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+            pre_tokenizers.Split(Regex(pattern), **{"behavior": "isolated"} | how),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
 
 
 def byte_level_tokenizer(kind: str) -> Tokenizer:
-    """A trained tokenizer that splits text as `kind` (llama-bpe, qwen2, smollm or gpt-2) does."""
+    """A trained tokenizer that splits text as `kind` (llama-bpe, phi-4, qwen2, smollm or gpt-2) does."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=kind == "llama-bpe"))
     plain = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.pre_tokenizer = {
         "llama-bpe": split_as(LLAMA3_PATTERN),
+        "phi-4": split_as(LLAMA3_PATTERN, behavior="removed", invert=True),
         "qwen2": split_as(QWEN2_PATTERN),
         "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), plain]),
         "gpt-2": plain,
@@ -61,7 +70,7 @@ def save_byte_level(folder: Path, kind: str) -> None:
     """tokenizer.json and tokenizer_config.json as the hub has them."""
     byte_level_tokenizer(kind).save(str(folder / "tokenizer.json"))
     settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
+        "tokenizer_class": "GPT2Tokenizer" if kind == "phi-4" else "PreTrainedTokenizerFast",
         "bos_token": "<|begin|>",
         "eos_token": "<|end|>",
         "chat_template": "{{ messages }}",
@@ -70,8 +79,8 @@ def save_byte_level(folder: Path, kind: str) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
-def save_sentence_piece(folder: Path) -> None:
-    """tokenizer.model, trained by SentencePiece as Llama 2's was, with its tokenizer_config.json."""
+def save_sentence_piece(folder: Path, added: dict[int, dict[str, Any]] | None = None) -> None:
+    """tokenizer.model, trained by SentencePiece as Llama 2's was, with its tokenizer_config.json and tokens `added` there."""
     sentencepiece.SentencePieceTrainer.Train(
         sentence_iterator=iter(TRAINING_TEXT),
         model_prefix=str(folder / "tokenizer"),
@@ -98,7 +107,7 @@ def save_sentence_piece(folder: Path) -> None:
         "eos_token": "</s>",
         "unk_token": "<unk>",
         "legacy": True,
-        "added_tokens_decoder": special,
+        "added_tokens_decoder": special | {str(number): entry for number, entry in (added or {}).items()},
         "chat_template": "{{ messages }}",
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
