@@ -40,6 +40,23 @@ def test_every_command_has_help(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("columns", [80, 60])
+def test_help_has_every_option_once_under_a_heading(command: str, columns: int) -> None:
+    made = cli.get_command(click.Context(cli), command)
+    assert made is not None
+    context = click.Context(made, info_name=command, terminal_width=columns)
+    text, _, example = made.get_help(context).partition("\n  Example:\n")
+    headings = re.findall(r"^(\S.*):$", text, re.MULTILINE)
+    listed = text.partition(f"{headings[0]}:\n")[2]
+    options = [param for param in made.get_params(context) if isinstance(param, click.Option)]
+    for option in options:
+        assert len(re.findall(rf"^  (?:-\w, )?{option.opts[-1]}\b(?!-)", listed, re.MULTILINE)) == 1
+    assert len(headings) >= 3 if len(options) > 8 else headings == ["Options"]
+    assert max(map(len, text.splitlines())) <= columns
+    assert example
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_example_can_be_typed(command: str) -> None:
     name, *arguments = shlex.split(EXAMPLES[command])
     assert name == command

@@ -13,6 +13,7 @@ from pipeline.calibration.self_text import is_self
 from pipeline.cli.options import force_option, json_option, model_argument, threads_option
 from pipeline.cli.output import ProgressReport, counted, duration, echo, print_json, warn
 from pipeline.cli.parameters import WholeNumber
+from pipeline.cli.sections import SectionedCommand
 from pipeline.errors import UsageError
 from pipeline.files.output_file import check_output
 from pipeline.gguf_file.reader import GGUFModel
@@ -22,7 +23,14 @@ from pipeline.observations.importance_matrix import write_importance_matrix
 from pipeline.observations.statistics_file import Calibration, copy_calibration
 
 
-@click.command("calibrate")
+@click.command(
+    "calibrate",
+    cls=SectionedCommand,
+    sections={
+        "What is read": "text chunks probes",
+        "What is written": "output imatrix_output show_text force",
+    },
+)
 @model_argument
 @click.option(
     "--text",

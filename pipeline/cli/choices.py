@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 else:  # generic from click 8.4 on
     ParamType = click.ParamType
 
+LONGEST_NAMES = 15  # columns: more stand in an option's help, and not beside it
+
 
 class NumberType(ParamType):
     """The numbers that a `Choice` allows."""
@@ -57,13 +59,17 @@ def plan_options(plan: type, *, but: tuple[str, ...] = ()) -> Callable[[Any], An
 def plan_option(plan: type, name: str) -> Callable[[Any], Any]:
     """The option for one choice of a plan."""
     choice, default = choices_of(plan)[name]
+    metavar, text = choice.metavar, choice.help
+    if len("|".join(choice.names)) > LONGEST_NAMES:
+        metavar = name.rpartition("_")[2].upper()
+        text += "" if all(known in text for known in choice.names) else f" One of {', '.join(choice.names)}."
     return click.option(
         f"--{name.replace('_', '-')}",
         default=default,
         show_default=default is not None,
         type=choice_type(choice),
-        metavar=choice.metavar,
-        help=spoken(choice.help),
+        metavar=metavar,
+        help=spoken(text),
     )
 
 

@@ -16,6 +16,7 @@ from pipeline.cli.options import calibration_option, force_option, json_option, 
 from pipeline.cli.output import counted, echo, warn
 from pipeline.cli.parameters import Choice, Number, WholeNumber
 from pipeline.cli.program import program
+from pipeline.cli.sections import SectionedCommand
 from pipeline.cli.study_display import StudyDisplay
 from pipeline.cli.study_table import show_estimate, show_study
 from pipeline.compare.cell import Cell
@@ -39,7 +40,19 @@ from pipeline.observations.statistics_file import Calibration
 from pipeline.quantization import quantized_types
 
 
-@click.command("compare")
+@click.command(
+    "compare",
+    cls=SectionedCommand,
+    sections={
+        "What is replaced": "methods targets layers group_layers",
+        "How much is kept": "thresholds ranks budgets caches means seeds",
+        "Calibration": "metrics calibration",
+        "Types": "quants imatrix cache_types",
+        "Grids by name": "preset plan_file save_plan",
+        "Measuring": "texts chunks ctx prompt answer_tokens stop_above precision",
+        "The study": "folder dry_run force_rerun status_of scheduler",
+    },
+)
 @click.argument("model", required=False)
 @click.option("-o", "--output", "folder", type=click.Path(path_type=Path), help="The folder of the study.")
 @grid_options

@@ -20,6 +20,7 @@ from pipeline.cli.options import (
 )
 from pipeline.cli.output import ProgressReport, counted, echo, perplexity_text, print_json, print_table, warn
 from pipeline.cli.parameters import WholeNumber
+from pipeline.cli.sections import SectionedCommand
 from pipeline.errors import SurgeryError
 from pipeline.evaluation.evaluate import SMALLEST_CONTEXT, Evaluation, TextEvaluation, evaluate
 from pipeline.evaluation.speed import Speed, speeds_at_depths
@@ -30,7 +31,14 @@ from pipeline.json_text import plain
 from pipeline.observations.contamination import contamination_warning
 
 
-@click.command("eval")
+@click.command(
+    "eval",
+    cls=SectionedCommand,
+    sections={
+        "What is measured": "base texts chunks ctx depths",
+        "How the model runs": "cache_type_k cache_type_v gpu_layers threads",
+    },
+)
 @model_argument
 @texts_option
 @click.option("--base", help="Compare with this model, its KV cache in F16: KL divergence from it, token by token.")

@@ -21,6 +21,7 @@ from pipeline.cli.options import (
 )
 from pipeline.cli.output import ProgressReport, echo, print_json
 from pipeline.cli.parameters import WholeNumber
+from pipeline.cli.sections import SectionedCommand
 from pipeline.errors import UsageError
 from pipeline.files.output_file import check_output
 from pipeline.gguf_file.reader import open_gguf
@@ -34,7 +35,15 @@ from pipeline.subspaces.outline import overlap_outline, spectrum_outline
 from pipeline.subspaces.similarity import SPECTRUM_THRESHOLDS, Lens, overlap, spectra
 
 
-@click.command("inspect")
+@click.command(
+    "inspect",
+    cls=SectionedCommand,
+    sections={
+        "What is shown": "with_spectrum with_overlap with_damage plots",
+        "Measuring damage": "threshold text chunks study",
+        "Calibration": "metric calibration",
+    },
+)
 @model_argument
 @click.option(
     "--spectrum", "with_spectrum", is_flag=True, help="Ranks that shares of the variance need, layer by layer."

@@ -20,6 +20,7 @@ from pipeline.cli.options import (
 )
 from pipeline.cli.output import ProgressReport, echo, print_json, print_table, warn
 from pipeline.cli.program import program
+from pipeline.cli.sections import SectionedCommand
 from pipeline.errors import UsageError
 from pipeline.files.output_file import check_output
 from pipeline.inputs.models import open_model
@@ -28,7 +29,15 @@ from pipeline.latent.kind import check_latent
 from pipeline.latent.plan import LatentPlan
 
 
-@click.command("latent")
+@click.command(
+    "latent",
+    cls=SectionedCommand,
+    sections={
+        "What is cached": "cache cache_bytes cache_type rotary",
+        "Calibration": "calibration",
+        "What is written": "output outtype force",
+    },
+)
 @model_argument
 @output_option
 @plan_options(LatentPlan)

@@ -20,6 +20,7 @@ from pipeline.cli.options import (
 from pipeline.cli.output import ProgressReport, echo, print_json, print_table, warn
 from pipeline.cli.program import program
 from pipeline.cli.quantize import print_quantization
+from pipeline.cli.sections import SectionedCommand
 from pipeline.errors import UsageError
 from pipeline.files.output_file import check_output
 from pipeline.inputs.models import gguf_name, is_checkpoint, open_source
@@ -31,7 +32,16 @@ from pipeline.operation.report import OperationReport
 from pipeline.quantization import known_type, quantized_types
 
 
-@click.command("operate")
+@click.command(
+    "operate",
+    cls=SectionedCommand,
+    sections={
+        "What is replaced": "method targets layers group_layers",
+        "How much is kept": "threshold rank budget mean seed",
+        "Calibration": "metric calibration",
+        "What is written": "output outtype quant pre force",
+    },
+)
 @model_argument
 @output_option
 @plan_options(Plan, but=("metric",))

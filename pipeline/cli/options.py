@@ -42,14 +42,15 @@ texts_option = click.option(
 
 def cache_type_options(command: Any) -> Any:
     """--cache-type-k and --cache-type-v. The names stand here too, so that --help need not load llama.cpp."""
-    names = Choice(["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl"], case_sensitive=False)
-    for side in "vk":
+    names = ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl"]
+    for side, known in (("v", ", one of the same."), ("k", f": {', '.join(names)}.")):
         command = click.option(
             f"--cache-type-{side}",
             default="f16",
-            type=names,
+            type=Choice(names, case_sensitive=False),
+            metavar="TYPE",
             show_default=True,
-            help=f"Type of the KV cache's {side.upper()}.",
+            help=f"Type of the KV cache's {side.upper()}{known}",
         )(command)
     return command
 

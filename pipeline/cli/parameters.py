@@ -12,19 +12,25 @@ LARGEST = 2**31 - 1  # llama.cpp counts in 32 bits
 
 
 class WholeNumber(click.IntRange):
-    """A whole number from `low` to `high`."""
+    """A whole number from `low` to `high`; help does not speak of LARGEST."""
+
+    name = "integer"
 
     def __init__(self, low: int, high: int = LARGEST) -> None:
-        super().__init__(low, high)
+        super().__init__(low, None if high == LARGEST else high)
+        self.high = high
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         return _expect(
-            f"a whole number from {self.min} to {self.max}", super().convert, lambda number: True, value, param, ctx
-        )
+            f"a whole number from {self.min} to {self.high}",
+            super().convert, lambda number: number <= self.high, value, param, ctx,
+        )  # fmt: skip
 
 
 class Number(click.FloatRange):
     """A finite number in click's range; `expected` says which, for the message."""
+
+    name = "float"
 
     def __init__(self, expected: str, low: float, high: float | None = None, *, above: bool = False) -> None:
         super().__init__(low, high, min_open=above)

@@ -12,6 +12,7 @@ from pipeline.cli.chat import chat_on_terminal
 from pipeline.cli.options import cache_type_options, gpu_layers_option, json_option, model_argument, threads_option
 from pipeline.cli.output import print_json
 from pipeline.cli.parameters import Number, WholeNumber
+from pipeline.cli.sections import SectionedCommand
 from pipeline.conversation import start_conversation
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.inputs.models import open_model
@@ -19,7 +20,15 @@ from pipeline.inputs.models import open_model
 LARGEST_SEED = 2**32 - 2  # llama.cpp takes the next one to mean any
 
 
-@click.command("run")
+@click.command(
+    "run",
+    cls=SectionedCommand,
+    sections={
+        "What is asked": "prompt system plain beside",
+        "Sampling": "temperature top_p seed max_tokens",
+        "How the model runs": "ctx cache_type_k cache_type_v gpu_layers threads",
+    },
+)
 @model_argument
 @click.argument("words", nargs=-1, metavar="[PROMPT]...")
 @click.option("--prompt", help="What to ask; without it, standard input, or a chat if that is a terminal.")
@@ -38,9 +47,12 @@ LARGEST_SEED = 2**32 - 2  # llama.cpp takes the next one to mean any
     default=0.95,
     show_default=True,
     type=Number("a share above 0 and at most 1, such as 0.95", 0, 1, above=True),
+    help="Choose among the likeliest tokens that have this share of the probability.",
 )
-@click.option("--seed", default=0, show_default=True, type=WholeNumber(0, LARGEST_SEED))
-@click.option("--max-tokens", default=256, show_default=True, type=WholeNumber(1), help="Tokens an answer may have.")
+@click.option(
+    "--seed", default=0, show_default=True, type=WholeNumber(0, LARGEST_SEED), help="Another seed, another answer."
+)
+@click.option("--max-tokens", default=256, show_default=True, type=WholeNumber(1), help="Tokens of an answer.")
 @click.option(
     "--ctx", default=0, type=WholeNumber(0), help="Context in tokens.  [default: the model's own, at most 4096]"
 )

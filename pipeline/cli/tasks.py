@@ -19,6 +19,7 @@ from pipeline.cli.options import (
 )
 from pipeline.cli.output import ProgressReport, echo, print_json, print_table, warn
 from pipeline.cli.parameters import Number, WholeNumber
+from pipeline.cli.sections import SectionedCommand
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.inputs.models import open_model
@@ -33,7 +34,15 @@ Suite = Callable[[GGUFModel, Session, ContextOptions, ProgressReport], list[Meas
 """Asks a model everything of one kind."""
 
 
-@click.command("tasks")
+@click.command(
+    "tasks",
+    cls=SectionedCommand,
+    sections={
+        "What is asked": "base tasks hellaswag winogrande multiple_choice limit num_fewshot include_path chat_template",
+        "Passkeys": "depths places needles repeats seed",
+        "How the model runs": "ctx cache_type_k cache_type_v gpu_layers threads",
+    },
+)
 @model_argument
 @click.option("--base", metavar="SOURCE", help="Ask this model the same items, and compare item by item.")
 @list_option(
