@@ -108,8 +108,8 @@ latent: $(VENV)/installed $(if $(HUB),$(BASE)) ## MODEL with a smaller KV cache:
 inspect: $(VENV)/installed $(if $(HUB),$(BASE)) ## what MODEL is made of, and the ranks that its attention needs
 	@$(SURGERY) inspect "$(BASE)" --spectrum
 
-test: $(VENV)/installed-dev ## run the tests
-	$(VENV)/bin/python -m pytest
+test: $(VENV)/installed-dev ## run the tests, some at a time
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile
 
 test-kernels: $(VENV)/installed-dev ## run the numerical tests under each kernel that the processor can do, and with one thread
 	$(VENV)/bin/python -m tests.kernels

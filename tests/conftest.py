@@ -1,9 +1,11 @@
+import os
 import shutil
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,15 @@ from pipeline.inputs.texts import read_text
 from tests.tiny_model import TinyModel, write_tiny_model
 
 UNWELCOME = ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "SURGERY_DEBUG", "MAKEFLAGS")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Of tests that run side by side, each process keeps to processors of its own: llama.cpp's threads wait by spinning."""
+    worker: dict[str, Any] | None = getattr(config, "workerinput", None)
+    if worker is not None and hasattr(os, "sched_setaffinity"):
+        number, workers = int(worker["workerid"].removeprefix("gw")), worker["workercount"]
+        processors = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, processors[number::workers] or processors)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
