@@ -14,7 +14,7 @@ CHOICE = "choice"  # the key of a field's metadata
 class Choice:
     """What the value of a field can be, and what is said about it.
 
-    kind: int, float or str; a whole number is a float as well
+    kind: int, float, str or bool; a whole number is a float as well
     help: for the command line, without the default
     expected: what a value should be, for messages
     low, high: bounds of numbers; with `above` it must be above `low`
@@ -36,7 +36,9 @@ class Choice:
         if self.kind is str:
             named = not self.names or value in self.names
             return isinstance(value, str) and named and bool(re.fullmatch(self.pattern or ".*", value))
-        if isinstance(value, bool) or not isinstance(value, int if self.kind is int else int | float):
+        if self.kind is bool or isinstance(value, bool):
+            return self.kind is bool and isinstance(value, bool)
+        if not isinstance(value, int if self.kind is int else int | float):
             return False
         low = self.low is None or (value > self.low if self.above else value >= self.low)
         return low and (self.high is None or value <= self.high) and abs(value) != float("inf")

@@ -1,5 +1,6 @@
 """Results as JSON: made here and nowhere else, whatever command or report writes them, as every reader takes it."""
 
+import hashlib
 import json
 import math
 from dataclasses import fields, is_dataclass
@@ -31,3 +32,8 @@ def plain(value: Any) -> Any:
 def json_text(value: Any, indent: int | None = None) -> str:
     """`value` as JSON text, made `plain`."""
     return json.dumps(plain(value), indent=indent, allow_nan=False)
+
+
+def sha256_of(value: Any) -> str:
+    """SHA-256, in hex, of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

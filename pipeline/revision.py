@@ -33,6 +33,8 @@ ALGORITHMS: dict[str, tuple[str, ...]] = {
     "latent": ("pipeline/latent", "native/inputs.py", *DECOMPOSING),
     "quantising": ("pipeline/quantization.py", "pipeline/operation/patch.py", "native/quantize_file.py",
         "native/quantize_rows.py"),
+    "asking": ("native/likelihood.py", "native/completion.py"),
+    "tasks": ("pipeline/tasks",),
     "writing": ("native/writing.py",),
     "calibration": ("pipeline/calibration/calibrate.py", "pipeline/calibration/mixture.py",
         "pipeline/observations/moments.py",

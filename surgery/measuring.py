@@ -9,11 +9,12 @@ from native.generate import AnswerStatistics, SamplingOptions
 from native.model import ContextOptions
 from pipeline import conversation
 from pipeline.compare.found import StudyResult
-from pipeline.compare.grid import Grid, grid_cells, needed_metric
+from pipeline.compare.grid import Grid, grid_cells, grid_tasks, needed_metric
 from pipeline.compare.operations import kind_of
 from pipeline.compare.results import study_results
 from pipeline.compare.run import Watch, run_study
 from pipeline.compare.study import StudySettings, open_study
+from pipeline.compare.tasks import open_tasks
 from pipeline.errors import SurgeryError
 from pipeline.evaluation import evaluate as evaluation
 from pipeline.gguf_file.reader import GGUFModel
@@ -80,7 +81,8 @@ def compare(
     study of something else; SurgeryError when cells failed, once all others are measured.
     """
     source = open_model(model)
-    cells = grid_cells([grid] if isinstance(grid, Grid) else grid)
+    grids = [grid] if isinstance(grid, Grid) else grid
+    cells = grid_cells(grids)
     for plan in dict.fromkeys(cell.plan for cell in cells if cell.plan):
         kind_of(plan.method).check(source, plan)
     metric = needed_metric(cells)
@@ -91,7 +93,10 @@ def compare(
     settings = StudySettings(
         _texts(texts), chunks=chunks, n_ctx=n_ctx, threads=threads, prompt=prompt, answer_tokens=answer_tokens
     )
-    with open_study(Path(folder), source, settings, calibrate) as study:
+    with (
+        open_tasks(source, grid_tasks(grids), threads=threads) as tasks,
+        open_study(Path(folder), source, settings, calibrate, tasks) as study,
+    ):
         failures = run_study(study, cells, watch).failures
     if failures:
         raise SurgeryError(f"{len(failures)} of {len(cells)} cells failed; first {failures[0]}")

@@ -109,6 +109,7 @@ def made_up_cell(
         cell["interaction"] = {"ratio": 1.04, "low": 0.99, "high": 1.09, "verdict": "adds up"}
     cell["texts"] = [made_up_text(cell, "wikitext-2 test", 1.0)]
     cell["worst"] = "wikitext-2 test"
+    cell |= {"tasks": [], "passkeys": []}
     return cell
 
 
@@ -211,6 +212,8 @@ BASE: dict[str, Any] = dict.fromkeys(MEASURED) | {
     "threads": 2,
     "made_with": MADE_WITH,
     "texts": [],
+    "tasks": [],
+    "passkeys": [],
 }
 for only_of_cells in ("chunks", "worst", "over_quant", "interaction", "ranks"):
     del BASE[only_of_cells]

@@ -93,7 +93,7 @@ def test_a_study_that_has_only_begun() -> None:
     results = made_up_study(quants=("F16",))
     for cell in results["cells"]:
         unknown(cell, "pending")
-    results["base"] = dict.fromkeys(results["base"])
+    results["base"] = dict.fromkeys(results["base"]) | {"tasks": [], "passkeys": []}
     results["study"] |= dict.fromkeys(("chunks", "command", "machine", "seconds", "threads", "calibration"))
     assert answer(results).text[0] == "Nothing is measured yet, of 13 combinations."
     assert study_figures(results) == []

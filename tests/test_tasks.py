@@ -194,9 +194,9 @@ def test_what_was_answered_is_not_asked_again(tiny: Path) -> None:
     assert row["value"]["mean"] == pytest.approx(np.mean([item.right[0] for item in read_hellaswag(path, None).items]))
 
 
-def test_a_killed_run_goes_on_where_it_was(embedded: Path) -> None:
-    command = [sys.executable, "-c", "from pipeline.cli.main import main; main()", "tasks", str(embedded)]
-    command += ["--hellaswag", str(write_hellaswag(Path.cwd() / "file", 200)), "--threads", "1"]
+def test_a_killed_run_goes_on_where_it_was(tiny: Path) -> None:
+    command = [sys.executable, "-c", "from pipeline.cli.main import main; main()", "tasks", str(tiny)]
+    command += ["--hellaswag", str(write_hellaswag(Path.cwd() / "file", 1000)), "--limit", "1000", "--threads", "1"]
     file = Path(os.environ["SURGERY_CACHE"]) / "answers.sqlite"
 
     def answered() -> int:

@@ -1,6 +1,6 @@
 """Command line options made of what a plan declares, see `pipeline.choices`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -39,6 +39,8 @@ class NumberType(ParamType):
 
 def choice_type(choice: Choice) -> ParamType:
     """What click knows a choice as; other texts than names are the plan's to check."""
+    if choice.kind is bool:
+        return click.BOOL
     if choice.names:
         return parameters.Choice(choice.names)
     return click.STRING if choice.kind is str else NumberType(choice)
@@ -79,3 +81,12 @@ def metric_options(command: Any) -> Any:
         "Statistics that surgery calibrate wrote, or a text to calibrate on, for a metric other than weights."
     )
     return plan_option(Plan, "metric")(calibration(command))
+
+
+def given_choices(options: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Those of `names` that were given. Raises UsageError for a list that is empty."""
+    given = {name: options[name] for name in names if options[name] is not None}
+    for name, value in given.items():
+        if value == ():
+            raise UsageError(f"--{name.replace('_', '-')}: is empty; name something, or leave it out")
+    return given

@@ -10,7 +10,9 @@ from typing import Any
 
 import click
 
+from pipeline.choices import choices_of
 from pipeline.cli.calibrate import calibration_for_metric
+from pipeline.cli.choices import given_choices
 from pipeline.cli.grid_options import grid_options
 from pipeline.cli.options import calibration_option, force_option, json_option, texts_option, threads_option
 from pipeline.cli.output import counted, echo, warn
@@ -19,16 +21,18 @@ from pipeline.cli.program import program
 from pipeline.cli.sections import SectionedCommand
 from pipeline.cli.study_display import StudyDisplay
 from pipeline.cli.study_table import show_estimate, show_study
+from pipeline.cli.task_options import task_options
 from pipeline.compare.cell import Cell
 from pipeline.compare.cluster import ClusterRunner
 from pipeline.compare.estimate import estimate_study
-from pipeline.compare.grid import PRESETS, Grid, grid_cells, load_grids, save_grids
+from pipeline.compare.grid import PRESETS, Grid, grid_cells, grid_tasks, load_grids, save_grids
 from pipeline.compare.measuring import StopRule
 from pipeline.compare.operations import kind_of
 from pipeline.compare.results import ledger_results, study_results
 from pipeline.compare.run import run_here, run_study
 from pipeline.compare.source_subspaces import look_into_source
 from pipeline.compare.study import StudySettings, open_study
+from pipeline.compare.tasks import open_tasks
 from pipeline.decompose.methods import METHODS, METRICS
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.gguf_file.reader import GGUFModel
@@ -38,6 +42,7 @@ from pipeline.observations.contamination import SHARED_ENOUGH, shared_lines
 from pipeline.observations.importance_matrix import match_importance, read_importance_matrix
 from pipeline.observations.statistics_file import Calibration
 from pipeline.quantization import quantized_types
+from pipeline.tasks.choices import TaskChoices
 
 
 @click.command(
@@ -50,12 +55,14 @@ from pipeline.quantization import quantized_types
         "Types": "quants imatrix cache_types",
         "Grids by name": "preset plan_file save_plan",
         "Measuring": "texts chunks ctx prompt answer_tokens stop_above precision",
+        "What it can still do": " ".join(choices_of(TaskChoices)),
         "The study": "folder dry_run force_rerun status_of scheduler",
     },
 )
 @click.argument("model", required=False)
 @click.option("-o", "--output", "folder", type=click.Path(path_type=Path), help="The folder of the study.")
 @grid_options
+@task_options
 @click.option("--preset", type=Choice(list(PRESETS)), help="quick: a first look; original: the published cells.")
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="A grid in a file; options overrule it.")
 @click.option(
@@ -113,14 +120,20 @@ def command(model: str | None, folder: Path | None, status_of: Path | None, as_j
             warn(f"--imatrix {imatrix}: {match}")
     for plan in dict.fromkeys(cell.plan for cell in cells if cell.plan):
         kind_of(plan.method).check(source, plan)
+    choices = grid_tasks(grids)
     if options["dry_run"]:
-        show_estimate(estimate_study(source, cells, settings), len(cells), as_json)
+        with open_tasks(source, choices, threads=settings.threads, warn=warn) as tasks:
+            show_estimate(estimate_study(source, cells, settings, tasks), len(cells), as_json)
         return
     if folder is None:
         raise UsageError("-o: name a folder for the study")
     if any(cell.quant != "source" for cell in cells) and (types := quantized_types(source)):
         warn(f"{source.name} is quantised already ({', '.join(types)}); quantising it again adds loss to loss")
-    with open_study(folder, source, settings, partial(calibration_for, source, cells, settings, options)) as study:
+    calibrate = partial(calibration_for, source, cells, settings, options)
+    with (
+        open_tasks(source, choices, threads=settings.threads, warn=warn) as tasks,
+        open_study(folder, source, settings, calibrate, tasks) as study,
+    ):
         study.ledger.set_facts(
             {
                 "command": shlex.join(["surgery", *sys.argv[1:]]),
@@ -145,10 +158,7 @@ def chosen_grids(options: dict[str, Any]) -> list[Grid]:
     """The grids of a preset, a file or neither, with what the options say put in their place."""
     if options["preset"] and options["plan_file"]:
         raise UsageError("give one of --preset and --plan; options overrule either")
-    given = {field.name: options[field.name] for field in fields(Grid) if options[field.name] is not None}
-    for name, values in given.items():
-        if not values:
-            raise UsageError(f"--{name.replace('_', '-')}: is empty; the grid would have no cells")
+    given = given_choices(options, [field.name for field in fields(Grid)])
     grids = load_grids(options["plan_file"]) if options["plan_file"] else PRESETS[options["preset"] or "quick"]
     rules = {"thresholds", "ranks", "budgets"}
     if (idle := rules & given.keys()) and not any(method in METHODS for method in given.get("methods", METHODS)):

@@ -10,12 +10,12 @@ from pipeline.choices import CHOICE
 from pipeline.cli.choices import choice_type
 from pipeline.cli.options import list_option
 from pipeline.cli.wording import spoken
-from pipeline.compare.grid import HELP, Grid
+from pipeline.compare.grid import HELP, CellChoices
 
 
 def grid_options(command: Any) -> Any:
-    """An option for every field of `Grid`: a list, but for the layers."""
-    for field in reversed(fields(Grid)):
+    """An option for every choice of cells: a list, but for the layers."""
+    for field in reversed(fields(CellChoices)):
         command = _option(field)(command)
     return command
 

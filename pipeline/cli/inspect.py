@@ -21,16 +21,15 @@ from pipeline.cli.options import (
 )
 from pipeline.cli.output import ProgressReport, echo, print_json
 from pipeline.cli.parameters import WholeNumber
+from pipeline.cli.pictures import draw, planned_pictures
 from pipeline.cli.sections import SectionedCommand
 from pipeline.errors import UsageError
-from pipeline.files.output_file import check_output
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.inputs.models import resolve_model
 from pipeline.inputs.texts import EVALUATION_TEXT
 from pipeline.inspection import summarise
 from pipeline.layers import AttentionLayers
 from pipeline.operation.plan import DEFAULT_THRESHOLD, Plan
-from pipeline.report.charts import FORMATS, require_charts, write_chart
 from pipeline.subspaces.outline import overlap_outline, spectrum_outline
 from pipeline.subspaces.similarity import SPECTRUM_THRESHOLDS, Lens, overlap, spectra
 
@@ -115,7 +114,7 @@ def command(
             threads=threads, folder=study,
         )  # fmt: skip
     if plots:
-        draw(plots, summary, metric, force=force)
+        draw(charts_of(summary, metric), plots, force=force)
     if as_json:
         print_json(summary)
         return
@@ -153,17 +152,7 @@ def refuse_idle_options(looked_into: bool, with_damage: bool) -> None:
             raise UsageError(f"--{option}: is for --spectrum, --overlap and --damage; add one of them")
 
 
-def planned_pictures(folder: Path, names: list[str], *, force: bool) -> list[Path]:
-    """The files that `draw` will write. Raises before anything takes long if they cannot be written or drawn."""
-    require_charts()
-    folder.mkdir(parents=True, exist_ok=True)
-    pictures = [folder / f"{name}.{kind}" for name in names for kind in FORMATS]
-    for picture in pictures:
-        check_output(picture, force=force)
-    return pictures
-
-
-def draw(folder: Path, summary: dict[str, Any], metric: str, *, force: bool) -> None:
+def charts_of(summary: dict[str, Any], metric: str) -> dict[str, Any]:
     from pipeline.report.damage_chart import damage_chart
     from pipeline.report.subspace_charts import overlap_chart, spectrum_chart, within_chart
 
@@ -176,6 +165,4 @@ def draw(folder: Path, summary: dict[str, Any], metric: str, *, force: bool) -> 
         charts["overlap-layers"] = overlap_chart(outline["between"], metric)
     if "damage" in summary:
         charts["damage"] = damage_chart(summary["damage"], metric)
-    for name, chart in charts.items():
-        for kind in FORMATS:
-            write_chart(chart, folder / f"{name}.{kind}", force=force)
+    return charts

@@ -62,16 +62,31 @@ def print_json(value: dict[str, Any]) -> None:
     echo(json_text(value, indent=2))
 
 
-def print_table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A table on stdout, whole however narrow the terminal; the first column is left-aligned, the others right."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for number, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*(Text(visible(str(cell))) for cell in row))
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[Any]], *, dispensable: Sequence[int] = ()) -> None:
+    """A table on stdout, whole however narrow the terminal; the first column is left-aligned, the others right.
+
+    A terminal that is too narrow is spared the columns `dispensable`, one after the other, until it fits.
+    """
+    lines = [[visible(str(cell)) for cell in row] for row in rows]
     console = Console(highlight=False)
-    console.width = max(console.width, console.measure(table, options=console.options.update(width=10_000)).maximum)
+
+    def width(table: Table) -> int:
+        return console.measure(table, options=console.options.update(width=10_000)).maximum
+
+    shown, left_out = list(range(len(headings))), list(dispensable) if sys.stdout.isatty() else []
+    while width(table := _table(headings, lines, shown)) > console.width and left_out:
+        shown.remove(left_out.pop(0))
+    console.width = max(console.width, width(table))
     console.print(table)
+
+
+def _table(headings: Sequence[str], lines: Sequence[Sequence[str]], shown: Sequence[int]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number in shown:
+        table.add_column(headings[number], justify="right" if number else "left", no_wrap=True)
+    for line in lines:
+        table.add_row(*(Text(line[number]) for number in shown))
+    return table
 
 
 def warn(message: str) -> None:

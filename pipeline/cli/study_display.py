@@ -5,7 +5,7 @@ import time
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from pipeline.cli.output import SECONDS_BETWEEN_PLAIN_LINES, counted, echo
@@ -20,7 +20,7 @@ class StudyDisplay:
         self._cells_told = 0
         self._live: Live | None = None
         self._bar = Progress(
-            TextColumn("comparing"), BarColumn(), MofNCompleteColumn(), TextColumn("chunks"),
+            TextColumn("comparing"), BarColumn(), TextColumn("{task.description}"),
             TimeElapsedColumn(), TextColumn("so far,"), TimeRemainingColumn(), TextColumn("left"),
         )  # fmt: skip
 
@@ -39,10 +39,10 @@ class StudyDisplay:
 
     def _show(self, progress: StudyProgress) -> None:
         if self._live is None:
-            self._bar.add_task("", total=progress.chunks_total)
+            self._bar.add_task("", total=1.0)
             self._live = Live(console=Console(stderr=True), transient=True, refresh_per_second=4)
             self._live.start()
-        self._bar.update(self._bar.task_ids[0], completed=progress.chunks_done, total=progress.chunks_total)
+        self._bar.update(self._bar.task_ids[0], completed=progress.share, description=_counts(progress, "/"))
         lines = [f"  {_cells(progress)}", f"  now   {progress.doing}", f"  best  {_best(progress)}"]
         self._live.update(Group(self._bar, *(Text(line, no_wrap=True, overflow="ellipsis") for line in lines)))
 
@@ -51,10 +51,17 @@ class StudyDisplay:
         finished = progress.cells_done > self._cells_told
         if finished or now - self._last_line > SECONDS_BETWEEN_PLAIN_LINES:
             self._last_line, self._cells_told = now, progress.cells_done
-            rate = progress.chunks_done / (now - self._started)
-            left = f", {(progress.chunks_total - progress.chunks_done) / rate:,.0f} s left" if rate else ""
-            chunks = f"{progress.chunks_done} of {counted(progress.chunks_total, 'chunk')}"
-            echo(f"comparing: {_cells(progress)}, {chunks}{left}; {progress.doing}; best {_best(progress)}", err=True)
+            share = progress.share
+            left = f", {(1 - share) / share * (now - self._started):,.0f} s left" if share else ""
+            counts = _counts(progress, " of ")
+            echo(f"comparing: {_cells(progress)}, {counts}{left}; {progress.doing}; best {_best(progress)}", err=True)
+
+
+def _counts(progress: StudyProgress, of: str) -> str:
+    counts = [f"{progress.chunks_done}{of}{counted(progress.chunks_total, 'chunk')}"]
+    if progress.questions_total:
+        counts.append(f"{progress.questions_done}{of}{counted(progress.questions_total, 'question')}")
+    return ", ".join(counts)
 
 
 def _cells(progress: StudyProgress) -> str:

@@ -6,6 +6,7 @@ from math import isnan
 from pathlib import Path
 
 from pipeline.cli.output import counted, duration, echo, perplexity_text, print_json, print_table
+from pipeline.cli.task_tables import print_study_tasks
 from pipeline.cli.wording import spoken
 from pipeline.compare.estimate import StudyEstimate
 from pipeline.compare.found import CellResult, StudyResult
@@ -43,6 +44,7 @@ def show_study(results: StudyResult, as_json: bool) -> None:
         "status",
     )
     print_table(headings, [table_row(cell, texts) for cell in cells])
+    print_study_tasks(results)
     failures: defaultdict[str, list[str]] = defaultdict(list)
     for cell in cells:
         if cell.reason and cell.status == "failed":

@@ -1,11 +1,10 @@
 """One cell of a grid: an operation, a quantisation, a type of KV cache; and the key that its measurement has."""
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline.compare.operations import kind_of, read_operation, written_operation
+from pipeline.json_text import sha256_of
 from pipeline.protocol import Operation
 from pipeline.revision import revisions
 
@@ -93,11 +92,11 @@ def text_key(key: str, text_sha256: str) -> str:
     return sha256_of([key, text_sha256])
 
 
+def replies_key(key: str) -> str:
+    """The name of what is replied under `key` to the questions of tasks."""
+    return sha256_of([key, revisions("asking")])
+
+
 def effective_plan(plan: Operation | None) -> Operation | None:
     """What a cell does to the model, see `Operation.effective`; None if nothing."""
     return plan.effective() if plan else None
-
-
-def sha256_of(value: Any) -> str:
-    """SHA-256, in hex, of a JSON value, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

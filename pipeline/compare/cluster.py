@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from native.errors import NativeError
 from pipeline.compare.cell import Cell
-from pipeline.compare.measuring import CellChunk, CellFinished, CellJob, measure_cell
+from pipeline.compare.measuring import CellJob, CellProgress, measure_cell
 from pipeline.errors import SurgeryError, UsageError
 
 if TYPE_CHECKING:
@@ -55,6 +55,6 @@ class ClusterRunner:
             self.client.close()
 
 
-def measure_whole_cell(job: CellJob) -> list[CellChunk | CellFinished]:
+def measure_whole_cell(job: CellJob) -> list[CellProgress]:
     """What a worker does: all that is missing of a cell."""
     return list(measure_cell(job))

@@ -6,13 +6,13 @@ from typing import Any
 
 from pipeline.attention import find_attention
 from pipeline.calibration.cache import cache_folder
-from pipeline.compare.cell import sha256_of
 from pipeline.compare.damage import damage_cells, measured_damage, note_damage
 from pipeline.compare.ledger import FORMAT_VERSION
 from pipeline.compare.run import Watch, run_study
 from pipeline.compare.study import StudySettings, open_study
 from pipeline.errors import SurgeryError
 from pipeline.gguf_file.reader import GGUFModel
+from pipeline.json_text import sha256_of
 from pipeline.observations.statistics_file import Calibration
 
 

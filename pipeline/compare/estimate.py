@@ -13,6 +13,7 @@ from pipeline.compare.cell import AS_IT_IS, Cell, effective_plan
 from pipeline.compare.families import families
 from pipeline.compare.operations import kind_of
 from pipeline.compare.study import StudySettings
+from pipeline.compare.tasks import StudyTasks
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.inputs.texts import named
 from pipeline.quantization import quantized_bytes
@@ -29,15 +30,17 @@ class StudyEstimate:
     work_bytes: int
 
 
-def estimate_study(model: GGUFModel, cells: Sequence[Cell], settings: StudySettings) -> StudyEstimate:
-    """Measure one chunk, some tokens of an answer and one layer's decomposition, and reckon with them.
+def estimate_study(
+    model: GGUFModel, cells: Sequence[Cell], settings: StudySettings, tasks: StudyTasks | None = None
+) -> StudyEstimate:
+    """Measure one chunk, some tokens of an answer, one question and one layer's decomposition, and reckon with them.
 
     Calibrating and converting to latent attention are not in the estimate, and a metric is reckoned like none. Raises
     as `measure` and `operate` do.
     """
     chunk, token, logits_bytes = _decoding_seconds(model, settings)
     chunks = settings.chunks * len(settings.texts)
-    cell_seconds = chunks * chunk + settings.answer_tokens * token
+    cell_seconds = chunks * chunk + settings.answer_tokens * token + (tasks.seconds(token) if tasks else 0.0)
     operating = 0.0
     for _, family in families(cells):
         if plans := list(dict.fromkeys(plan for cell in family if (plan := effective_plan(cell.plan)))):

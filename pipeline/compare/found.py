@@ -6,6 +6,8 @@ from typing import Any
 from pipeline.evaluation.scores import Scores
 from pipeline.evaluation.statistics import Quartiles
 from pipeline.tabular import Tabular
+from pipeline.tasks.items import TaskResult
+from pipeline.tasks.passkey import PasskeyShare
 
 KLD = ("kld_mean", "kld_low", "kld_high")
 
@@ -88,7 +90,18 @@ class RunFacts:
 
 
 @dataclass(frozen=True)
-class CellResult(Scores, Sizes, RunFacts):
+class TasksFound:
+    """What a model can still do: each metric of the tasks that it was asked, and the passkeys that it found.
+
+    A cell's are held against the source's, over the same items; what was asked of other items is not among them.
+    """
+
+    tasks: tuple[TaskResult, ...]
+    passkeys: tuple[PasskeyShare, ...]
+
+
+@dataclass(frozen=True)
+class CellResult(Scores, Sizes, RunFacts, TasksFound):
     """One cell: what it is, how far it is measured, and what came out; NaN and None stand for what is not known.
 
     status: pending, running, done, stopped (early, for `reason`) or failed
@@ -128,7 +141,7 @@ class CellResult(Scores, Sizes, RunFacts):
 
 
 @dataclass(frozen=True)
-class BaseResult(Scores, Sizes, RunFacts):
+class BaseResult(Scores, Sizes, RunFacts, TasksFound):
     """The source itself: the perplexities are its own; there is nothing that it diverges from."""
 
     texts: tuple[TextScores, ...]
@@ -149,6 +162,12 @@ class StudyResult(Tabular):
         )
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row a cell: what it costs, and what it loses."""
+        """A row a cell: what it costs, what it loses, and what it can still do."""
         names = ("label", "status", "chunks", "file_bytes", "kv_cache_bytes", "ppl", *KLD, "same_top")
-        return [{name: getattr(cell, name) for name in names} for cell in self.cells]
+        asked = {f"{task.task} {task.metric}": None for task in self.base.tasks}
+        return [
+            {name: getattr(cell, name) for name in names}
+            | asked
+            | {f"{task.task} {task.metric}": task.value.mean for task in cell.tasks}
+            for cell in self.cells
+        ]

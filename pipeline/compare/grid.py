@@ -16,6 +16,7 @@ from pipeline.latent.plan import LatentPlan
 from pipeline.operation.plan import Plan
 from pipeline.protocol import Operation
 from pipeline.quantization import known_type
+from pipeline.tasks.choices import TaskChoices, chosen_tasks
 
 HELP = "help"  # the key of a field's metadata: for the command line, without the default
 
@@ -26,7 +27,7 @@ def _several(default: Any, plan: type, name: str, help: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Grid:
+class CellChoices:
     """Choices whose product is measured: every operation in every quantisation with every type of KV cache.
 
     Method `none` stands for no operation: alone, quantisations and types of the cache are all that is measured.
@@ -67,6 +68,11 @@ class Grid:
     cache_types: Sequence[str] = field(
         default=("f16",), metadata={CHOICE: Choice(str, "", names=CACHE_TYPES), HELP: ""}
     )
+
+
+@dataclass(frozen=True)
+class Grid(TaskChoices, CellChoices):
+    """Choices whose product is measured, see `CellChoices`, and the tasks that all cells of a study are asked."""
 
     def plans(self) -> list[Operation]:
         """The operations. Raises UsageError for a value that no plan can have."""
@@ -126,6 +132,18 @@ def grid_cells(grids: Iterable[Grid]) -> list[Cell]:
     return sorted(cells, key=lambda cell: cell.plan is not None)
 
 
+def grid_tasks(grids: Iterable[Grid]) -> TaskChoices:
+    """What the cells are asked, of all grids alike. Raises UsageError for grids that ask different things."""
+    asked = list(dict.fromkeys(tasks for grid in grids if (tasks := chosen_tasks(grid))))
+    if len(asked) > 1:
+        raise UsageError(
+            "`tasks`: the blocks of a grid ask different things, and a study asks all its cells the same; give each the"
+            " same, or one block alone",
+            argument="tasks",
+        )
+    return asked[0] if asked else TaskChoices()
+
+
 def needed_metric(cells: Iterable[Cell]) -> str:
     """What calibration statistics the cells need: the metric that asks most of them."""
     metrics = ["weights", *(cell.plan.metric for cell in cells if cell.plan)]
@@ -162,12 +180,13 @@ def load_grids(path: Path) -> list[Grid]:
 
 def _choices(path: Path, block: Mapping[str, Any]) -> dict[str, Any]:
     known = {field.name: field.metadata[CHOICE] for field in fields(Grid)}
+    single = {field.name for field in fields(Grid) if not isinstance(field.default, tuple)}
     found = {}
     for key, value in block.items():
         if key not in known:
             raise UsageError.of("plan_file", path, f"unknown key {key!r}; known are {', '.join(known)}")
-        values = value if isinstance(value, list) and key != "layers" else [value]
+        values = value if isinstance(value, list) and key not in single else [value]
         if not all(known[key].allows(item) for item in values):
             raise UsageError.of("plan_file", path, f"{key}: {value!r} is not what {key} can be")
-        found[key] = value if key == "layers" else tuple(values)
+        found[key] = value if key in single else tuple(values)
     return found

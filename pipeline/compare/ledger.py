@@ -15,9 +15,11 @@ import numpy as np
 from native.scoring import TokenScores
 from pipeline.compare.cell import Cell
 from pipeline.errors import SurgeryError, UsageError
+from pipeline.tasks.session import Answer, Reply
 
 LEDGER = "ledger.sqlite"
-FORMAT_VERSION = 2  # 1 knew one text, and had its numbers under the program's version alone
+FORMAT_VERSION = 3  # 1 knew one text, and had its numbers under the program's version alone
+WITHOUT_REPLIES = 2  # as 3, before cells were asked tasks
 APPLICATION_ID = 0x53524759  # SRGY: tells a ledger from another program's database
 SCHEMA = """
 CREATE TABLE study (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -26,6 +28,10 @@ CREATE TABLE operations (plan TEXT PRIMARY KEY, report TEXT NOT NULL) WITHOUT RO
 CREATE TABLE runs (key TEXT PRIMARY KEY, status TEXT NOT NULL, reason TEXT, facts TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE chunks (run TEXT NOT NULL, number INTEGER NOT NULL, seconds REAL NOT NULL,
     nll BLOB NOT NULL, kld BLOB NOT NULL, same_top BLOB NOT NULL, PRIMARY KEY (run, number)) WITHOUT ROWID;
+"""
+REPLIES = """
+CREATE TABLE replies (run TEXT NOT NULL, question BLOB NOT NULL, total REAL, greedy INTEGER, text TEXT,
+    PRIMARY KEY (run, question)) WITHOUT ROWID;
 """
 
 
@@ -86,7 +92,7 @@ class Ledger:
     def forget(self, keys: Sequence[str]) -> None:
         """Remove runs and their chunks, to be measured again."""
         with self._db:
-            for table, column in (("runs", "key"), ("chunks", "run")):
+            for table, column in (("runs", "key"), ("chunks", "run"), ("replies", "run")):
                 self._db.executemany(f"DELETE FROM {table} WHERE {column} = ?", [(key,) for key in keys])
 
     def add_chunk(self, key: str, number: int, scores: TokenScores, seconds: float) -> None:
@@ -111,6 +117,23 @@ class Ledger:
     def chunk_seconds(self, key: str) -> list[float]:
         rows = self._db.execute("SELECT seconds FROM chunks WHERE run = ? ORDER BY number", (key,))
         return [seconds for (seconds,) in rows]
+
+    def add_replies(self, key: str, replies: Mapping[bytes, Reply]) -> None:
+        """What a run replied, by the key of each question."""
+        rows = [
+            (key, question, reply.total, reply.greedy, None)
+            if isinstance(reply, Answer)
+            else (key, question, None, None, reply)
+            for question, reply in replies.items()
+        ]
+        with self._db:
+            self._db.executemany("INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?)", rows)
+
+    def replies(self, key: str) -> dict[bytes, Reply]:
+        rows = self._db.execute("SELECT question, total, greedy, text FROM replies WHERE run = ?", (key,))
+        return {
+            question: Answer(total, bool(greedy)) if text is None else text for question, total, greedy, text in rows
+        }
 
     def add_operation(self, plan: str, report: dict[str, Any]) -> None:
         with self._db:
@@ -139,7 +162,9 @@ def open_ledger(folder: Path, *, create: bool = False) -> Iterator[Ledger]:
         connection = sqlite3.connect(path, timeout=30)
         if create:
             _lay_out(connection)
-        _check_format(connection, path)
+        version = _check_format(connection, path)
+        if create and version == WITHOUT_REPLIES:
+            _lay_out_replies(connection)
         yield Ledger(connection)
     except sqlite3.OperationalError as error:  # locked, a full disk, a read-only folder
         raise SurgeryError(f"{path}: cannot be used: {error}") from None
@@ -168,12 +193,18 @@ def _lay_out(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         connection.executescript(
-            f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA application_id = {APPLICATION_ID};"
+            f"BEGIN IMMEDIATE; {SCHEMA} {REPLIES} PRAGMA application_id = {APPLICATION_ID};"
             f" PRAGMA user_version = {FORMAT_VERSION}; COMMIT;"
         )
 
 
-def _check_format(connection: sqlite3.Connection, path: Path) -> None:
+def _lay_out_replies(connection: sqlite3.Connection) -> None:
+    """Bring a file of the version before up to this one: it lacks a table, which nothing could be in."""
+    connection.executescript(f"BEGIN IMMEDIATE; {REPLIES} PRAGMA user_version = {FORMAT_VERSION}; COMMIT;")
+
+
+def _check_format(connection: sqlite3.Connection, path: Path) -> int:
+    """The version of the file's format: this one, or WITHOUT_REPLIES, which can be read all the same."""
     # The tables first: they come in one transaction with the two numbers, so that where they are seen, these are, too.
     if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         raise UsageError(f"{path}: is empty; make a study with surgery compare MODEL -o {path.parent}")
@@ -181,13 +212,14 @@ def _check_format(connection: sqlite3.Connection, path: Path) -> None:
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if application != APPLICATION_ID:
         raise SurgeryError(f"{path}: is another program's database; name another folder")
-    if version < FORMAT_VERSION:
+    if version < WITHOUT_REPLIES:
         raise SurgeryError(
             f"{path}: was made by an older version of surgery, which did not note what its numbers came from; it was left"
             " as it is: name another folder"
         )
     if version > FORMAT_VERSION:
         raise SurgeryError(f"{path}: was made by a newer version of surgery; update, or name another folder")
+    return int(version)
 
 
 def is_being_measured(folder: Path) -> bool:

@@ -20,6 +20,7 @@ from pipeline.evaluation.statistics import interval, mean_and_standard_error, re
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
 from pipeline.protocol import CellFile
 from pipeline.revision import made_with, revisions
+from pipeline.tasks.session import Question, Reply, Session
 
 FEWEST_FOR_PRECISION = 4  # chunks; of fewer, the standard error itself is hardly known
 
@@ -71,8 +72,8 @@ class CellJob:
     """All that measuring a cell takes, on this machine or another that sees the same files.
 
     `model` is the source, or its quantisation if the cell has one; `operated` holds the cell's operated tensors, if
-    any, and for latent attention the whole model; no answer is asked for where `answer_tokens` is 0; the cell's file is
-    made in the folder `scratch`.
+    any, and for latent attention the whole model; no answer is asked for where `answer_tokens` is 0; `questions` are
+    those of tasks that it has not answered; the cell's file is made in the folder `scratch`.
     """
 
     cell: Cell
@@ -84,6 +85,7 @@ class CellJob:
     rule: StopRule
     prompt: str
     answer_tokens: int
+    questions: tuple[Question, ...]
     scratch: Path
 
 
@@ -98,6 +100,13 @@ class CellChunk:
 
 
 @dataclass(frozen=True)
+class CellReplies:
+    """Replies to questions of tasks, by the questions' keys."""
+
+    replies: dict[bytes, Reply]
+
+
+@dataclass(frozen=True)
 class CellFinished:
     """Comes last: by a text's SHA-256 why it was stopped early, None if it was not; and what is known of the cell."""
 
@@ -105,7 +114,10 @@ class CellFinished:
     facts: dict[str, Any]
 
 
-def measure_cell(job: CellJob) -> Iterator[CellChunk | CellFinished]:
+CellProgress = CellChunk | CellReplies | CellFinished
+
+
+def measure_cell(job: CellJob) -> Iterator[CellProgress]:
     """Measure what is missing of a cell. Raises SurgeryError on NaN or infinity, NativeError when llama.cpp refuses."""
     with tempfile.TemporaryDirectory(prefix="cell-", dir=job.scratch) as folder:
         path = write_cell_file(job, Path(folder) / "cell.gguf")
@@ -135,6 +147,9 @@ def measure_cell(job: CellJob) -> Iterator[CellChunk | CellFinished]:
                     reasons[event.text] = job.rule.reason(divergences[event.text])
                     stop = reasons[event.text] is not None
                     yield CellChunk(text.sha256, event.number, scores, event.seconds[0])
+        if job.questions:
+            with Session(path, job.options) as session:
+                yield from map(CellReplies, session.keyed_replies(job.questions))
         yield CellFinished({text.sha256: reason for text, reason in zip(job.texts, reasons, strict=True)}, facts)
 
 

@@ -11,12 +11,24 @@ from native.scoring import TokenScores
 from pipeline.compare.cell import Cell, StudySubject, base_key, text_key
 from pipeline.compare.commands import cell_commands
 from pipeline.compare.damage import noted_damage
-from pipeline.compare.found import BaseResult, CellResult, GroupRank, RunFacts, Sizes, StudyResult, TextScores
+from pipeline.compare.found import (
+    BaseResult,
+    CellResult,
+    GroupRank,
+    RunFacts,
+    Sizes,
+    StudyResult,
+    TasksFound,
+    TextScores,
+)
 from pipeline.compare.ledger import Ledger, Run, is_being_measured, known_texts, open_ledger
 from pipeline.compare.paired import difference, first_difference, generation_speed, interaction, prompt_speed
+from pipeline.compare.tasks import measured_of
 from pipeline.errors import UsageError
 from pipeline.evaluation.scores import NOT_KNOWN, summarise
 from pipeline.evaluation.statistics import pareto_front
+from pipeline.tasks.items import task_results
+from pipeline.tasks.passkey import heat_map
 
 FRONTS = {"file": "file_bytes", "factored": "factored_bytes", "stored": "factors", "kv": "kv_cache_bytes"}
 """What a cell costs, by the name of the front: bytes of its file, bytes if the factors were stored, numbers stored for
@@ -93,6 +105,7 @@ class _Reader:
         self.base_key = base_key(StudySubject(**{name: facts[name] for name in StudySubject.__dataclass_fields__}))
         self.base_chunks = self._chunks(self.base_key)
         self.chunks = {cell: self._beside_base(self._chunks(key)) for cell, key in self.keys.items()}
+        self.base_measured = measured_of(ledger, self.base_key)
         self.base_answer = (ledger.run(self.base_key).facts or {}).get("answer")
 
     def _chunks(self, key: str) -> dict[str, list[TokenScores]]:
@@ -121,6 +134,7 @@ class _Reader:
             **_scores(chunks),
             **vars(_sizes(facts, None)),
             **vars(self._run_facts(self.base_key, facts)),
+            **vars(TasksFound(tuple(task_results(self.base_measured, None)), tuple(heat_map(self.base_measured)))),
             texts=self._text_scores(chunks),
         )
 
@@ -138,6 +152,7 @@ class _Reader:
             **_scores(chunks),
             **vars(_sizes(facts, operation)),
             **vars(self._run_facts(key, facts)),
+            **vars(self._tasks(key)),
             label=cell.label,
             status=status,
             reason=reason,
@@ -158,6 +173,12 @@ class _Reader:
             pareto=(),
             damage=cell in self.damage,
         )
+
+    def _tasks(self, key: str) -> TasksFound:
+        """What a cell was asked, as far as the source was asked the same, in the source's order."""
+        mine = {(m.task, m.metric, m.names): m for m in measured_of(self.ledger, key)}
+        shared = [m for base in self.base_measured if (m := mine.get((base.task, base.metric, base.names)))]
+        return TasksFound(tuple(task_results(shared, self.base_measured)), tuple(heat_map(shared)))
 
     def _status(self, run: Run, chunks: Mapping[str, Sequence[TokenScores]]) -> tuple[str, str | None]:
         """How far a cell is over all texts, and why it is failed, stopped, or not yet done."""

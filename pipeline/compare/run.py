@@ -10,29 +10,42 @@ import numpy as np
 
 from native.errors import NativeError
 from pipeline.compare.base import base_missing, record_base
-from pipeline.compare.cell import Cell, text_key
+from pipeline.compare.cell import Cell, replies_key, text_key
 from pipeline.compare.families import families, family_of
 from pipeline.compare.ledger import Run
-from pipeline.compare.measuring import CellChunk, CellFinished, CellJob, measure_cell
+from pipeline.compare.measuring import CellChunk, CellFinished, CellJob, CellProgress, CellReplies, measure_cell
 from pipeline.compare.study import Study
 from pipeline.errors import SurgeryError
 
 
 @dataclass
 class StudyProgress:
-    """Where a run is, in chunks and cells of this run. `best`: the least KL divergence of a surgery, and its cell."""
+    """Where a run is, in chunks, questions of tasks, and cells of this run.
+
+    best: the least KL divergence of a surgery, and its cell
+    question_chunks: for how many chunks' work a question stands
+    """
 
     chunks_total: int
     cells_total: int
+    questions_total: int = 0
     chunks_done: int = 0
+    questions_done: int = 0
     cells_done: int = 0
+    question_chunks: float = 0.0
     doing: str = ""
     best: tuple[float, str] | None = None
     failures: list[str] = field(default_factory=list)
 
+    @property
+    def share(self) -> float:
+        """How much of the work is done."""
+        total = self.chunks_total + self.questions_total * self.question_chunks
+        return (self.chunks_done + self.questions_done * self.question_chunks) / total if total else 1.0
+
 
 Watch = Callable[[StudyProgress], None]
-CellEvent = CellChunk | CellFinished | SurgeryError | NativeError
+CellEvent = CellProgress | SurgeryError | NativeError
 Runner = Callable[[Iterator[CellJob]], Iterator[tuple[Cell, CellEvent]]]
 """Measures jobs and hands back what happens, the events of several cells mixed or not; an error ends its cell alone."""
 
@@ -56,9 +69,14 @@ def run_study(study: Study, cells: Sequence[Cell], watch: Watch, runner: Runner 
     study.ledger.add_cells({cell: study.key(cell) for cell in cells})
     run = _StudyRun(study, study.unfinished(cells), watch)
     run.prepare()
+    if study.tasks:
+        for key in {study.key(cell) for cell in cells} - {study.key(cell) for cell in run.waiting}:
+            study.tasks.score(study.ledger, key)  # where only what replies come to is computed otherwise now
     for cell, event in runner(run.jobs()):
         if isinstance(event, CellChunk):
             run.add_chunk(cell, event)
+        elif isinstance(event, CellReplies):
+            run.add_replies(cell, event)
         elif isinstance(event, CellFinished):
             run.finish(cell, event)
         else:
@@ -73,16 +91,24 @@ class _StudyRun:
     def __init__(self, study: Study, waiting: Sequence[Cell], watch: Watch) -> None:
         self.study, self.waiting, self.watch = study, waiting, watch
         self.missing = {cell: study.missing_chunks(cell) for cell in waiting}
+        self.questions = {cell: len(study.questions(study.key(cell))) for cell in waiting}
         self.divergences = {
             cell: {text.sha256: list(study.divergences(cell, text)) for text in study.settings.texts}
             for cell in waiting
         }
         self.families_left = Counter(family_of(cell) for cell in waiting)
         base_chunks = sum(len(base_missing(study, text)) for text in study.settings.texts) if waiting else 0
-        self.progress = StudyProgress(base_chunks + sum(self.missing.values()), len(waiting))
+        self.progress = StudyProgress(
+            chunks_total=base_chunks + sum(self.missing.values()),
+            cells_total=len(waiting),
+            questions_total=len(study.questions(study.base_key)) + sum(self.questions.values()),
+            question_chunks=study.tasks.tokens_a_question() / study.settings.n_ctx if study.tasks else 0.0,
+        )
 
-    def tell(self, doing: str, chunks: int = 0) -> None:
-        self.progress.doing, self.progress.chunks_done = doing, self.progress.chunks_done + chunks
+    def tell(self, doing: str, chunks: int = 0, questions: int = 0) -> None:
+        self.progress.doing = doing
+        self.progress.chunks_done += chunks
+        self.progress.questions_done += questions
         self.watch(self.progress)
 
     def prepare(self) -> None:
@@ -94,6 +120,10 @@ class _StudyRun:
         if self.waiting:
             self.tell("the source")
             record_base(self.study, lambda: self.tell("the source", 1))
+        if self.study.tasks:
+            self.study.tasks.ask_source(
+                self.study.ledger, self.study.base_key, lambda count: self.tell("the source: tasks", questions=count)
+            )
 
     def jobs(self) -> Iterator[CellJob]:
         """The jobs of the cells, each family's operated tensors made when its first job is asked for."""
@@ -118,8 +148,19 @@ class _StudyRun:
         self.missing[cell] -= 1
         self.tell(f"{cell.label}: KL {self._divergence(cell):.4f}", 1)
 
+    def add_replies(self, cell: Cell, event: CellReplies) -> None:
+        self.study.ledger.add_replies(replies_key(self.study.key(cell)), event.replies)
+        self.questions[cell] -= len(event.replies)
+        self.tell(f"{cell.label}: tasks", questions=len(event.replies))
+
     def finish(self, cell: Cell, finished: CellFinished) -> None:
         key, ledger = self.study.key(cell), self.study.ledger
+        if self.study.tasks:
+            try:
+                self.study.tasks.score(ledger, key)
+            except SurgeryError as error:
+                self.fail(cell, error)
+                return
         for text, reason in finished.reasons.items():
             ledger.set_run(Run(text_key(key, text), "stopped" if reason else "done", reason))
         facts = (ledger.run(key).facts or {}) | finished.facts | {"operation": self.study.operation_key(cell)}
@@ -146,4 +187,4 @@ class _StudyRun:
         self.families_left[family] -= 1
         if not self.families_left[family]:
             self.study.remove_operated([other for other in self.waiting if family_of(other) == family])
-        self.tell(cell.label, self.missing[cell])
+        self.tell(cell.label, self.missing[cell], self.questions[cell])

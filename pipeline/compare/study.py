@@ -15,21 +15,24 @@ from pipeline.compare.cell import (
     StudySubject,
     base_key,
     effective_plan,
-    sha256_of,
+    replies_key,
     text_key,
 )
 from pipeline.compare.families import families
 from pipeline.compare.ledger import Ledger, Run, known_texts, make_folder, open_ledger, sole_writer
 from pipeline.compare.measuring import CellJob, JobText, StopRule, asked
 from pipeline.compare.operations import kind_of
+from pipeline.compare.tasks import StudyTasks
 from pipeline.errors import UsageError
 from pipeline.evaluation.evaluate import require_distinct
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.inputs.texts import Text
+from pipeline.json_text import sha256_of
 from pipeline.observations.statistics_file import Calibration, calibration_facts
 from pipeline.protocol import Operation
 from pipeline.quantization import quantize
 from pipeline.revision import revisions
+from pipeline.tasks.session import Question
 
 CELLS = "cells"  # the folder of the files that are being measured
 
@@ -52,10 +55,16 @@ class Study:
     """One model measured on some texts. Get it from `open_study`, which holds its lock."""
 
     def __init__(
-        self, folder: Path, model: GGUFModel, settings: StudySettings, calibration: Calibration | None, ledger: Ledger
+        self,
+        folder: Path,
+        model: GGUFModel,
+        settings: StudySettings,
+        calibration: Calibration | None,
+        ledger: Ledger,
+        tasks: StudyTasks | None = None,
     ) -> None:
         self.folder, self.model, self.settings, self.ledger = folder.resolve(), model, settings, ledger
-        self.calibration = calibration
+        self.calibration, self.tasks = calibration, tasks
         importance = settings.importance_matrix
         self.subject = StudySubject(
             model.sha256(),
@@ -100,9 +109,13 @@ class Study:
         waiting: dict[str, Cell] = {}
         for cell in cells:
             run = self.ledger.run(self.key(cell))
-            if run.status != "done" or self.missing_chunks(cell) or self.answer_tokens(run):
+            if run.status != "done" or self.missing_chunks(cell) or self.answer_tokens(run) or self.questions(run.key):
                 waiting.setdefault(run.key, cell)
         return [cell for _, family in families(list(waiting.values())) for cell in family]
+
+    def questions(self, key: str) -> tuple[Question, ...]:
+        """What of the study's tasks the run of this key has not answered."""
+        return tuple(self.tasks.missing(self.ledger, key)) if self.tasks else ()
 
     def answer_tokens(self, run: Run) -> int:
         """How many tokens of an answer a run is to give: 0 when it has answered this prompt with as many."""
@@ -154,7 +167,8 @@ class Study:
         """Forget what was measured of these cells on any text."""
         texts = known_texts(self.ledger.facts())
         keys = [self.key(cell) for cell in cells]
-        self.ledger.forget([*keys, *(text_key(key, sha256) for key in keys for sha256 in texts)])
+        on_texts = (text_key(key, sha256) for key in keys for sha256 in texts)
+        self.ledger.forget([*keys, *on_texts, *map(replies_key, keys)])
 
     def remove_operated(self, cells: Sequence[Cell]) -> None:
         """Remove what `operate` made; it takes seconds to make again, and much room."""
@@ -186,6 +200,7 @@ class Study:
             rule=settings.rule,
             prompt=settings.prompt,
             answer_tokens=self.answer_tokens(self.ledger.run(self.key(cell))),
+            questions=self.questions(self.key(cell)),
             scratch=self._folder(CELLS),
         )
 
@@ -196,6 +211,7 @@ def open_study(
     model: GGUFModel,
     settings: StudySettings,
     calibrate: Callable[[], Calibration | None] = lambda: None,
+    tasks: StudyTasks | None = None,
 ) -> Iterator[Study]:
     """Open the study in `folder`, or begin it, for this process alone; then `calibrate`, if its cells need that.
 
@@ -223,7 +239,7 @@ def open_study(
                 f"`n_ctx={settings.n_ctx}`: {folder} was measured with {known['n_ctx']}; name another folder"
             )
         calibration = calibrate()
-        study = Study(folder, model, settings, calibration, ledger)
+        study = Study(folder, model, settings, calibration, ledger, tasks)
         ledger.set_facts(
             {
                 "model": model.name,

@@ -19,6 +19,7 @@ from pipeline.report.figures import Figure
 from pipeline.report.numbers import duration, mebibytes, megabytes, percent, significant
 from pipeline.report.passages import passages
 from pipeline.report.tables import columns
+from pipeline.report.task_tables import task_tables
 
 
 def render_page(results: Results, answer: Answer, figures: Sequence[Figure]) -> str:
@@ -51,6 +52,7 @@ def render_page(results: Results, answer: Answer, figures: Sequence[Figure]) -> 
         script=_part("report.js"),
         study=results["study"],
         style=_part("report.css"),
+        tasks=task_tables(results),
         vega=vega_bundle(),
     )
 

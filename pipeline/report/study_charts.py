@@ -20,6 +20,7 @@ from pipeline.report.chart_rows import Row, ends, method_order, rank_rows, size_
 from pipeline.report.damage_chart import damage_figure
 from pipeline.report.figures import REFERENCE_COLOUR, Chart, Figure, Key, Panel, Selector, View
 from pipeline.report.loss_charts import VALUES, loss_figure
+from pipeline.report.passkey_chart import passkey_figure
 from pipeline.report.subspace_figures import subspace_figures
 
 SIZE_CAPTION = (
@@ -34,7 +35,7 @@ RANK_LABELS = [0, 0.25, 0.5, 0.75, 1]
 def study_figures(results: Results) -> list[Figure]:
     """Those that have anything to show."""
     grid = compared(results)
-    figures = [loss_figure(grid), size_figure(grid), ranks_figure(grid)]
+    figures = [loss_figure(grid), size_figure(grid), passkey_figure(grid), ranks_figure(grid)]
     figures += [*subspace_figures(results), damage_figure(results)]
     return [figure for figure in figures if figure.views]
 

@@ -17,6 +17,7 @@ from pipeline.report.numbers import (
     perplexity,
     significant,
 )
+from pipeline.report.task_tables import task_readers
 
 FRONTS = {size.front: size.label for size in SIZES}
 
@@ -94,12 +95,16 @@ COLUMNS = (
 
 
 def columns(results: Results) -> list[Column]:
-    """COLUMNS, and after the mean KL divergence one for each text if there are several."""
-    texts = results["study"]["texts"]
-    if len(texts) < 2:
-        return list(COLUMNS)
+    """COLUMNS, after the mean KL divergence one for each text if there are several, and one for each task's metric."""
+    texts = results["study"]["texts"] if len(results["study"]["texts"]) > 1 else []
     place = 1 + next(number for number, column in enumerate(COLUMNS) if column.heading == "95% interval")
-    return [*COLUMNS[:place], *(_on(text["name"]) for text in texts), *COLUMNS[place:]]
+    after = 1 + next(number for number, column in enumerate(COLUMNS) if column.heading == "same top token")
+    tasks = [_task(heading, read) for heading, read in task_readers(results)]
+    return [*COLUMNS[:place], *(_on(text["name"]) for text in texts), *COLUMNS[place:after], *tasks, *COLUMNS[after:]]
+
+
+def _task(heading: str, read: Callable[[Cell], float | None]) -> Column:
+    return Column(heading, "", lambda cell: NOTHING if (value := read(cell)) is None else f"{value:.4f}", read)
 
 
 def _on(text: str) -> Column:

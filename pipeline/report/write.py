@@ -14,6 +14,7 @@ from pipeline.report.figures import Figure
 from pipeline.report.page import render_page
 from pipeline.report.study_charts import study_figures
 from pipeline.report.tables import as_csv, as_markdown
+from pipeline.report.task_tables import tasks_as_csv
 from pipeline.visible import visible
 
 
@@ -51,6 +52,8 @@ def write_tables(results: Results, folder: Path) -> list[str]:
     grid = compared(results)
     as_json = json_text(results, indent=1) + "\n"
     tables = {"cells.csv": as_csv(grid), "cells.md": as_markdown(grid), "study.json": as_json}
+    if results["base"]["tasks"]:
+        tables["tasks.csv"] = tasks_as_csv(grid)
     return [_write(folder / name, text.encode()) for name, text in tables.items()]
 
 

@@ -3,8 +3,8 @@
 import difflib
 import logging
 import os
+import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,15 @@ os.environ.setdefault("TQDM_DISABLE", "1")  # both show bars of their own, for e
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 import lm_eval
+import numpy as np
 from datasets import config as datasets_config
+from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 from lm_eval.tasks import TaskManager
 
 from native.errors import NativeError
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.progress import Progress
+from pipeline.tasks.choices import TaskChoices
 from pipeline.tasks.harness import SurgeryLM
 from pipeline.tasks.items import Measured
 
@@ -25,53 +28,53 @@ OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "ge
 MOST_NAMES = 3
 
 
-@dataclass(frozen=True)
-class HarnessOptions:
-    """Which tasks, and how they are asked: `limit` items a task, examples before each, the model's chat template."""
+class HarnessTasks:
+    """Tasks of the harness, found and checked once for all models. Raises UsageError for a task that there is not."""
 
-    tasks: tuple[str, ...]
-    limit: int | None = None
-    num_fewshot: int | None = None
-    include_path: Path | None = None
-    chat_template: bool = False
-
-
-class Tasks:
-    """Tasks of the harness, found and loaded once for all models. Raises UsageError for a task that there is not."""
-
-    def __init__(self, options: HarnessOptions) -> None:
+    def __init__(self, tasks: Sequence[str], choices: TaskChoices) -> None:
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
-        self.options = options
-        self._manager = _manager(options)
-        for name, task in self._load().items():
-            _check(name, task, options.limit)
+        self.tasks, self.choices = tasks, choices
+        self._manager = _manager(tasks, choices.include_path)
+        for name, task in self._load()["tasks"].items():
+            _check(name, task, choices)
 
     def _load(self) -> dict[str, Any]:
+        """The tasks as `lm_eval.simple_evaluate` prepares them, which also looks about for Git, pip and graphics cards."""
+        random.seed(DEFAULT_RANDOM_SEED)
+        np.random.seed(DEFAULT_OTHER_SEED)
         try:
-            found: dict[str, Any] = self._manager.load([*self.options.tasks])["tasks"]
+            loaded: dict[str, Any] = self._manager.load([*self.tasks])
         except (SurgeryError, KeyboardInterrupt):
             raise
         except Exception as error:  # of the harness, of datasets, or of a task's own code
-            raise SurgeryError(_why_not_loaded(self.options.tasks, error)) from None
-        return found
+            raise SurgeryError(_why_not_loaded(self.tasks, error)) from None
+        wanted = self.choices.num_fewshot
+        for name, task in loaded["tasks"].items():
+            own = task.get_config("num_fewshot")
+            if own == 0 and wanted:
+                raise UsageError(
+                    f"`num_fewshot={wanted}`: {name} says that it has none, and the harness keeps to that; leave it out"
+                )
+            task.set_config(key="num_fewshot", value=(own or 0) if wanted is None else wanted)
+            task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+        return loaded
 
     def evaluate(self, model: SurgeryLM, progress: Progress) -> list[Measured]:
         """Ask `model` every item. Raises SurgeryError with the harness' reason, NativeError as a Session does."""
         model.progress = progress
+        loaded = self._load()  # anew: tasks keep what they were asked
         try:
-            results = lm_eval.simple_evaluate(
-                model=model,
-                tasks=[*self.options.tasks],
-                task_manager=self._manager,
-                limit=self.options.limit,
-                num_fewshot=self.options.num_fewshot,
-                apply_chat_template=self.options.chat_template,
+            results = lm_eval.evaluate(
+                lm=model,
+                task_dict=loaded,
+                limit=self.choices.limit,
+                apply_chat_template=self.choices.chat_template,
                 bootstrap_iters=0,
             )
         except (SurgeryError, NativeError):
             raise
         except Exception as error:
-            raise SurgeryError(f"`tasks={', '.join(self.options.tasks)}`: {_told(error)}") from None
+            raise SurgeryError(f"`tasks={', '.join(self.tasks)}`: {_told(error)}") from None
         return measured(results)
 
 
@@ -117,17 +120,17 @@ def _is_mean(values: Sequence[float], total: float) -> bool:
     return bool(values) and abs(sum(values) / len(values) - total) <= 1e-9 * max(1.0, abs(total))
 
 
-def _manager(options: HarnessOptions) -> TaskManager:
+def _manager(tasks: Sequence[str], include_path: str | None) -> TaskManager:
     """Finds tasks in the folder alone if all are there: the harness' own thousands take seconds to find."""
-    folder = options.include_path
+    folder = None if include_path is None else Path(include_path)
     if folder is not None and not folder.is_dir():
         raise UsageError(f"`include_path={folder}`: no such folder; name one with tasks as YAML files")
-    if folder is not None or all(Path(name).is_file() for name in options.tasks):
+    if folder is not None or all(Path(name).is_file() for name in tasks):
         manager = TaskManager(include_path=folder, include_defaults=False)
-        if all(name in manager.all_tasks or Path(name).is_file() for name in options.tasks):
+        if all(name in manager.all_tasks or Path(name).is_file() for name in tasks):
             return manager
     manager = TaskManager(include_path=folder)
-    for name in options.tasks:
+    for name in tasks:
         if name not in manager.all_tasks and not Path(name).is_file():
             near = difflib.get_close_matches(name, manager.all_tasks, MOST_NAMES, cutoff=0.5)
             hint = f"did you mean {', '.join(near)}?" if near else "lm_eval ls tasks lists all"
@@ -135,7 +138,7 @@ def _manager(options: HarnessOptions) -> TaskManager:
     return manager
 
 
-def _check(name: str, task: Any, limit: int | None) -> None:
+def _check(name: str, task: Any, choices: TaskChoices) -> None:
     """Refuse what this class of models does not give, and items that cannot be answered."""
     kind = task.get_config("output_type")
     if getattr(task, "MULTIMODAL", False):
@@ -146,7 +149,7 @@ def _check(name: str, task: Any, limit: int | None) -> None:
         raise UsageError(f"`tasks={name}`: has output type {kind}; surgery has {', '.join(OUTPUT_TYPES)}")
     if kind == "multiple_choice":
         for number, document in enumerate(task.eval_docs):
-            if number == limit:
+            if number == choices.limit:
                 break
             if not task.doc_to_choice(document):
                 raise SurgeryError(f"`tasks={name}`: item {number} has no choices; mend the data, or `limit={number}`")

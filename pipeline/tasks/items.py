@@ -1,15 +1,14 @@
 """What was asked and how it went: items of a task, one value each, for a model and perhaps its base."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pipeline.errors import SurgeryError
 from pipeline.evaluation.statistics import require_finite
 from pipeline.gguf_file.reader import GGUFModel
-from pipeline.tasks.statistics import compare, estimate
+from pipeline.tasks.statistics import Comparison, Estimate, compare, estimate
 
 
 @dataclass(frozen=True)
@@ -27,33 +26,47 @@ class Measured:
     higher_is_better: bool | None = True
 
 
-def result_rows(model: Sequence[Measured], base: Sequence[Measured] | None) -> list[dict[str, Any]]:
-    """A row a metric, as JSON: both models' values with their intervals, and the paired difference."""
+@dataclass(frozen=True)
+class TaskResult:
+    """One metric of a task: a model's value, its base's, and the difference over the same items, each with its interval.
+
+    `base` and `difference` are None without a base; `difference` also where the metric is no mean over items.
+    """
+
+    task: str
+    metric: str
+    items: int
+    higher_is_better: bool | None
+    value: Estimate
+    base: Estimate | None
+    difference: Comparison | None
+
+
+def task_results(model: Sequence[Measured], base: Sequence[Measured] | None) -> list[TaskResult]:
+    """A result a metric. Raises SurgeryError for items that the base was not asked, or a value that is not finite."""
     theirs = {(m.task, m.metric): m for m in base or ()}
-    return [_row(mine, theirs.get((mine.task, mine.metric))) for mine in model]
+    return [_result(mine, theirs.get((mine.task, mine.metric))) for mine in model]
 
 
-def _row(mine: Measured, base: Measured | None) -> dict[str, Any]:
+def _result(mine: Measured, base: Measured | None) -> TaskResult:
     if base and mine.names != base.names:
         raise SurgeryError(f"{mine.task}: model and base were not asked the same items")
     values, theirs = np.array(mine.values), np.array(base.values if base else ())
     for name, numbers in (("the model's", values), ("the base's", theirs)):
         require_finite(f"{mine.task}: {name} {mine.metric}", numbers)
-    paired = compare(values, theirs) if base and len(values) else None
-    return {
-        "task": mine.task,
-        "metric": mine.metric,
-        "items": len(mine.names),
-        "higher_is_better": mine.higher_is_better,
-        "value": _estimate(mine, values),
-        "base": _estimate(base, theirs) if base else None,
-        "difference": asdict(paired) if paired else None,
-    }
+    return TaskResult(
+        mine.task,
+        mine.metric,
+        len(mine.names),
+        mine.higher_is_better,
+        _estimate(mine, values),
+        _estimate(base, theirs) if base else None,
+        compare(values, theirs) if base and len(values) else None,
+    )
 
 
-def _estimate(measured: Measured, values: np.ndarray) -> dict[str, float | None]:
-    found = asdict(estimate(values)) if len(values) else {"mean": None, "low": None, "high": None}
-    return found | {"mean": measured.total}
+def _estimate(measured: Measured, values: np.ndarray) -> Estimate:
+    return replace(estimate(values), mean=measured.total) if len(values) else Estimate(measured.total, None, None)
 
 
 def require_same_vocabulary(model: GGUFModel, base: GGUFModel) -> None:

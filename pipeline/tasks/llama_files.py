@@ -205,6 +205,8 @@ def _drawn(items: list[Choice], count: int | None) -> list[Choice]:
     return drawn
 
 
+READERS = {"hellaswag": read_hellaswag, "winogrande": read_winogrande, "multiple_choice": read_multiple_choice}
+
 Span = tuple[Continuation, ...]
 """What a text's score is the sum of."""
 

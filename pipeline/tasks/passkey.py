@@ -8,7 +8,6 @@ the model says: the likeliest continuation of the question's answer.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from pipeline.errors import UsageError
 from pipeline.progress import Progress
 from pipeline.tasks.items import Measured
 from pipeline.tasks.session import Session
+from pipeline.tasks.statistics import wilson
 
 NAME = "passkey"
 DEPTHS = (512, 2048, 4096)
@@ -143,15 +143,28 @@ def _measured(
     )
 
 
-def heat_map(measured: Sequence[Measured]) -> list[dict[str, Any]]:
-    """The share found at each depth and place, of questions alike: a row each, as JSON."""
-    shares: dict[tuple[int, int, float], list[float]] = {}
+@dataclass(frozen=True)
+class PasskeyShare:
+    """How many of the numbers at a depth, in tokens, and a place were found: a share with Wilson's 95 % interval."""
+
+    needles: int
+    depth: int
+    place: float
+    items: int
+    found: float
+    low: float
+    high: float
+
+
+def heat_map(measured: Sequence[Measured]) -> list[PasskeyShare]:
+    """The share found at each depth and place, of questions alike."""
+    values: dict[tuple[int, int, float], list[float]] = {}
     for one in measured:
         if one.metric == "found" and one.task.startswith(NAME):
             for name, value in zip(one.names, one.values, strict=True):
                 depth, place, needles, _ = name.split("/")
-                shares.setdefault((int(needles), int(depth), float(place)), []).append(value)
+                values.setdefault((int(needles), int(depth), float(place)), []).append(value)
     return [
-        {"needles": needles, "depth": depth, "place": place, "found": float(np.mean(values)), "items": len(values)}
-        for (needles, depth, place), values in shares.items()
+        PasskeyShare(*at, len(found), float(np.mean(found)), *wilson(int(sum(found)), len(found)))
+        for at, found in values.items()
     ]

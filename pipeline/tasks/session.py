@@ -1,10 +1,11 @@
 """A model that is loaded once, in a process of its own, and asked again and again."""
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -21,6 +22,27 @@ class Answer:
 
     total: float
     greedy: bool
+
+
+Question = Continuation | Prompt
+Reply = Answer | str
+"""To a Continuation and to a Prompt."""
+
+
+def question_key(question: Question) -> bytes:
+    """SHA-256 of all that a question consists of: a reply belongs to it, and to whom it was put."""
+    if isinstance(question, Continuation):
+        return _digest(question.context, question.target)
+    p = question
+    return _digest(p.tokens, p.limit, p.until, p.temperature, p.top_k, p.top_p, p.seed)
+
+
+def _digest(*parts: object) -> bytes:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(np.asarray(part, np.int32).tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
+        digest.update(b"|")
+    return digest.digest()
 
 
 class Session:
@@ -52,17 +74,52 @@ class Session:
         """
         return next(iter([*self._ask(Tokenize(texts, special, whole))]))
 
-    def answers(self, requests: Sequence[Continuation]) -> Iterator[dict[int, Answer]]:
-        """How likely each of `requests` is, by its number, round by round."""
-        if requests:
-            for scored in self._ask(Score(requests)):
-                yield {number: Answer(found.total, found.greedy) for number, found in scored.likelihoods.items()}
+    def answers(self, continuations: Sequence[Continuation]) -> Iterator[dict[int, Answer]]:
+        """How likely each of `continuations` is, by its number, round by round."""
+        return cast("Iterator[dict[int, Answer]]", self.replies(continuations))
 
     def complete(self, prompts: Sequence[Prompt]) -> Iterator[dict[int, str]]:
         """What follows each of `prompts` by their number, group by group."""
-        if prompts:
-            yield from self._ask(Complete(prompts))
+        return cast("Iterator[dict[int, str]]", self.replies(prompts))
+
+    def replies(self, questions: Sequence[Question]) -> Iterator[dict[int, Reply]]:
+        """The replies to all of `questions` by their number, part by part: what begins alike is decoded once."""
+        likelihoods = {i: question for i, question in enumerate(questions) if isinstance(question, Continuation)}
+        prompts = {i: question for i, question in enumerate(questions) if isinstance(question, Prompt)}
+        numbers = [*likelihoods]
+        for scored in self._ask(Score([*likelihoods.values()])) if likelihoods else ():
+            yield {numbers[i]: Answer(found.total, found.greedy) for i, found in scored.likelihoods.items()}
+        numbers = [*prompts]
+        for group in self._ask(Complete([*prompts.values()])) if prompts else ():
+            yield {numbers[i]: text for i, text in group.items()}
+
+    def keyed_replies(self, questions: Sequence[Question]) -> Iterator[dict[bytes, Reply]]:
+        """As `replies`, by the questions' keys."""
+        for part in self.replies(questions):
+            yield {question_key(questions[number]): reply for number, reply in part.items()}
 
     def render(self, messages: list[dict[str, str]], *, answering: bool = True) -> str:
         """A conversation in the model's chat template; `answering`: it goes on with an answer, else where it ends."""
         return next(iter([*self._ask(Render(messages, answering))]))
+
+
+class Rehearsal(Session):
+    """A session that puts no questions: it gives the replies that are known, and notes what it would have to ask.
+
+    Where none is known, a continuation is worth 0 nats and a prompt's text is empty.
+    """
+
+    def __init__(self, session: Session, known: Mapping[bytes, Reply]) -> None:
+        self._conversation, self.facts = session._conversation, session.facts
+        self._known = known
+        self.missing: dict[bytes, Question] = {}
+
+    def replies(self, questions: Sequence[Question]) -> Iterator[dict[int, Reply]]:
+        found: dict[int, Reply] = {}
+        for number, question in enumerate(questions):
+            key = question_key(question)
+            if key not in self._known:
+                self.missing[key] = question
+            found[number] = self._known.get(key, "" if isinstance(question, Prompt) else Answer(0.0, False))
+        if found:
+            yield found
