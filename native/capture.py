@@ -38,10 +38,15 @@ class CaptureStart:
 
 @dataclass(frozen=True)
 class Watched:
-    """An input of a layer that is to be observed: that of a product with a weight, or the result of a norm's weight."""
+    """What of a layer is to be observed: the input of a product with a weight, its `result`, or that of a norm's weight.
+
+    attended: whether it is summed with the attention that its tokens receive as well
+    """
 
     layer: int
     name: str
+    attended: bool = True
+    result: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class CapturedPart:
         sum x, sum x x^T over all tokens; `received` (d, d): sum x x^T with each token weighted by the attention that it
         receives, summed over the queries and averaged over the heads, so that the weights sum to the number of tokens.
         With it comes `rope` (2,): how many features of a head were rotated, and ggml's mode of doing so. Both are
-        lacking where llama.cpp shows no attention probabilities.
+        lacking for what is not `attended`, and where llama.cpp shows no attention probabilities.
     products: for each weight that is multiplied with activations, the sums of their squares, (matrices * columns,), and
         the numbers of activations: (1,), or (matrices,) where each is multiplied with a choice of them, as experts are
     """
@@ -110,8 +115,8 @@ class ActivationSums(GraphObserver):
         else:
             values = product_inputs(node)
             self._add_product(name, np.einsum("mnd,mnd->md", values, values), np.array([values.shape[1]]))
-            if name in self.watched:
-                self._add_input(self.watched[name], values[0])
+            if watched := self.watched.get(name):
+                self._add_input(watched, rows_of(node_values(node)) if watched.result else values[0])
 
     def _add_product(self, name: str, squares: np.ndarray, counts: np.ndarray) -> None:
         total, count = self.products.get(name, (np.zeros(squares.size), np.zeros(counts.shape, np.int64)))
@@ -125,9 +130,10 @@ class ActivationSums(GraphObserver):
         self._add_product(name, squares, np.bincount(experts, minlength=matrices))
 
     def _add_input(self, watched: Watched, values: np.ndarray) -> None:
-        if self._layer != watched.layer:
-            self._layer, self._new, self._rotated = watched.layer, {}, NOT_ROTATED
-        self._new[watched.name] = values.copy()
+        if watched.attended:
+            if self._layer != watched.layer:
+                self._layer, self._new, self._rotated = watched.layer, {}, NOT_ROTATED
+            self._new[watched.name] = values.copy()
         self._add(watched, "count", np.array([len(values)]))
         self._add(watched, "sum", values.sum(axis=0, dtype=np.float64))
         self._add(watched, "second_moment", values.T @ values)

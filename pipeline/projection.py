@@ -30,6 +30,8 @@ INPUTS = {
     "o": "attn_heads", "gate": "ffn_input", "up": "ffn_input", "down": "ffn_product",
 }  # fmt: skip
 """What the roles read that do not read the normalised input of the attention block, ATTENTION_INPUT."""
+ATTENDED = frozenset({"q_latent", "kv_latent"})
+"""What of these are inputs of attention: the attention that a token receives says how much it counts."""
 ATTENTION_INPUT = "attn_input"
 
 
@@ -57,9 +59,19 @@ class Projection:
         return -(-(self.stop - self.start) // period) * size
 
     @property
+    def by_result(self) -> bool:
+        """Whether what it makes is observed in the place of what it reads, which has several times as many features."""
+        return self.role == "down" and self.rows < self.columns
+
+    @property
     def input(self) -> str:
-        """The name of what it is multiplied with."""
-        return INPUTS.get(self.role, ATTENTION_INPUT)
+        """The name of what is observed of it: of what it is multiplied with, or, `by_result`, of what it makes."""
+        return "ffn_result" if self.by_result else INPUTS.get(self.role, ATTENTION_INPUT)
+
+    @property
+    def attended(self) -> bool:
+        """Whether it reads an input of attention."""
+        return self.input in {ATTENTION_INPUT, *ATTENDED}
 
     @property
     def targets(self) -> frozenset[str]:

@@ -23,6 +23,10 @@ class Operation(Protocol):
         """What it needs calibration statistics for; `weights` if it does without."""
 
     @property
+    def roles(self) -> frozenset[str]:
+        """Of which projections, members of `pipeline.targets.TARGETS`, these statistics are."""
+
+    @property
     def label(self) -> str:
         """The choices in a few words, without what is usual."""
 

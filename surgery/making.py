@@ -1,5 +1,6 @@
 """What makes models: the library's functions, which open what is named and calibrate where that is needed."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 from pipeline.calibration.calibrate import DEFAULT_CHUNKS
@@ -20,6 +21,7 @@ from pipeline.operation.report import OperationReport
 from pipeline.progress import Progress, silent
 from pipeline.quantization import Quantization, known_type
 from pipeline.quantization import quantize as quantize_file
+from pipeline.targets import QKV, target_roles
 
 Named = str | Path | GGUFModel
 """A model, or what `open_model` knows it by."""
@@ -41,16 +43,18 @@ def calibrate(
     *,
     chunks: int = DEFAULT_CHUNKS,
     metric: str = "attention",
+    targets: str = "qkv",
     threads: int = 0,
     progress: Progress = silent,
 ) -> Calibration:
-    """What a model's attention sees of `texts`: files, with commas between, or `self`, which the model writes.
+    """What a model sees of `texts`: files, with commas between, or `self`, which the model writes.
 
     From the cache, or taken now over up to `chunks` chunks of 512 tokens of each. `metric` inputs is taken faster,
-    without the probes that `attention` needs. `progress` counts chunks.
+    without the probes that `attention` needs. With `targets` beyond q, k and v, such as `all`, all is observed that a
+    plan may have as its targets. `progress` counts chunks.
     """
     return obtain_calibration(
-        open_model(model), str(texts), chunks=chunks, metric=metric, threads=threads,
+        open_model(model), str(texts), chunks=chunks, metric=metric, roles=target_roles(targets), threads=threads,
         watch=CalibrationWatch(capturing=progress), argument="texts",
     )  # fmt: skip
 
@@ -76,7 +80,7 @@ def operate(
         known_type(quant)
     check_output(path, force=force, sources=source.paths)
     check_plan(source, plan)
-    moments = None if plan.metric == "weights" else statistics(source, calibration, plan.metric, threads)
+    moments = None if plan.metric == "weights" else statistics(source, calibration, plan.metric, threads, plan.roles)
     if quant:
         return operate_and_quantize(
             source, path, plan, quant, calibration=moments, threads=threads, force=force, operating=progress
@@ -126,8 +130,10 @@ def quantize(
     )  # fmt: skip
 
 
-def statistics(model: GGUFModel, given: Statistics, metric: str, threads: int) -> Calibration:
+def statistics(
+    model: GGUFModel, given: Statistics, metric: str, threads: int, roles: Collection[str] = QKV
+) -> Calibration:
     """Statistics that are given, or those by that name."""
     if isinstance(given, Calibration):
         return given
-    return obtain_calibration(model, str(given), metric=metric, threads=threads)
+    return obtain_calibration(model, str(given), metric=metric, roles=roles, threads=threads)

@@ -9,7 +9,7 @@ from native.generate import AnswerStatistics, SamplingOptions
 from native.model import ContextOptions
 from pipeline import conversation
 from pipeline.compare.found import StudyResult
-from pipeline.compare.grid import Grid, grid_cells, grid_tasks, needed_metric
+from pipeline.compare.grid import Grid, grid_cells, grid_tasks, needed_metric, needed_roles
 from pipeline.compare.operations import kind_of
 from pipeline.compare.results import study_results
 from pipeline.compare.run import Watch, run_study
@@ -88,7 +88,7 @@ def compare(
     metric = needed_metric(cells)
 
     def calibrate() -> Calibration | None:
-        return None if metric == "weights" else statistics(source, calibration, metric, threads)
+        return None if metric == "weights" else statistics(source, calibration, metric, threads, needed_roles(cells))
 
     settings = StudySettings(
         _texts(texts), chunks=chunks, n_ctx=n_ctx, threads=threads, prompt=prompt, answer_tokens=answer_tokens

@@ -17,6 +17,8 @@ class LayerTrace:
     x: np.ndarray
     probabilities: np.ndarray
     mixed: np.ndarray  # (n, heads * head size), the input of the output projection
+    y: np.ndarray  # (n, d), what gate and up read
+    made: np.ndarray  # (n, d), what down makes
 
 
 def trace_llama(model: GGUFModel, tokens: np.ndarray) -> list[LayerTrace]:
@@ -40,11 +42,12 @@ def trace_llama(model: GGUFModel, tokens: np.ndarray) -> list[LayerTrace]:
         p = np.exp(scores - scores.max(axis=-1, keepdims=True))
         p /= p.sum(axis=-1, keepdims=True)
         mixed = (p @ v).transpose(1, 0, 2).reshape(len(x), -1)
-        traces.append(LayerTrace(x, p, mixed))
         h = h + mixed @ w["attn_output"].T
         y = _rms_norm(h, w["ffn_norm"], epsilon)
         gate = y @ w["ffn_gate"].T
-        h = h + (gate / (1 + np.exp(-gate)) * (y @ w["ffn_up"].T)) @ w["ffn_down"].T
+        made = (gate / (1 + np.exp(-gate)) * (y @ w["ffn_up"].T)) @ w["ffn_down"].T
+        traces.append(LayerTrace(x, p, mixed, y, made))
+        h = h + made
     return traces
 
 

@@ -12,6 +12,7 @@ from native.library import GGMLTensor, check_library, op_number
 from native.model import load_model
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.quantization import quantize
+from pipeline.targets import TARGETS
 from tests.captured import TEXT, capture, relative
 from tests.reference_llama import trace_llama
 from tests.tiny_architectures import write_latent_attention, write_mixture
@@ -21,11 +22,16 @@ from tests.tiny_model import TinyModel
 def assert_equal_to_reference(path: Path, text: str, n_ctx: int, chunks: int, tolerance: float) -> None:
     with load_model(str(path)) as model:
         tokens = model.tokenize(text, special=False)
-    start, parts = capture(path, text, n_ctx=n_ctx, chunks=chunks)
+    start, parts = capture(path, text, n_ctx=n_ctx, chunks=chunks, roles=TARGETS)
     assert (start.chunks, start.n_ctx) == (chunks, n_ctx)
     assert sum(part.chunks for part in parts) == chunks
     traces = [trace_llama(open_gguf(path), tokens[i * n_ctx : (i + 1) * n_ctx]) for i in range(chunks)]
     for layer, inputs in parts[0].inputs.items():
+        for name, what in {"attn_heads": "mixed", "ffn_input": "y", "ffn_result": "made"}.items():
+            rows = np.vstack([getattr(run[layer], what) for run in traces])
+            assert inputs[name].keys() == {"count", "sum", "second_moment"}
+            assert relative(inputs[name]["sum"], rows.sum(axis=0)) < 5 * tolerance
+            assert relative(inputs[name]["second_moment"], rows.T @ rows) < 5 * tolerance
         sums = inputs["attn_input"]
         expected_sum, expected, received = 0.0, 0.0, 0.0
         mixed = 0.0

@@ -8,14 +8,16 @@ from gguf import GGMLQuantizationType
 
 from pipeline.decompose.attention_metric import (
     average_over_turns,
+    energy,
     output_moments,
     projected_moments,
+    result_energy,
     sums_of_groups,
 )
 from pipeline.decompose.budget import spread_budget
-from pipeline.decompose.principal_components import principal_components
+from pipeline.decompose.principal_components import MEANS, principal_components
 from pipeline.decompose.random_subspace import random_subspace
-from pipeline.decompose.weighted import Metric, weigh_rows
+from pipeline.decompose.weighted import Metric, ResultMetric, weigh_rows
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
@@ -50,6 +52,32 @@ def test_no_perturbed_subspace_does_better(n: int, d: int) -> None:
         weighted_subspace, weighted = metric._left(subspace, 0), metric.weigh(matrix)
         coefficients = np.linalg.lstsq(weighted_subspace, weighted, rcond=None)[0]
         assert smallest <= np.square(weighted_subspace @ coefficients - weighted).sum() * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("mean", MEANS)
+@pytest.mark.parametrize("height", [12, 24])
+def test_moments_of_results_do_for_those_of_inputs(height: int, mean: str) -> None:
+    """Also of rows of a low rank, such as those that were operated on before."""
+    rng = np.random.default_rng(0)
+    matrix = rng.standard_normal((24, height)) @ rng.standard_normal((height, 40))
+    by_inputs = random_metric(24, 40, rng)
+    by_results = ResultMetric(matrix @ by_inputs.inputs @ matrix.T, by_inputs.outputs, rows=matrix)
+    assert energy(matrix, by_inputs.inputs, list(by_inputs.outputs or ())) == pytest.approx(
+        result_energy(by_results.inputs, list(by_results.outputs or ())), rel=1e-9
+    )
+    for rank in (3, 9):
+        expected, found = (reduce(matrix, metric, rank, mean) for metric in (by_inputs, by_results))
+        assert np.linalg.norm(found - expected) < 1e-3 * np.linalg.norm(expected)
+        assert by_results.error(found - matrix) == pytest.approx(by_inputs.error(expected - matrix), rel=1e-3)
+
+
+@pytest.mark.parametrize(("n", "d"), SHAPES)
+def test_a_diagonal_block_may_be_given_by_its_diagonal(n: int, d: int) -> None:
+    rng = np.random.default_rng(n)
+    matrix, inputs, weights = rng.standard_normal((n, d)), random_metric(n, d, rng).inputs, rng.exponential(1, n)
+    short, whole = Metric(inputs, [weights]), Metric(inputs, [np.diag(weights)])
+    assert np.allclose(reduce(matrix, short, 5), reduce(matrix, whole, 5), atol=1e-5)
+    assert energy(matrix, inputs, [weights]) == pytest.approx(energy(matrix, inputs, [np.diag(weights)]))
 
 
 @pytest.mark.parametrize(("n", "d"), SHAPES)

@@ -56,6 +56,8 @@ def with_error(path: Path, error: WeightError) -> Path:
         (TinyModel(), "blk.0.attn_k.weight", 0),
         (TinyModel(), "blk.1.attn_v.weight", 0),
         (TinyModel(fused=True, architecture="phi3"), "blk.0.attn_qkv.weight", 64),
+        (TinyModel(fused=True, architecture="phi3"), "blk.0.ffn_up.weight", 96),
+        (TinyModel(), "blk.1.attn_output.weight", 0),
     ],
 )
 def test_a_probe_costs_what_the_error_in_the_file_costs(

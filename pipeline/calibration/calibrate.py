@@ -2,13 +2,14 @@
 
 import hashlib
 import time
+from collections.abc import Collection
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from native.capture import CapturedPart, CaptureStart, Watched, capture_moments
 from native.isolated import isolated
 from native.model import ContextOptions
-from pipeline.attention import AttentionMap, find_attention
+from pipeline.attention import AttentionMap, find_projections
 from pipeline.calibration.cache import cache_folder
 from pipeline.calibration.sensitivity import measure_sensitivities
 from pipeline.errors import SurgeryError, UsageError
@@ -28,6 +29,7 @@ from pipeline.observations.statistics_file import (
 )
 from pipeline.progress import Progress, silent
 from pipeline.revision import revisions
+from pipeline.targets import QKV, TARGETS
 
 CHUNK_SIZE = 512  # tokens
 DEFAULT_CHUNKS = 64
@@ -41,6 +43,7 @@ def calibrate(
     chunks: int = DEFAULT_CHUNKS,
     chunk_size: int = CHUNK_SIZE,
     threads: int = 0,
+    roles: Collection[str] = QKV,
     sensitivities: bool = True,
     progress: Progress = silent,
     probing: Progress = silent,
@@ -48,14 +51,16 @@ def calibrate(
     """The statistics of `model` over the first `chunks` chunks of `text`: from the cache, or taken now.
 
     An interrupted run goes on where it last saved its sums; while another process takes the same ones, this waits for
-    them. `sensitivities`, which metric `attention` needs, are measured as well. Chunks have `chunk_size` tokens, or as
+    them. Of what is observed beside q, k and v all is, if `roles`, members of TARGETS, are beyond these.
+    `sensitivities`, which metric `attention` needs, are measured as well. Chunks have `chunk_size` tokens, or as
     many as the model has learned positions; `progress` counts chunks, `probing` projections. Raises UsageError for a
     number of chunks out of range, NativeError when llama.cpp cannot load or run the model, SurgeryError when the text
     is shorter than a chunk.
     """
     if chunks < 1:
         raise UsageError.of("chunks", chunks, "expected at least 1")
-    attention = find_attention(model)
+    wide = not QKV.issuperset(roles)
+    attention = find_projections(model, TARGETS if wide else QKV)
     wanted = CalibrationOrigin(
         model.name,
         model.sha256(),
@@ -65,6 +70,7 @@ def calibrate(
         chunks,
         min(chunk_size, learned_positions(model) or chunk_size),
         " ".join(revisions("calibration").values()),
+        "all" if wide else "qkv",
     )
     path = cached_path(wanted)
     calibration = cached_calibration(path)
@@ -98,8 +104,9 @@ def watched_inputs(attention: AttentionMap) -> dict[str, Watched]:
         for projection in projections.values():
             norm = projection.input == "kv_latent"  # which may reach a product in turned order: k_b is absorbed into q
             name = f"blk.{layer}.attn_kv_a_norm.weight" if norm else projection.tensor
-            if all(other != Watched(layer, projection.input) for other in watched.values()):
-                watched[name] = Watched(layer, projection.input)
+            wanted = Watched(layer, projection.input, projection.attended, projection.by_result)
+            if wanted not in watched.values():
+                watched[name] = wanted
     return watched
 
 

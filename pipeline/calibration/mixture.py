@@ -25,7 +25,7 @@ def mix(calibrations: Sequence[Calibration]) -> Calibration:
     if not others:
         return first
     for other in others:
-        for what in ("model_sha256", "tokenizer_sha256", "chunk_size"):
+        for what in ("model_sha256", "tokenizer_sha256", "chunk_size", "targets"):
             if getattr(other.origin, what) != getattr(first.origin, what):
                 raise UsageError(f"`calibration`: {first.path} and {other.path} cannot be mixed, their {what} differs")
     sources = [calibration.origin for calibration in calibrations]

@@ -1,6 +1,6 @@
 """The statistics that an operation needs, by what a user calls them: files of statistics, or texts to take them on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from pipeline.gguf_file.reader import GGUFModel
 from pipeline.inputs.texts import AUTO_TEXT, CALIBRATION_TEXT, Text, read_text
 from pipeline.observations.statistics_file import Calibration, open_calibration, require_fit
 from pipeline.progress import Progress, silent
+from pipeline.targets import QKV
 
 LONGEST = 3600.0
 """Seconds for which a model writes unasked; beyond, `auto` is CALIBRATION_TEXT. About as long again is calibrated."""
@@ -39,6 +40,7 @@ def obtain_calibration(
     *,
     chunks: int = DEFAULT_CHUNKS,
     metric: str = "attention",
+    roles: Collection[str] = QKV,
     threads: int = 0,
     watch: CalibrationWatch = CalibrationWatch(),
     argument: str = "calibration",
@@ -47,7 +49,7 @@ def obtain_calibration(
 
     `names` may be several, with commas between: each counts by its chunks, a text by up to `chunks`. `self` is a text
     that the model writes; `auto` is that, too, unless it would take longer than LONGEST or the model cannot write.
-    `metric` says what they are for: `attention` needs sensitivities as well. Raises UsageError
+    `metric` and `roles`, members of TARGETS, say what they are for: `attention` needs sensitivities, too. Raises UsageError
     for a name that is neither (`argument` is where it came from) or statistics of another model, SurgeryError when a file
     is damaged, and as `calibrate` and `write_self_text` do.
     """
@@ -55,14 +57,14 @@ def obtain_calibration(
     calibrations = []
     for part in parts:
         if isinstance(part, Calibration):
-            require_fit(part, model)
+            require_fit(part, model, roles)
             calibrations.append(part)
             continue
         text = written_text(model, part, chunks, threads, watch) if isinstance(part, str) else part
         calibrations.append(
             calibrate(
                 model, text,
-                chunks=chunks, threads=threads, sensitivities=metric == "attention",
+                chunks=chunks, threads=threads, roles=roles, sensitivities=metric == "attention",
                 progress=watch.capturing, probing=watch.probing,
             )
         )  # fmt: skip

@@ -1,10 +1,13 @@
-"""What attention does with the outputs of a layer's projections: the diagonal blocks of L^T L, see `attention_metric`.
+"""What reads the outputs of a layer's projections: the diagonal blocks of L^T L, see `attention_metric`.
 
 An error of q counts by the keys that it meets, one of k by the queries, one of v by the output projection. Where they
 are made of latents, an error of what makes the latent counts by what reads it. Where q or k are normalised a head (or
 as a whole), an error counts as a share of what it is an error of, times the norm's weights; that the norm also removes
 what points along the vector itself, another one for each token, is left out. What a layer does not have by itself,
 such as the keys of another layer, is not known: there all output directions count alike.
+
+gate and up are read by `down`, as their product: a relative error of either is one of the product. o and down write
+to the residual stream, which all that comes after reads: there all output directions count alike, too.
 """
 
 from collections.abc import Sequence
@@ -23,13 +26,20 @@ from pipeline.layers import Layer
 
 
 def output_blocks(layer: Layer, role: str) -> list[np.ndarray]:
-    """The diagonal blocks of L^T L for a projection, in the order of its rows, float64: most often one for each head."""
+    """The diagonal blocks of L^T L for a projection, in the order of its rows, float64: most often one for each head.
+
+    A block is (b, b), or (b,) if it is itself diagonal.
+    """
     roles = layer.projections.keys()
+    if role in ("gate", "up"):
+        return [_read_by_down(layer, role)]
+    if role in ("o", "down"):
+        return [np.ones(layer.projections[role].rows)]
     if "v_b" in roles:
         return _of_latents(layer, role)
     if roles >= {"q", "k", "v"}:
         return _of_heads(layer, role)
-    return [np.eye(layer.projections[role].rows)]
+    return [np.ones(layer.projections[role].rows)]
 
 
 def _of_heads(layer: Layer, role: str) -> list[np.ndarray]:
@@ -77,6 +87,16 @@ def _read_by_output(layer: Layer, heads: int, size: int) -> list[np.ndarray]:
     if output is None or output.shape[1] != heads * size:
         return [np.eye(size)] * heads
     return output_moments(output, heads)
+
+
+def _read_by_down(layer: Layer, role: str) -> np.ndarray:
+    """For each output feature a of gate or up E[h^2] |d|^2 / E[a^2], (n,), where `down` makes d h of the product h."""
+    down, x, rows = layer.projections["down"], layer.moments(role), layer.rows(role).astype(np.float64)
+    bias = layer.bias(role)
+    offsets = np.zeros(len(rows)) if bias is None else bias.astype(np.float64)
+    made = np.einsum("nd,nd->n", rows @ x.inputs, rows) + 2 * offsets * (rows @ x.mean) + offsets**2
+    read = np.square(layer.rows("down"), dtype=np.float64).sum(axis=0)
+    return layer.calibration.mean_squares(down.tensor) * read / np.maximum(made, np.finfo(float).tiny)
 
 
 def _of_latents(layer: Layer, role: str) -> list[np.ndarray]:

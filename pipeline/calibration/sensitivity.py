@@ -1,4 +1,4 @@
-"""How many nats an error of q, k or v costs: measured layer by layer, the unit in which metric `attention` counts.
+"""How many nats an error of a projection costs: measured layer by layer, the unit in which metric `attention` counts.
 
 The KL divergence that a small error causes grows with the square of the error. One error of each projection, what its
 weakest components under the metric make up, is added while llama.cpp runs, scaled to a set share of the projection's
@@ -23,7 +23,10 @@ from pipeline.layers import AttentionLayers, Layer
 from pipeline.observations.statistics_file import Calibration
 from pipeline.progress import Progress
 
-SHARES = {"q": 0.01, "q_a": 0.01, "q_b": 0.01, "k": 0.01, "k_b": 0.01, "kv_a": 0.05, "v": 0.15, "v_b": 0.15}
+SHARES = {
+    "q": 0.01, "q_a": 0.01, "q_b": 0.01, "k": 0.01, "k_b": 0.01, "kv_a": 0.05, "v": 0.15, "v_b": 0.15,
+    "o": 0.1, "gate": 0.1, "up": 0.1, "down": 0.1,
+}  # fmt: skip
 """The probe's error as a share of the energy: such that it costs some hundredths of a nat."""
 PROBE_TOKENS = 256
 STRONGER = 8.0  # times the share, where the probe drowns in rounding
@@ -38,7 +41,7 @@ def measure_sensitivities(
 
     `progress` counts projections. Raises NativeError when llama.cpp cannot run the model.
     """
-    layers = AttentionLayers(model, calibration)
+    layers = AttentionLayers(model, calibration, calibration.roles)
     options = ContextOptions(n_ctx=PROBE_TOKENS, n_batch=PROBE_TOKENS, threads=threads)
     middle = calibration.origin.chunk_count * calibration.origin.chunk_size // PROBE_TOKENS // 2
     probes = isolated(probe_errors, str(model.path), text.content, middle, options)

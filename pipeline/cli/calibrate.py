@@ -1,6 +1,6 @@
 """`surgery calibrate`: what a model's attention sees, over a text."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from pipeline.inputs.models import open_model
 from pipeline.inputs.texts import AUTO_TEXT
 from pipeline.observations.importance_matrix import write_importance_matrix
 from pipeline.observations.statistics_file import Calibration, copy_calibration
+from pipeline.targets import QKV, target_roles
 
 
 @click.command(
@@ -57,6 +58,12 @@ from pipeline.observations.statistics_file import Calibration, copy_calibration
     show_default=True,
     help="Also measure what errors of each projection cost, which operate --metric attention needs.",
 )
+@click.option(
+    "--targets",
+    default="qkv",
+    show_default=True,
+    help="What operate is to have as --targets: beyond q, k and v, such as all, more is observed and probed.",
+)
 @click.option("--show-text", is_flag=True, help="Print what the model wrote for --text self, and do nothing else.")
 @threads_option
 @force_option
@@ -68,6 +75,7 @@ def command(
     imatrix_output: Path | None,
     chunks: int,
     probes: bool,
+    targets: str,
     show_text: bool,
     threads: int,
     force: bool,
@@ -78,6 +86,7 @@ def command(
     They are kept in the cache folder (SURGERY_CACHE, or ~/.cache/surgery), where surgery operate finds them; an
     interrupted run goes on where it was.
     """
+    roles = target_roles(targets)
     source = open_model(model)
     for path in (output, imatrix_output):
         if path is not None:
@@ -88,7 +97,8 @@ def command(
     with calibration_progress(source, text) as watch:
         calibration = obtain_calibration(
             source, text,
-            chunks=chunks, metric="attention" if probes else "inputs", threads=threads, watch=watch, argument="text",
+            chunks=chunks, metric="attention" if probes else "inputs", roles=roles, threads=threads, watch=watch,
+            argument="text",
         )  # fmt: skip
     if output is not None:
         copy_calibration(calibration, output, force=force, sources=source.paths)
@@ -127,18 +137,21 @@ def describe(calibration: Calibration, output: Path | None, imatrix: Path | None
         "text_sha256": source.text_sha256,
         "chunks": source.chunk_count,
         "chunk_size": source.chunk_size,
+        "targets": source.targets,
         "statistics": str(output or calibration.path),
         "statistics_bytes": calibration.path.stat().st_size,
         "imatrix": imatrix and str(imatrix),
     }
 
 
-def calibration_for_metric(model: GGUFModel, name: str, metric: str, threads: int) -> Calibration | None:
+def calibration_for_metric(
+    model: GGUFModel, name: str, metric: str, threads: int, roles: Collection[str] = QKV
+) -> Calibration | None:
     """What `obtain_calibration` gives, with progress; None for the metric `weights`, which does without."""
     if metric == "weights":
         return None
     with calibration_progress(model, name) as watch:
-        return obtain_calibration(model, name, metric=metric, threads=threads, watch=watch)
+        return obtain_calibration(model, name, metric=metric, roles=roles, threads=threads, watch=watch)
 
 
 @contextmanager

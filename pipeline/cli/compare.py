@@ -25,7 +25,7 @@ from pipeline.cli.task_options import task_options
 from pipeline.compare.cell import Cell
 from pipeline.compare.cluster import ClusterRunner
 from pipeline.compare.estimate import estimate_study
-from pipeline.compare.grid import PRESETS, Grid, grid_cells, grid_tasks, load_grids, save_grids
+from pipeline.compare.grid import PRESETS, Grid, grid_cells, grid_tasks, load_grids, needed_roles, save_grids
 from pipeline.compare.measuring import StopRule
 from pipeline.compare.operations import kind_of
 from pipeline.compare.results import ledger_results, study_results
@@ -187,7 +187,7 @@ def calibration_for(
     """The statistics that the cells' metrics need. Warns of a text that is also measured on."""
     metrics = ["weights", *(getattr(cell.plan, "metric", "attention") for cell in cells if cell.calibrated)]
     metric = max(metrics, key=list(METRICS).index)  # they are listed by what they need
-    calibration = calibration_for_metric(source, options["calibration"], metric, settings.threads)
+    calibration = calibration_for_metric(source, options["calibration"], metric, settings.threads, needed_roles(cells))
     for text in settings.texts:
         if calibration and (share := shared_lines(calibration.sketch, text.content)) >= SHARED_ENOUGH:
             warn(f"{share:.0%} of {text.name} is in the text calibrated on; what is measured looks better than it is")

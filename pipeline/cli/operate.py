@@ -82,7 +82,7 @@ def command(
         warn(note)
     check_output(output, force=force, sources=source.paths)
     check_plan(source, plan)
-    statistics = calibration_for_metric(source, calibration, plan.metric, threads)
+    statistics = calibration_for_metric(source, calibration, plan.metric, threads, plan.roles)
     if quant and (types := quantized_types(source)):
         warn(f"{source.name} is quantised already ({', '.join(types)}); quantising it again adds loss to loss")
     with (

@@ -150,6 +150,11 @@ def needed_metric(cells: Iterable[Cell]) -> str:
     return max(metrics, key=list(METRICS).index)  # they are listed by what they need
 
 
+def needed_roles(cells: Iterable[Cell]) -> frozenset[str]:
+    """The projections of which the cells need statistics."""
+    return frozenset(role for cell in cells if cell.plan and cell.calibrated for role in cell.plan.roles)
+
+
 def save_grids(path: Path, grids: Sequence[Grid], *, force: bool) -> None:
     """Write a grid file. Raises UsageError for an output that cannot be."""
     import yaml

@@ -10,7 +10,7 @@ diagonal and stands for its Gram matrix: only L^T L is in the objective.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -18,12 +18,14 @@ import numpy as np
 from pipeline.decompose.principal_components import centre
 
 RIDGE = 1e-6  # of M's trace, added to its diagonal: more than what float32 sums got wrong, so that M can be inverted
+PSEUDO_INVERSE = 1e-10  # of the largest eigenvalue: what counts as none, such as of rows that have a low rank
 
 
 @dataclass(frozen=True)
 class Metric:
     """inputs: M, (d, d), symmetric and positive semi-definite, float64
-    outputs: the diagonal blocks of L^T L, each (b, b), float64, their sizes adding up to n; None for the identity
+    outputs: the diagonal blocks of L^T L, each (b, b), or (b,) if it is itself diagonal, float64, their sizes adding up
+        to n; None for the identity
     """
 
     inputs: np.ndarray
@@ -32,9 +34,7 @@ class Metric:
     @cached_property
     def input_factor(self) -> np.ndarray:
         """S, lower triangular, (d, d): M = S S^T up to RIDGE."""
-        d = len(self.inputs)
-        ridge = RIDGE * max(float(np.trace(self.inputs)), np.finfo(float).tiny)
-        return np.linalg.cholesky(self.inputs + ridge * np.eye(d))
+        return _triangular_root(self.inputs)
 
     @property
     def unit_factor(self) -> np.ndarray:
@@ -60,7 +60,10 @@ class Metric:
 
     def unweigh(self, rows: np.ndarray) -> np.ndarray:
         """L^-1 rows S^-1, (n, d)."""
-        return self.unweigh_outputs(np.linalg.solve(self.input_factor.T, rows.T).T)
+        return self.unweigh_outputs(self._without_input_factor(rows))
+
+    def _without_input_factor(self, rows: np.ndarray) -> np.ndarray:
+        return np.linalg.solve(self.input_factor.T, rows.T).T
 
     def error(self, difference: np.ndarray) -> float:
         """The objective for A' - A = `difference` (n, d)."""
@@ -71,10 +74,35 @@ class Metric:
             return rows
         result, start = np.empty_like(rows), 0
         for factors in self.output_factors:
-            part = slice(start, start + len(factors[0]))
-            result[part] = factors[which] @ rows[part]
+            part, factor = slice(start, start + len(factors[0])), factors[which]
+            result[part] = factor[:, None] * rows[part] if factor.ndim == 1 else factor @ rows[part]
             start = part.stop
         return result
+
+
+@dataclass(frozen=True)
+class ResultMetric(Metric):
+    """A metric of wide rows A (n, d) by what they make of their inputs x, y = A x; `inputs` is E[y y^T], (n, n).
+
+    All that a metric by E[x x^T] = M is asked for are products of combinations of A's rows: A M A^T = E[y y^T]. It takes
+    (d / n)^2 less room than M, to which A^+ E[y y^T] A^+T is equal on A's rows.
+    """
+
+    rows: np.ndarray = field(kw_only=True)
+
+    @cached_property
+    def input_factor(self) -> np.ndarray:
+        """S = A^+ R, (d, n), with E[y y^T] = R R^T up to RIDGE."""
+        rows = self.rows.astype(np.float64)
+        return rows.T @ (np.linalg.pinv(rows @ rows.T, rcond=PSEUDO_INVERSE, hermitian=True) @ self._result_factor)
+
+    @cached_property
+    def _result_factor(self) -> np.ndarray:
+        return _triangular_root(self.inputs)
+
+    def _without_input_factor(self, rows: np.ndarray) -> np.ndarray:
+        """Rows (n, n) R^-1 A, as S^+ = R^-1 A."""
+        return np.linalg.solve(self._result_factor.T, rows.T).T @ self.rows
 
 
 def mean_input_factor(metrics: Iterable[Metric]) -> np.ndarray | None:
@@ -85,14 +113,22 @@ def mean_input_factor(metrics: Iterable[Metric]) -> np.ndarray | None:
     return np.linalg.cholesky(total / count) if count else None
 
 
+def _triangular_root(moment: np.ndarray) -> np.ndarray:
+    ridge = RIDGE * max(float(np.trace(moment)), np.finfo(float).tiny)
+    return np.linalg.cholesky(moment + ridge * np.eye(len(moment)))
+
+
 def _square_root(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The symmetric square root of a positive semi-definite block (b, b) and its inverse, slightly regularised.
+    """The symmetric square root of a positive semi-definite block, (b, b) or (b,), and its inverse, slightly regularised.
 
     A block of zeros, such as that of a k that no query meets, says nothing about directions: all count alike.
     """
     scale = float(np.abs(block).max(initial=0))
     if scale < np.finfo(float).tiny:
-        return np.eye(len(block)), np.eye(len(block))
+        return np.ones(len(block)), np.ones(len(block))
+    if block.ndim == 1:
+        roots = np.sqrt(np.maximum(block, scale * 1e-6))
+        return roots, 1 / roots
     values, vectors = np.linalg.eigh(block / scale)
     roots = np.sqrt(np.maximum(values, values[-1] * 1e-6) * scale)
     return (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T

@@ -9,6 +9,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from pipeline.choices import check_choices, choice, choices_of
 from pipeline.errors import UsageError
 from pipeline.latent.source import LatentSource
+from pipeline.targets import QKV
 
 METHOD = "latent"
 OUTTYPES = ("auto", "f32", "f16", "bf16")
@@ -53,6 +54,7 @@ class LatentPlan:
 
     method: ClassVar[str] = METHOD
     metric: ClassVar[str] = "attention"  # what it needs of a calibration
+    roles: ClassVar[frozenset[str]] = QKV
 
     def __post_init__(self) -> None:
         check_choices(self)

@@ -1,4 +1,4 @@
-"""Calibration statistics: moments of a model's attention inputs over a text, in a file that knows whose they are.
+"""Calibration statistics: moments of what a model's layers read over a text, in a file that knows whose they are.
 
 The file is a GGUF file: sums over all tokens as F32 (as F64 while a run is unfinished), symmetric matrices as their
 lower triangles, row by row. Its metadata name the model, its tokenizer and the text by SHA-256, and hold a checksum
@@ -7,8 +7,8 @@ of everything in it.
 
 import hashlib
 import struct
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from pipeline.inputs.texts import Text
 from pipeline.observations.contamination import line_sketch
 from pipeline.observations.moments import LayerMoments, MomentSums, fit, unpack
 from pipeline.projection import ATTENTION_INPUT
+from pipeline.targets import QKV, TARGETS, target_roles
 
 KIND = "surgery.calibration"
 FORMAT_VERSION = 3
@@ -37,6 +38,7 @@ class CalibrationOrigin:
     """What statistics were taken from: a model, its tokenizer and a text by SHA-256, and how much of the text.
 
     `revision` is that of the code that took them, and llama.cpp's version; empty where a file does not say.
+    `targets` are the projections of which something was observed, `qkv` or `all`.
     """
 
     model_name: str
@@ -47,6 +49,7 @@ class CalibrationOrigin:
     chunk_count: int
     chunk_size: int
     revision: str = ""
+    targets: str = "qkv"
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,11 @@ class Calibration:
         return line_sketch(self.text.content)
 
     @property
+    def roles(self) -> frozenset[str]:
+        """The targets that there are statistics for, if the model has them."""
+        return target_roles(self.origin.targets)
+
+    @property
     def has_sensitivities(self) -> bool:
         return bool(self.probed)
 
@@ -89,7 +97,7 @@ class Calibration:
         """The moments of an input of a layer, read now. Raises SurgeryError for one that was not observed."""
         prefix = f"blk.{number}.{name}."
         if not {prefix + "sum", prefix + "count"} <= self.file.tensors.keys():
-            raise SurgeryError(f"{self.path}: holds no statistics of layer {number}; calibrate again")
+            raise SurgeryError(f"{self.path}: holds no statistics of {name} of layer {number}; calibrate again")
         tokens = self.file.read(prefix + "count")[0]
         mean, inputs, received = (
             self.file.read(prefix + what).astype(np.float64) / tokens if prefix + what in self.file.tensors else None
@@ -101,6 +109,11 @@ class Calibration:
         rotated, mode = self.file.read(prefix + "rope") if prefix + "rope" in self.file.tensors else (0, 0)
         observed = None if received is None else unpack(received)
         return LayerMoments(mean, unpack(inputs), observed, int(rotated), "neox" if mode else "norm", where)
+
+    def mean_squares(self, weight: str) -> np.ndarray:
+        """E[x^2] of each feature that is multiplied with a weight that is one matrix, (columns,), float64."""
+        squares, count = (self.file.read(f"{weight}.{what}").astype(np.float64) for what in ("in_sum2", "counts"))
+        return squares / count[0]
 
     def products(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """By the name of every weight its inputs' sums of squares, float32 (matrices * columns,), and their counts.
@@ -237,13 +250,18 @@ def calibration_facts(calibration: Calibration | None) -> dict[str, Any]:
     return facts | ({"sketch": sketch} if sketch else {})
 
 
-def require_fit(calibration: Calibration, model: GGUFModel) -> None:
-    """Raise UsageError unless the statistics were taken from this very model."""
+def require_fit(calibration: Calibration, model: GGUFModel, roles: Collection[str] = QKV) -> None:
+    """Raise UsageError unless the statistics were taken from this very model, of all these `roles`."""
     source = calibration.origin
     if source.tokenizer_sha256 != tokenizer_sha256(model):
         reason = "has another tokenizer"
     elif source.model_sha256 != model.sha256():
         reason = "is another file (SHA-256 differs)"
+    elif missing := [role for role in TARGETS if role in roles and role not in calibration.roles]:
+        raise UsageError.of(
+            "calibration", calibration.path,
+            f"says nothing of {', '.join(missing)}; make it with surgery calibrate and `targets=all`",
+        )  # fmt: skip
     else:
         return
     raise UsageError.of(
@@ -266,7 +284,10 @@ def _open(path: Path) -> tuple[Calibration, int]:
     if file.get(CHECKSUM) != _checksum(metadata, {name: file.read_raw(name) for name in file.tensors}):
         raise SurgeryError(f"{path}: was edited or damaged, its checksum does not fit; calibrate again")
     source = CalibrationOrigin(
-        **{key: file.get(f"calibration.{key}", "") for key in CalibrationOrigin.__dataclass_fields__}
+        **{
+            f.name: file.get(f"calibration.{f.name}", "" if f.default is MISSING else f.default)
+            for f in fields(CalibrationOrigin)
+        }
     )
     return Calibration(path, source, file.get("calibration.rope"), file), file.get("calibration.chunks_done")
 

@@ -98,7 +98,7 @@ def _required_calibration(model: GGUFModel, plan: Plan, calibration: Calibration
         return None
     if calibration is None:
         raise UsageError.of("metric", plan.metric, "needs calibration statistics")
-    require_fit(calibration, model)
+    require_fit(calibration, model, plan.roles)
     if plan.metric == "attention" and not calibration.has_sensitivities:
         raise UsageError.of("calibration", calibration.path, "lacks sensitivities; make it with surgery calibrate")
     return calibration
