@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from studies import calibration_texts, cross_layer, front, latent_cache, shared_structure, subspaces, variations
+from studies import calibration_texts, cross_layer, front, latent_cache, shared_structure, subspaces, variations, where
 from studies.measured import Study
 
 TEXTS = ("python-docs", "python-code")
@@ -35,6 +35,7 @@ def main(ctx: click.Context, valid: str, test: str, plays: str, docs: Path, stud
     ctx.invoke(variations.main, chunks=10, **at_home)
     ctx.invoke(shared_structure.main, chunks=10, **at_home)
     ctx.invoke(cross_layer.main, chunks=10, **at_home)
+    ctx.invoke(where.main, chunks=10, **at_home)
     ctx.invoke(calibration_texts.main, calibration="self", home=valid, **abroad)
     ctx.invoke(latent_cache.main, chunks=20, **at_home)
 

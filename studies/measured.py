@@ -10,7 +10,7 @@ from native.errors import NativeError
 from pipeline.cli.calibrate import calibration_for_metric
 from pipeline.cli.study_display import StudyDisplay
 from pipeline.compare.found import CellResult, StudyResult
-from pipeline.compare.grid import grid_cells, load_grids
+from pipeline.compare.grid import grid_cells, load_grids, needed_roles
 from pipeline.compare.results import ledger_results
 from pipeline.compare.run import run_study
 from pipeline.compare.study import StudySettings, open_study
@@ -81,7 +81,7 @@ def measured_plan(
         tuple(map(read_text, texts)), chunks=chunks, n_ctx=n_ctx, threads=threads, answer_tokens=answer_tokens
     )
     folder.parent.mkdir(exist_ok=True)
-    calibrate = partial(calibration_for_metric, model, calibration, "attention", threads)
+    calibrate = partial(calibration_for_metric, model, calibration, "attention", threads, needed_roles(cells))
     with open_study(folder, model, settings, calibrate) as study, StudyDisplay() as display:
         progress = run_study(study, cells, display.watch)
         results = ledger_results(study.ledger)

@@ -64,6 +64,7 @@ def test_the_plans_of_the_studies_are_grids() -> None:
         "calibration_texts": 2,
         "front": 4,
         "variations": 7,
+        "where": 51,
     }
 
 
