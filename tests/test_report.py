@@ -18,6 +18,7 @@ from pipeline.report.page import render_page
 from pipeline.report.passages import passages
 from pipeline.report.study_charts import study_figures
 from pipeline.report.tables import as_csv, as_markdown
+from pipeline.report.task_tables import tasks_as_csv
 from pipeline.report.write import write_report
 from tests.made_up_study import ONE_LINE, SCRIPT, find, made_up_study, made_up_text, unknown
 
@@ -201,3 +202,38 @@ def test_without_the_extra_one_line_says_what_to_install(study: Path, monkeypatc
         "surgery: drawing needs the package altair; in Surgery's folder run: make install-report"
     )
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_tasks_have_columns_a_table_and_a_heat_map(tmp_path: Path) -> None:
+    results = made_up_study(**ONE_LINE)
+    source = {
+        "task": "piqa",
+        "metric": "acc",
+        "items": 200,
+        "higher_is_better": True,
+        "value": {"mean": 0.7, "low": 0.633, "high": 0.759},
+        "base": None,
+        "difference": None,
+    }
+    lost = {"difference": {"mean": -0.05, "low": -0.1, "high": 0.0}, "gained": 5, "lost": 15, "p": 0.0414}
+    cell = find(results, "none, Q8_0")
+    results["base"]["tasks"] = [source]
+    cell["tasks"] = [source | {"value": {"mean": 0.65, "low": 0.582, "high": 0.713}, "difference": lost}]
+    share = {"needles": 1, "depth": 4096, "place": 0.25, "items": 5, "found": 0.8, "low": 0.376, "high": 0.964}
+    for model in (results["base"], cell):
+        model["passkeys"] = [share]
+    heading, _, first, second, *_ = as_markdown(results).splitlines()
+    place = heading.split(" | ").index("piqa: acc")
+    assert [line.split(" | ")[place] for line in (first, second)] == ["0.6500", "\N{EN DASH}"]
+    rows = list(csv.DictReader(io.StringIO(tasks_as_csv(results))))
+    assert [(row["label"], row["mean"], row["lost"]) for row in rows] == [
+        ("source", "0.7", ""),
+        ("none, Q8_0", "0.65", "15"),
+    ]
+    (figure,) = [figure for figure in study_figures(results) if figure.name == "passkeys"]
+    assert [panel.title for panel in figure.views[0].panels] == ["the source", "Q8_0 alone"]
+    page = render_page(results, answer(results), [figure])
+    assert "What it can still do" in page
+    assert "piqa: acc of 200 items" in page
+    assert '<td class="number">-0.0500</td><td class="number">-0.10 to 0.00</td>' in page
+    assert "4,096" in page
