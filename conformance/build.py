@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from conformance.programs import NAMES
+from native.model import default_threads
 from pipeline.cli.output import ProgressReport, echo
 
 PACKAGE = "llama-cpp-python"
@@ -65,7 +66,8 @@ def build_programs(folder: Path) -> Path:
         settings = [f"-D{name}={value}" for name, value in SETTINGS.items()]
         _run([cmake, "-S", sources, "-B", build, "-G", "Ninja", *settings], "cmake cannot configure them")
         with ProgressReport("building llama.cpp's programs", unit="files") as bar:
-            _run([cmake, "--build", build, "--target", *NAMES], "they do not compile", bar)
+            jobs = str(default_threads())  # ninja's own two more take memory that a small machine lacks
+            _run([cmake, "--build", build, "--parallel", jobs, "--target", *NAMES], "they do not compile", bar)
     return programs
 
 

@@ -34,7 +34,7 @@ KNOWN: list[Known] = [
 class Difference(NamedTuple):
     """Where the converters differ: on which checkpoint, in which key or tensor, what either says.
 
-    In MEANT, whose `reason` is the page's, all but that are patterns.
+    In MEANT, whose `reason` is the page's, all but that are patterns, in which only * and ? are not themselves.
     """
 
     checkpoints: str
@@ -45,7 +45,8 @@ class Difference(NamedTuple):
 
     def covers(self, found: "Difference") -> bool:
         """Whether a difference that was found is this one."""
-        return all(fnmatch(value, pattern) for value, pattern in zip(found[:4], self[:4], strict=True))
+        patterns = [pattern.replace("[", "[[]") for pattern in self[:4]]
+        return all(map(fnmatch, found[:4], patterns))
 
     def __str__(self) -> str:
         return f"{self.what} of {self.checkpoints}: {self.ours}, and {self.theirs} by convert_hf_to_gguf.py"
@@ -77,7 +78,7 @@ MEANT = [
         "gemma3-no-windows", "gemma3.attention.sliding_window", "absent", "8", "layer_types is read: no layer has a window"
     ),
     Difference(
-        "gemma3-pattern", "gemma3.attention.sliding_window_pattern", "?False, True, True, False?", "absent",
+        "gemma3-pattern", "gemma3.attention.sliding_window_pattern", "[False, True, True, False]", "absent",
         "layer_types is read; there, every sixth layer sees everything",
     ),
     Difference(
@@ -109,7 +110,7 @@ MEANT = [
     ),
     Difference("llama-mha-tied", "tokenizer.ggml.token*", "512 entries", "480 entries", "as scores"),
     Difference(
-        "qwen2", "tokenizer.ggml.tokens", "480: ?PAD480?", "480: <|endoftext|>",
+        "qwen2", "tokenizer.ggml.tokens", "480: [PAD480]", "480: <|endoftext|>",
         "transformers' class adds it, and no file of the checkpoint has it",
     ),
     Difference("qwen2", "tokenizer.ggml.token_type", "480: 5", "480: 3", "as its text"),

@@ -73,8 +73,14 @@ def write_page(path: Path, results: Mapping[str, Mapping[str, Outcome]], others:
         text += "\n" + "".join(f"[{number}] {reason}\n\n" for number, reason in enumerate(reasons, 1))
     text += NOTES
     text += OTHERS + "".join(f"| {name} | {outcome.state} | {outcome.detail} |\n" for name, outcome in others.items())
-    text += CONVERTER + "".join(
-        f"| `{meant.what}` | {meant.checkpoints} | {meant.ours} | {meant.theirs} | {meant.reason} |\n"
-        for meant in MEANT
-    )
+    text += CONVERTER
+    for meant in MEANT:
+        shown = map(_code, (meant.what, meant.checkpoints, meant.ours, meant.theirs))
+        text += f"| {' | '.join(shown)} | {meant.reason} |\n"
     path.write_text(text)
+
+
+def _code(text: str) -> str:
+    """`text` as it is, in a cell of a table."""
+    escaped = text.replace("|", "\\|")
+    return f"`{escaped}`" if text else ""
