@@ -10,6 +10,7 @@ from pipeline.decompose.attention_metric import energy
 from pipeline.decompose.weighted import Metric
 from pipeline.errors import SurgeryError
 from pipeline.latent.compression import compress
+from pipeline.latent.position import part_position
 from pipeline.latent.rotary import align_keys, as_complex, as_real, frequencies, mean_turns, multiplication
 from pipeline.latent.scores import SampledAttention
 from pipeline.latent.source import LatentSource
@@ -59,9 +60,9 @@ class AlignedLayer:
 def align_layer(source: LatentSource, layer: Layer, rotary_pairs: int, distances: np.ndarray) -> AlignedLayer:
     """Divide a layer's keys by the calibration's moments into what stays rotated and what does not.
 
-    The strongest component of the keys at each of the `rotary_pairs` highest frequencies is cached rotated. All others
-    lose their rotation, and in exchange are multiplied by its mean over the `distances` (heads, n) that each head's
-    attention spans.
+    The strongest component of the keys at each of the `rotary_pairs` highest frequencies is cached rotated; but for the
+    pairs that hold the keys' position, see `pipeline.latent.position`. All others lose their rotation, and in exchange are
+    multiplied by its mean over the `distances` (heads, n) that each head's attention spans.
     """
     moments = layer.moments("k")
     metric_v = attention_metric(layer, "v")
@@ -73,28 +74,34 @@ def align_layer(source: LatentSource, layer: Layer, rotary_pairs: int, distances
     aligned = align_keys(
         as_complex(k, source.kv_heads), per_head.reshape(source.kv_heads, group, -1).sum(axis=1), inputs
     )
+    turning = frequencies(source.frequency_base, source.pairs)
+    apart = part_position(aligned.rows, inputs, turning, rotary_pairs, source.context if source.kv_heads > 1 else 0)
+    kept = np.arange(rotary_pairs)
     compressed = np.ones((source.pairs, source.kv_heads), bool)
-    compressed[:rotary_pairs, 0] = False
+    compressed[kept, 0] = False
+    compressed[apart.held, 0] = True
     frequency, component = np.nonzero(compressed)
-    turns = mean_turns(distances, frequencies(source.frequency_base, source.pairs))
+    turns = mean_turns(distances, turning)
     maps, rotary = [], []
     for head in range(source.heads):
         restore = aligned.restore[:, head // group]
         factors = (turns[head, frequency] * restore[frequency, component]).conj()
-        maps.append(multiplication(factors, frequency, source.pairs))
-        kept = np.arange(rotary_pairs)
+        constant, position = apart.queries(restore)
+        maps.append(np.hstack([multiplication(factors, frequency, source.pairs), constant]))
         rotary.append(multiplication(restore[kept, 0].conj(), kept, source.pairs))
+        rotary[-1][:, apart.held_numbers] = position
+    rotary_key = as_real(apart.content[:rotary_pairs, 0])
+    rotary_key[apart.held_numbers] = apart.held_keys
     cost_k = layer.sensitivity("k") / energy(k, inputs, output_blocks(layer, "k"))
     cost_v = layer.sensitivity("v")
     meeting = sum(
         m.T @ part @ moments.inputs @ part.T @ m for m, part in zip(maps, np.split(q, source.heads), strict=True)
     )
     blocks = [cost_v * block for block in metric_v.outputs or ()]
-    if len(frequency):
+    if maps[0].size:
         blocks.insert(0, cost_k * meeting)
-    residual = as_real(aligned.rows[frequency, component])
-    rows, metric = np.vstack([residual, v]), Metric(inputs, blocks)
-    return AlignedLayer(as_real(aligned.rows[:rotary_pairs, 0]), np.stack(rotary), rows, metric, maps, len(v), cost_k)
+    rows = np.vstack([as_real(apart.content[frequency, component]), apart.constant, v])
+    return AlignedLayer(rotary_key, np.stack(rotary), rows, Metric(inputs, blocks), maps, len(v), cost_k)
 
 
 def compress_layer(source: LatentSource, aligned: AlignedLayer, rank: int, seed: int) -> tuple[LatentWeights, float]:

@@ -33,7 +33,10 @@ HARMLESS = {"rope.scaling.type": "none", "rope.scaling.factor": 1.0, "expert_cou
 
 @dataclass(frozen=True)
 class LatentSource:
-    """The shape of a model that can be converted. `head_size` is that of q, k and v and all of it is rotated."""
+    """The shape of a model that can be converted. `head_size` is that of q, k and v and all of it is rotated.
+
+    context: tokens that it was made for, 0 if that is not known
+    """
 
     heads: int
     kv_heads: int
@@ -41,6 +44,7 @@ class LatentSource:
     width: int
     frequency_base: float
     epsilon: float
+    context: int
     layers: dict[int, dict[str, Projection]]
 
     @property
@@ -90,7 +94,8 @@ def require_convertible(model: GGUFModel) -> LatentSource:
     epsilon = float(model.hyperparameter("attention.layer_norm_rms_epsilon", 0.0))
     if base <= 0 or epsilon <= 0:
         raise _refusal(model, f"has a base of RoPE of {base:g} and an epsilon of its norms of {epsilon:g}")
-    return LatentSource(heads, kv_heads, size, width, base, epsilon, attention.layers)
+    context = int(model.hyperparameter("context_length", 0))
+    return LatentSource(heads, kv_heads, size, width, base, epsilon, context, attention.layers)
 
 
 def _what_it_is(name: str) -> str:
