@@ -75,8 +75,8 @@ def write_page(path: Path, results: Mapping[str, Mapping[str, Outcome]], others:
     text += OTHERS + "".join(f"| {name} | {outcome.state} | {outcome.detail} |\n" for name, outcome in others.items())
     text += CONVERTER
     for meant in MEANT:
-        shown = map(_code, (meant.what, meant.checkpoints, meant.ours, meant.theirs))
-        text += f"| {' | '.join(shown)} | {meant.reason} |\n"
+        codes = map(_code, (meant.what, meant.checkpoints, meant.ours, meant.theirs))
+        text += f"| {' | '.join(codes)} | {meant.reason} |\n"
     path.write_text(text)
 
 

@@ -16,7 +16,7 @@ from pipeline.errors import UsageError
 from pipeline.gguf_file.encode import as_stored
 from pipeline.latent.equalise import pair_energies
 from pipeline.latent.layer import align_layer
-from pipeline.latent.plan import BLOCK, LatentPlan, choose_layout
+from pipeline.latent.plan import BLOCK, CacheLayout, LatentPlan, choose_layout
 from pipeline.latent.source import LatentSource
 from pipeline.layers import Layer
 
@@ -58,20 +58,21 @@ def choose_within_bytes(plan: LatentPlan, source: LatentSource, layers: Iterable
 def predicted_losses(plans: Sequence[LatentPlan], source: LatentSource, layer: Layer) -> np.ndarray:
     """The nats a token that one layer's latent is predicted to cost by each plan, (n,), before anything is refitted."""
     layouts = [choose_layout(plan, source) for plan in plans]
-    found = {pairs: _sizes(source, layer, pairs) for pairs in {layout.pairs for layout in layouts}}
+    alike = {(layout.pairs, layout.position_apart): layout for layout in layouts}
+    found = {key: _sizes(source, layer, layout) for key, layout in alike.items()}
     losses = []
     for plan, layout in zip(plans, layouts, strict=True):
-        sizes, rotary = found[layout.pairs]
+        sizes, rotary = found[layout.pairs, layout.position_apart]
         left_out = float(np.square(sizes[layout.rank :]).sum())
         rounded = float(sizes[: layout.rank].sum()) ** 2 / layout.rank + rotary
         losses.append(left_out + relative_noise(plan.cache_type) * rounded)
     return np.array(losses)
 
 
-def _sizes(source: LatentSource, layer: Layer, rotary_pairs: int) -> tuple[np.ndarray, float]:
+def _sizes(source: LatentSource, layer: Layer, layout: CacheLayout) -> tuple[np.ndarray, float]:
     """The sizes of a layer's components, (n,), squares in nats, and what the noise of its rotary numbers costs, per unit."""
-    aligned = align_layer(source, layer, rotary_pairs, np.ones((source.heads, DISTANCES)))
+    aligned = align_layer(source, layer, layout, np.ones((source.heads, DISTANCES)))
     queries = layer.rows("q").reshape(source.heads, source.head_size, source.width).astype(np.float64)
     keys, reads = pair_energies(aligned.rotary_key, aligned.rotary_query, queries, layer.moments("k").inputs)
-    rotary = 2 * aligned.key_cost * float(np.sqrt(keys * reads).sum()) ** 2 / rotary_pairs
+    rotary = 2 * aligned.key_cost * float(np.sqrt(keys * reads).sum()) ** 2 / layout.pairs
     return np.linalg.svd(aligned.metric.weigh(aligned.rows), compute_uv=False), rotary

@@ -168,7 +168,7 @@ def _fit_layer(
 ) -> tuple[dict[str, np.ndarray], LatentLayer]:
     """A layer's new tensors, float32, fitted to the source's attention over sampled `inputs`, float32 (chunks, n, d)."""
     attention = sampled_attention(source, layer, inputs)
-    aligned = align_layer(source, layer, layout.pairs, measured_distances(attention))
+    aligned = align_layer(source, layer, layout, measured_distances(attention))
     weights, kept = compress_layer(source, aligned, layout.rank, layer.number)
     equalise_rotary(weights, attention.q.astype(np.float64), layer.moments("k").inputs)
     before, after = refit_queries(weights, attention)

@@ -10,6 +10,7 @@ from pipeline.decompose.attention_metric import energy
 from pipeline.decompose.weighted import Metric
 from pipeline.errors import SurgeryError
 from pipeline.latent.compression import compress
+from pipeline.latent.plan import CacheLayout
 from pipeline.latent.position import part_position
 from pipeline.latent.rotary import align_keys, as_complex, as_real, frequencies, mean_turns, multiplication
 from pipeline.latent.scores import SampledAttention
@@ -57,12 +58,12 @@ class AlignedLayer:
     key_cost: float
 
 
-def align_layer(source: LatentSource, layer: Layer, rotary_pairs: int, distances: np.ndarray) -> AlignedLayer:
+def align_layer(source: LatentSource, layer: Layer, layout: CacheLayout, distances: np.ndarray) -> AlignedLayer:
     """Divide a layer's keys by the calibration's moments into what stays rotated and what does not.
 
-    The strongest component of the keys at each of the `rotary_pairs` highest frequencies is cached rotated; but for the
-    pairs that hold the keys' position, see `pipeline.latent.position`. All others lose their rotation, and in exchange are
-    multiplied by its mean over the `distances` (heads, n) that each head's attention spans.
+    The strongest component of the keys at each of the `layout.pairs` highest frequencies is cached rotated; but for the
+    pairs that hold the keys' position, if `layout` keeps it apart (`pipeline.latent.position`). All others lose their
+    rotation, and in exchange are multiplied by its mean over the `distances` (heads, n) that each head's attention spans.
     """
     moments = layer.moments("k")
     metric_v = attention_metric(layer, "v")
@@ -75,8 +76,9 @@ def align_layer(source: LatentSource, layer: Layer, rotary_pairs: int, distances
         as_complex(k, source.kv_heads), per_head.reshape(source.kv_heads, group, -1).sum(axis=1), inputs
     )
     turning = frequencies(source.frequency_base, source.pairs)
-    apart = part_position(aligned.rows, inputs, turning, rotary_pairs, source.context if source.kv_heads > 1 else 0)
-    kept = np.arange(rotary_pairs)
+    context = source.context if layout.position_apart and source.kv_heads > 1 else 0
+    apart = part_position(aligned.rows, inputs, turning, layout.pairs, context)
+    kept = np.arange(layout.pairs)
     compressed = np.ones((source.pairs, source.kv_heads), bool)
     compressed[kept, 0] = False
     compressed[apart.held, 0] = True
@@ -90,7 +92,7 @@ def align_layer(source: LatentSource, layer: Layer, rotary_pairs: int, distances
         maps.append(np.hstack([multiplication(factors, frequency, source.pairs), constant]))
         rotary.append(multiplication(restore[kept, 0].conj(), kept, source.pairs))
         rotary[-1][:, apart.held_numbers] = position
-    rotary_key = as_real(apart.content[:rotary_pairs, 0])
+    rotary_key = as_real(apart.content[: layout.pairs, 0])
     rotary_key[apart.held_numbers] = apart.held_keys
     cost_k = layer.sensitivity("k") / energy(k, inputs, output_blocks(layer, "k"))
     cost_v = layer.sensitivity("v")

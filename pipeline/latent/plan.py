@@ -17,6 +17,9 @@ CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "
 BLOCK = 32  # numbers in a block of a quantised cache, of which a token's must be a whole number
 
 
+FEW_BITS = 8  # a number: with fewer, what keeping position apart saves is more than its fit loses far behind
+
+
 @dataclass(frozen=True)
 class LatentPlan:
     """`cache`: a share of the source's cached numbers in (0, 1], or if above 1 how many per token and layer.
@@ -91,10 +94,14 @@ def latent_plans(choices: Mapping[str, Any]) -> list[LatentPlan]:
 
 @dataclass(frozen=True)
 class CacheLayout:
-    """What a token caches in a layer: `rank` numbers of latent, then 2 `pairs` numbers that RoPE rotates."""
+    """What a token caches in a layer: `rank` numbers of latent, then 2 `pairs` numbers that RoPE rotates.
+
+    position_apart: whether the keys' position is kept apart from their content, see `pipeline.latent.position`
+    """
 
     rank: int
     pairs: int
+    position_apart: bool = False
 
     @property
     def cached_numbers(self) -> int:
@@ -121,10 +128,11 @@ def choose_layout(plan: LatentPlan, source: LatentSource) -> CacheLayout:
     if rank < 1:
         raise UsageError.of("cache", plan.cache, f"{numbers} numbers leave no latent beside {2 * pairs} rotary ones")
     kind = GGMLQuantizationType[plan.cache_type.upper()]
-    if (rank + 2 * pairs) % GGML_QUANT_SIZES[kind][0]:
+    block, block_bytes = GGML_QUANT_SIZES[kind]
+    if (rank + 2 * pairs) % block:
         raise UsageError.of(
             "cache", plan.cache,
             f"{rank + 2 * pairs} numbers per token and layer are no whole blocks of {plan.cache_type}; choose a multiple of"
             f" {BLOCK}, or the cache type f16",
         )  # fmt: skip
-    return CacheLayout(rank, pairs)
+    return CacheLayout(rank, pairs, position_apart=8 * block_bytes / block < FEW_BITS)
