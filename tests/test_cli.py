@@ -284,6 +284,32 @@ BAD_INPUT = {
     "gpu layers of eval": ("eval {tiny} --gpu-layers -5", 2, "--gpu-layers -5: expected a whole number from -1"),
     "cache type": ("eval {tiny} --cache-type-k q9", 2, "--cache-type-k q9: expected one of f32"),
     "empty prompt": ("run {tiny} --prompt ''", 2, "--prompt: is empty"),
+    "empty model": ("run '' hello", 2, "MODEL: is empty"),
+    "empty base": ("eval {tiny} --base ''", 2, "--base: is empty"),
+    "empty text": ("eval {tiny} --base {tiny} --text ''", 2, "--text: is empty"),
+    "empty type": ("operate {tiny} -o o.gguf --quant=", 2, "--quant: is empty"),
+    "no depths": ("eval {tiny} --depths ,", 2, "--depths: is empty"),
+    "no tasks": ("tasks {tiny} --tasks ' ,'", 2, "--tasks: is empty"),
+    "text as output": (
+        "calibrate {tiny} --text short.txt -o short.txt --force",
+        2,
+        "short.txt: is given as --text, too",
+    ),
+    "statistics as output": (
+        "latent {tiny} -o short.txt --calibration self,short.txt --force",
+        2,
+        "short.txt: is given as --calibration, too",
+    ),
+    "two outputs in one": (
+        "calibrate {tiny} -o both.gguf --imatrix-output ./both.gguf",
+        2,
+        "both.gguf: is given as --imatrix-output, too",
+    ),
+    "a text twice": ("calibrate {tiny} --text short.txt,short.txt", 2, "names short.txt twice"),
+    "nothing behind a comma": ("calibrate {tiny} --text self,", 2, "expected a name before and behind each comma"),
+    "idle output": ("calibrate {tiny} --text self --show-text -o s.gguf", 2, "--show-text: writes no file"),
+    "pictures in a file": ("inspect {tiny} --spectrum --plots short.txt", 2, "--plots short.txt: is a file"),
+    "idle pre-tokenizer": ("operate {tiny} -o o.gguf --pre llama-bpe", 2, "--pre: is for a Hugging Face checkpoint"),
 }
 
 

@@ -53,7 +53,7 @@ def obtain_calibration(
     for a name that is neither (`argument` is where it came from) or statistics of another model, SurgeryError when a file
     is damaged, and as `calibrate` and `write_self_text` do.
     """
-    parts = [_find(name, argument) for name in split_names(names)]  # all, before anything takes long
+    parts = [_find(name, argument) for name in split_names(names, argument)]  # all, before anything takes long
     calibrations = []
     for part in parts:
         if isinstance(part, Calibration):
@@ -71,9 +71,16 @@ def obtain_calibration(
     return mix(calibrations)
 
 
-def split_names(names: str) -> list[str]:
-    """What is between commas; a file whose name has commas is one."""
-    return [names] if Path(names).expanduser().is_file() else [name.strip() for name in names.split(",")]
+def split_names(names: str, argument: str) -> list[str]:
+    """What is between commas; a file whose name has commas is one. Raises UsageError for nothing, or one name twice."""
+    if Path(names).expanduser().is_file():
+        return [names]
+    parts = [name.strip() for name in names.split(",")]
+    if not all(parts):
+        raise UsageError.of(argument, names, "expected a name before and behind each comma")
+    if twice := [name for name in parts if parts.count(name) > 1]:
+        raise UsageError.of(argument, names, f"names {twice[0]} twice; each counts by its chunks")
+    return parts
 
 
 def written_text(model: GGUFModel, name: str, chunks: int, threads: int, watch: CalibrationWatch) -> Text:

@@ -13,7 +13,7 @@ from pipeline.calibration.self_text import is_self
 from pipeline.cli.options import force_option, json_option, model_argument, threads_option
 from pipeline.cli.output import ProgressReport, counted, duration, echo, print_json, warn
 from pipeline.cli.parameters import WholeNumber
-from pipeline.cli.sections import SectionedCommand
+from pipeline.cli.sections import SurgeryCommand
 from pipeline.errors import UsageError
 from pipeline.files.output_file import check_output
 from pipeline.gguf_file.reader import GGUFModel
@@ -26,7 +26,7 @@ from pipeline.targets import QKV, target_roles
 
 @click.command(
     "calibrate",
-    cls=SectionedCommand,
+    cls=SurgeryCommand,
     sections={
         "What is read": "text chunks probes",
         "What is written": "output imatrix_output show_text force",
@@ -92,6 +92,8 @@ def command(
         if path is not None:
             check_output(path, force=force, sources=source.paths)
     if show_text:
+        if output or imatrix_output:
+            raise UsageError("--show-text: writes no file; leave -o and --imatrix-output out, or --show-text")
         print_own_text(source, text, chunks, threads, as_json)
         return
     with calibration_progress(source, text) as watch:

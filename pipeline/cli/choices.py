@@ -84,9 +84,5 @@ def metric_options(command: Any) -> Any:
 
 
 def given_choices(options: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Those of `names` that were given. Raises UsageError for a list that is empty."""
-    given = {name: options[name] for name in names if options[name] is not None}
-    for name, value in given.items():
-        if value == ():
-            raise UsageError(f"--{name.replace('_', '-')}: is empty; name something, or leave it out")
-    return given
+    """Those of `names` that were given."""
+    return {name: options[name] for name in names if options[name] is not None}

@@ -18,7 +18,7 @@ from pipeline.cli.options import calibration_option, force_option, json_option, 
 from pipeline.cli.output import counted, echo, warn
 from pipeline.cli.parameters import Choice, Number, WholeNumber
 from pipeline.cli.program import program
-from pipeline.cli.sections import SectionedCommand
+from pipeline.cli.sections import SurgeryCommand
 from pipeline.cli.study_display import StudyDisplay
 from pipeline.cli.study_table import show_estimate, show_study
 from pipeline.cli.task_options import task_options
@@ -47,7 +47,7 @@ from pipeline.tasks.choices import TaskChoices
 
 @click.command(
     "compare",
-    cls=SectionedCommand,
+    cls=SurgeryCommand,
     sections={
         "What is replaced": "methods targets layers group_layers",
         "How much is kept": "thresholds ranks budgets caches means seeds",

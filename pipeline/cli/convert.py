@@ -7,6 +7,7 @@ import click
 from pipeline.cli.options import force_option, json_option
 from pipeline.cli.output import ProgressReport, echo, print_json, warn
 from pipeline.cli.parameters import Choice
+from pipeline.cli.sections import SurgeryCommand
 from pipeline.convert.checkpoint import OUTTYPES
 from pipeline.convert.write import write_model
 from pipeline.errors import UsageError
@@ -14,7 +15,7 @@ from pipeline.files.output_file import check_output
 from pipeline.inputs.models import is_checkpoint, open_source
 
 
-@click.command("convert")
+@click.command("convert", cls=SurgeryCommand)
 @click.argument("model")
 @click.argument("output", metavar="OUT.gguf", type=click.Path(path_type=Path))
 @click.option(

@@ -20,7 +20,7 @@ from pipeline.cli.options import (
 )
 from pipeline.cli.output import ProgressReport, counted, echo, perplexity_text, print_json, print_table, warn
 from pipeline.cli.parameters import WholeNumber
-from pipeline.cli.sections import SectionedCommand
+from pipeline.cli.sections import SurgeryCommand
 from pipeline.errors import SurgeryError
 from pipeline.evaluation.evaluate import SMALLEST_CONTEXT, Evaluation, TextEvaluation, evaluate
 from pipeline.evaluation.speed import Speed, speeds_at_depths
@@ -33,7 +33,7 @@ from pipeline.observations.contamination import contamination_warning
 
 @click.command(
     "eval",
-    cls=SectionedCommand,
+    cls=SurgeryCommand,
     sections={
         "What is measured": "base texts chunks ctx depths",
         "How the model runs": "cache_type_k cache_type_v gpu_layers threads",

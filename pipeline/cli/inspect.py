@@ -22,7 +22,7 @@ from pipeline.cli.options import (
 from pipeline.cli.output import ProgressReport, echo, print_json
 from pipeline.cli.parameters import WholeNumber
 from pipeline.cli.pictures import draw, planned_pictures
-from pipeline.cli.sections import SectionedCommand
+from pipeline.cli.sections import SurgeryCommand
 from pipeline.errors import UsageError
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.inputs.models import resolve_model
@@ -36,7 +36,7 @@ from pipeline.subspaces.similarity import SPECTRUM_THRESHOLDS, Lens, overlap, sp
 
 @click.command(
     "inspect",
-    cls=SectionedCommand,
+    cls=SurgeryCommand,
     sections={
         "What is shown": "with_spectrum with_overlap with_damage plots",
         "Measuring damage": "threshold text chunks study",

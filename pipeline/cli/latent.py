@@ -20,7 +20,7 @@ from pipeline.cli.options import (
 )
 from pipeline.cli.output import ProgressReport, echo, print_json, print_table, warn
 from pipeline.cli.program import program
-from pipeline.cli.sections import SectionedCommand
+from pipeline.cli.sections import SurgeryCommand
 from pipeline.errors import UsageError
 from pipeline.files.output_file import check_output
 from pipeline.inputs.models import open_model
@@ -31,7 +31,7 @@ from pipeline.latent.plan import LatentPlan
 
 @click.command(
     "latent",
-    cls=SectionedCommand,
+    cls=SurgeryCommand,
     sections={
         "What is cached": "cache cache_bytes cache_type rotary",
         "Calibration": "calibration",

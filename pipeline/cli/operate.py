@@ -20,7 +20,7 @@ from pipeline.cli.options import (
 from pipeline.cli.output import ProgressReport, echo, print_json, print_table, warn
 from pipeline.cli.program import program
 from pipeline.cli.quantize import print_quantization
-from pipeline.cli.sections import SectionedCommand
+from pipeline.cli.sections import SurgeryCommand
 from pipeline.errors import UsageError
 from pipeline.files.output_file import check_output
 from pipeline.inputs.models import gguf_name, is_checkpoint, open_source
@@ -34,7 +34,7 @@ from pipeline.quantization import known_type, quantized_types
 
 @click.command(
     "operate",
-    cls=SectionedCommand,
+    cls=SurgeryCommand,
     sections={
         "What is replaced": "method targets layers group_layers",
         "How much is kept": "threshold rank budget mean seed",
@@ -70,6 +70,8 @@ def command(
     if quant:
         known_type(quant)  # before anything takes long
     refuse_idle_calibration(plan.metric)
+    if pre and not is_checkpoint(model):
+        raise UsageError("--pre: is for a Hugging Face checkpoint; a GGUF file says itself which it has")
     if is_checkpoint(model):
         check_output(output, force=force)  # before anything is fetched
         if plan.metric != "weights":

@@ -78,6 +78,8 @@ def list_option(name: str, kind: Any, text: str) -> Callable[[Any], Any]:
     def split(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[Any, ...] | None:
         if value is None:
             return None
-        return tuple(kind.convert(part, param, ctx) for part in value.replace(",", " ").split())
+        if not (parts := value.replace(",", " ").split()):
+            raise UsageError(f"{name}: is empty; expected values with commas between")
+        return tuple(kind.convert(part, param, ctx) for part in parts)
 
     return click.option(name, callback=split, metavar="LIST", help=text)

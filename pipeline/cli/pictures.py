@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import UsageError
 from pipeline.files.output_file import check_output
 from pipeline.report.charts import FORMATS, require_charts, write_chart
 
@@ -11,6 +12,8 @@ from pipeline.report.charts import FORMATS, require_charts, write_chart
 def planned_pictures(folder: Path, names: Sequence[str], *, force: bool) -> list[Path]:
     """The files that `draw` will write. Raises before anything takes long if they cannot be written or drawn."""
     require_charts()
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--plots {folder}: is a file; name a folder for the pictures")
     folder.mkdir(parents=True, exist_ok=True)
     pictures = [folder / f"{name}.{kind}" for name in names for kind in FORMATS]
     for picture in pictures:

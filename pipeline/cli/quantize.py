@@ -6,11 +6,12 @@ import click
 
 from pipeline.cli.options import force_option, json_option, threads_option
 from pipeline.cli.output import ProgressReport, counted, echo, print_json, warn
+from pipeline.cli.sections import SurgeryCommand
 from pipeline.inputs.models import open_model
 from pipeline.quantization import Quantization, known_type, quantize, quantized_types
 
 
-@click.command("quantize")
+@click.command("quantize", cls=SurgeryCommand)
 @click.argument("model")
 @click.argument("output", type=click.Path(path_type=Path))
 @click.argument("type_name", metavar="TYPE")

@@ -6,11 +6,12 @@ import click
 
 from pipeline.cli.options import json_option
 from pipeline.cli.output import echo, print_json
+from pipeline.cli.sections import SurgeryCommand
 from pipeline.errors import UsageError
 from pipeline.report.charts import require_charts
 
 
-@click.command("report")
+@click.command("report", cls=SurgeryCommand)
 @click.argument("study", type=click.Path(path_type=Path))
 @click.option(
     "-o",

@@ -12,7 +12,7 @@ from pipeline.cli.chat import chat_on_terminal
 from pipeline.cli.options import cache_type_options, gpu_layers_option, json_option, model_argument, threads_option
 from pipeline.cli.output import print_json
 from pipeline.cli.parameters import Number, WholeNumber
-from pipeline.cli.sections import SectionedCommand
+from pipeline.cli.sections import SurgeryCommand
 from pipeline.conversation import start_conversation
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.inputs.models import open_model
@@ -22,7 +22,7 @@ LARGEST_SEED = 2**32 - 2  # llama.cpp takes the next one to mean any
 
 @click.command(
     "run",
-    cls=SectionedCommand,
+    cls=SurgeryCommand,
     sections={
         "What is asked": "prompt system plain beside",
         "Sampling": "temperature top_p seed max_tokens",

@@ -17,7 +17,7 @@ from pipeline.cli.options import (
 from pipeline.cli.output import ProgressReport, echo, print_json, warn
 from pipeline.cli.parameters import WholeNumber
 from pipeline.cli.pictures import draw, planned_pictures
-from pipeline.cli.sections import SectionedCommand
+from pipeline.cli.sections import SurgeryCommand
 from pipeline.cli.task_options import chosen_tasks, task_options
 from pipeline.cli.task_tables import print_heat_map, print_results
 from pipeline.errors import UsageError
@@ -31,7 +31,7 @@ from pipeline.tasks.suites import load_suites
 
 @click.command(
     "tasks",
-    cls=SectionedCommand,
+    cls=SurgeryCommand,
     sections={
         "What is asked": "base tasks hellaswag winogrande multiple_choice limit num_fewshot include_path chat_template",
         "Passkeys": "depths places needles repeats seed plots",
