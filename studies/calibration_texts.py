@@ -12,8 +12,8 @@ from typing import Any
 import click
 
 from pipeline.compare.found import StudyResult
-from pipeline.json_text import as_json, json_text
-from studies.documents import document, markdown, watched
+from pipeline.json_text import as_json
+from studies.documents import document, markdown, write_json
 from studies.measured import Study, loss, measured_plan, study_options
 
 CONTEXTS = (512, 2048)
@@ -35,9 +35,7 @@ def main(home: str, docs: Path, studies: Path, chunks: int, calibration: str, **
         for n_ctx in CONTEXTS
     }  # fmt: skip
     found = {n_ctx: {name: as_json(study) for name, study in of.items()} for n_ctx, of in results.items()}
-    path = docs / "calibration-texts.json"
-    with watched(path):
-        path.write_text(json_text(found, indent=1) + "\n")
+    write_json(docs / "calibration-texts.json", found)
     tables = (f"Chunks of {n_ctx} tokens:\n\n{table(of)}" for n_ctx, of in results.items())
     document(docs / "findings.md", "calibration-texts", "\n\n".join(tables))
 

@@ -4,10 +4,12 @@ import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
 from pipeline.errors import SurgeryError
+from pipeline.json_text import json_text
 
 
 def document(page: Path, name: str, text: str) -> None:
@@ -34,6 +36,12 @@ def watched(path: Path) -> Iterator[None]:
     before = path.read_bytes() if path.exists() else None
     yield
     tell(str(path), changed=path.read_bytes() != before)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON, and say whether that is new."""
+    with watched(path):
+        path.write_text(json_text(value, indent=1) + "\n")
 
 
 def tell(what: str, *, changed: bool) -> None:

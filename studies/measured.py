@@ -18,8 +18,8 @@ from pipeline.errors import SurgeryError
 from pipeline.evaluation.scores import Scores
 from pipeline.inputs.models import EMBEDDED_NAME, open_model
 from pipeline.inputs.texts import EVALUATION_TEXT, read_text
-from pipeline.json_text import as_json, json_text
-from studies.documents import watched
+from pipeline.json_text import as_json
+from studies.documents import write_json
 
 
 class Study(click.Command):
@@ -54,9 +54,7 @@ def measured(name: str, *, studies: Path, docs: Path, **options: Any) -> StudyRe
     Raises as `measured_plan` does.
     """
     results = measured_plan(name, studies / name, **options)
-    path = docs / f"{name}.json"
-    with watched(path):
-        path.write_text(json_text(as_json(results), indent=1) + "\n")
+    write_json(docs / f"{name}.json", as_json(results))
     return results
 
 

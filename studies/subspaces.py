@@ -34,10 +34,8 @@ def main(docs: Path, calibration: str, threads: int) -> None:
     """Compare subspaces under each metric, and draw them under one."""
     model = open_model(EMBEDDED_NAME)
     statistics = obtain_calibration(model, calibration, threads=threads)
-    found = {
-        metric: overlap(Lens(AttentionLayers(model, statistics), metric, "keep"), lambda doing: None)
-        for metric in METRICS
-    }
+    layers = AttentionLayers(model, statistics)
+    found = {metric: overlap(Lens(layers, metric, "keep"), lambda doing: None) for metric in METRICS}
     document(docs / "findings.md", "overlap-layers", layers_table(found))
     document(docs / "findings.md", "overlap-k-v", within_table(found))
     between, within = found[DRAWN]["between"], found[DRAWN]["within"]
