@@ -38,11 +38,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("latent")
 
 
-def statistics_of(model: Path, text: Path, folder: Path, chunks: int) -> Calibration:
+def statistics_of(model: Path, text: Path, folder: Path, chunks: int, chunk_size: int = 512) -> Calibration:
     """Statistics kept in `folder`, with sensitivities that are made up: to measure them takes long."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SURGERY_CACHE", str(folder / "cache"))
-        taken = calibrate(open_gguf(model), read_text(str(text)), chunks=chunks, sensitivities=False)
+        taken = calibrate(
+            open_gguf(model), read_text(str(text)), chunks=chunks, chunk_size=chunk_size, sensitivities=False
+        )
     path = Path(shutil.copy(taken.path, folder / f"{model.stem}.statistics.gguf"))
     layers = open_gguf(model).hyperparameter("block_count")
     add_sensitivities(open_calibration(path), {"q": [1.0] * layers, "k": [20.0] * layers, "v": [1.0] * layers})
@@ -199,13 +201,15 @@ def with_extra(source: Path, output: Path, key: str = "", value: object = None, 
 @pytest.mark.parametrize(
     ("key", "value", "tensor", "message"),
     [
-        ("", None, "rope_freqs.weight", "frequencies of its own"),
-        ("", None, "blk.0.attn_q.bias", "a bias"),
+        ("", None, "blk.0.attn_q.bias", "has biases"),
+        ("", None, "blk.0.attn_k_norm.weight", "normalises q or k"),
+        ("", None, "rope_factors_long.weight", "longrope"),
         ("", None, "blk.0.ffn_gate_inp_exps.weight", "a mixture of experts"),
-        ("llama.rope.scaling.type", "yarn", "", "llama.rope.scaling.type = yarn"),
+        ("llama.rope.scaling.type", "longrope", "", "scaling.type is 'longrope'"),
+        ("llama.attention.scale", 0.5, "", "attention.scale = 0.5"),
         ("llama.attention.sliding_window", 128, "", "sliding_window = 128"),
         ("llama.expert_count", 8, "", "expert_count = 8"),
-        ("llama.rope.dimension_count", 8, "", "rope.dimension_count = 8"),
+        ("llama.rope.dimension_count", 7, "", "rope.dimension_count is 7"),
         ("llama.attention.head_count_kv", 3, "", "head_count_kv is 3, but k"),
         ("general.architecture", "gemma2", "", "is a gemma2 model"),
     ],
@@ -318,7 +322,7 @@ def test_the_command(surgery: SurgeryProcess, tiny: Path, tiny_statistics: Calib
     assert "cannot be quantised" in forced.stderr
     twice = surgery("latent", tmp_path / "o.gguf", "-o", tmp_path / "p.gguf")
     assert (twice.returncode, len(twice.stderr.splitlines())) == (1, 1)
-    assert "only Llamas" in twice.stderr
+    assert "is a deepseek2 model, and only llama" in twice.stderr
     assert not (tmp_path / "p.gguf").exists()
 
 

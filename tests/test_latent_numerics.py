@@ -17,7 +17,8 @@ from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
 from pipeline.latent import queries, values
 from pipeline.latent.compression import compress
 from pipeline.latent.equalise import equalise_rotary, equalising_scales
-from pipeline.latent.rotary import align_keys, as_complex, as_real, frequencies, mean_turns, multiplication
+from pipeline.latent.rope import Rope
+from pipeline.latent.rotary import align_keys, as_complex, as_real, mean_turns, multiplication
 from pipeline.latent.scaled import SCALE_OFFSETS, read_scaled, scaled_type
 from pipeline.latent.scores import SampledAttention, latent_scores, rotate_at
 from pipeline.latent.weights import LatentWeights
@@ -34,10 +35,10 @@ def moment(d: int) -> np.ndarray:
 
 
 def test_pairs_are_complex_numbers_and_back() -> None:
-    rows = RNG.standard_normal((KV_HEADS * 2 * PAIRS, WIDTH))
-    complex_rows = as_complex(rows, KV_HEADS)
+    rows = RNG.standard_normal((KV_HEADS, 2 * PAIRS, WIDTH))
+    complex_rows = as_complex(rows)
     assert complex_rows.shape == (KV_HEADS, PAIRS, WIDTH)
-    assert np.array_equal(as_real(complex_rows.reshape(-1, WIDTH)), rows)
+    assert np.array_equal(as_real(complex_rows.reshape(-1, WIDTH)), rows.reshape(-1, WIDTH))
 
 
 def test_a_multiplication_is_one_of_complex_numbers() -> None:
@@ -49,17 +50,17 @@ def test_a_multiplication_is_one_of_complex_numbers() -> None:
 
 
 def test_scores_of_rotated_pairs_depend_on_the_distance_alone() -> None:
-    turning = frequencies(10000.0, PAIRS)
+    turning = Rope(PAIRS, 10000.0).frequencies()
     q, k = RNG.standard_normal((2, 1, 2 * PAIRS))
     scores = [
         (rotate_at(q, np.array([m]), turning) @ rotate_at(k, np.array([m - 5]), turning).T)[0, 0] for m in (5, 300)
     ]
-    product = as_complex(q.T, 1)[0, :, 0].conj() * as_complex(k.T, 1)[0, :, 0]
+    product = as_complex(q.T[None])[0, :, 0].conj() * as_complex(k.T[None])[0, :, 0]
     assert scores == pytest.approx([(product * np.exp(-5j * turning)).real.sum()] * 2)
 
 
 def test_aligned_components_are_the_keys_turned() -> None:
-    keys = as_complex(RNG.standard_normal((KV_HEADS * 2 * PAIRS, WIDTH)), KV_HEADS)
+    keys = as_complex(RNG.standard_normal((KV_HEADS, 2 * PAIRS, WIDTH)))
     energy, inputs = RNG.uniform(0.5, 2, (KV_HEADS, PAIRS)), moment(WIDTH)
     aligned = align_keys(keys, energy, inputs)
     assert np.allclose(np.einsum("fgc,fcd->gfd", aligned.restore, aligned.rows), keys)
@@ -73,7 +74,7 @@ def test_aligned_components_are_the_keys_turned() -> None:
 
 
 def test_the_mean_turn_is_the_best_constant() -> None:
-    distances, turning = RNG.uniform(0, 1, (HEADS, 40)), frequencies(100.0, PAIRS)
+    distances, turning = RNG.uniform(0, 1, (HEADS, 40)), Rope(PAIRS, 100.0).frequencies()
     best = mean_turns(distances, turning)
     turned = np.exp(-1j * np.arange(40) * turning[:, None])
 
@@ -103,7 +104,7 @@ def sampled() -> SampledAttention:
     q = RNG.standard_normal((HEADS, 2 * PAIRS, WIDTH)).astype(np.float32) / 3
     k = RNG.standard_normal((KV_HEADS, 2 * PAIRS, WIDTH)).astype(np.float32) / 3
     v = RNG.standard_normal((KV_HEADS, 2 * PAIRS, WIDTH)).astype(np.float32) / 3
-    return SampledAttention(inputs, q, k, v, frequencies(100.0, PAIRS))
+    return SampledAttention(inputs, q, k, v, Rope(PAIRS, 100.0).frequencies())
 
 
 def latent_weights(rank: int) -> LatentWeights:
@@ -112,7 +113,7 @@ def latent_weights(rank: int) -> LatentWeights:
 
     return LatentWeights(
         normal(rank, WIDTH), normal(2 * PAIRS, WIDTH), normal(HEADS, 2 * PAIRS, rank),
-        normal(HEADS, 2 * PAIRS, 2 * PAIRS), normal(HEADS, 2 * PAIRS, rank),
+        normal(HEADS, 2 * PAIRS, 2 * PAIRS), normal(HEADS, 2 * PAIRS, rank), Rope(PAIRS, 100.0).frequencies(),
     )  # fmt: skip
 
 
@@ -135,12 +136,12 @@ def test_equalising_scales_make_the_noise_of_a_block_cost_least() -> None:
 def test_equalising_changes_no_score_and_makes_a_quantised_cache_better() -> None:
     pairs = 16
     inputs, nothing = RNG.standard_normal((2, 24, WIDTH)).astype(np.float32), np.zeros((1, 2, WIDTH), np.float32)
-    attention = SampledAttention(inputs, nothing, nothing, nothing, frequencies(100.0, pairs))
+    attention = SampledAttention(inputs, nothing, nothing, nothing, Rope(pairs, 100.0).frequencies())
     q = RNG.standard_normal((1, 6, WIDTH))
     sizes = np.repeat(np.geomspace(0.01, 10, pairs), 2)
     weights = LatentWeights(
         RNG.standard_normal((32, WIDTH)), sizes[:, None] * RNG.standard_normal((2 * pairs, WIDTH)),
-        np.zeros((1, 6, 32)), RNG.standard_normal((1, 6, 2 * pairs)), np.zeros((1, 6, 32)),
+        np.zeros((1, 6, 32)), RNG.standard_normal((1, 6, 2 * pairs)), np.zeros((1, 6, 32)), attention.frequencies,
     )  # fmt: skip
     queries_read = (attention.inputs[:, attention.positions] @ q[0].T).astype(np.float32)
 
@@ -192,7 +193,7 @@ def test_refitting_never_makes_it_worse_and_leaves_what_is_exact() -> None:
     assert after < before
     full = LatentWeights(
         attention.k.reshape(-1, WIDTH), np.zeros((2 * PAIRS, WIDTH)), np.zeros((HEADS, 2 * PAIRS, KV_HEADS * 2 * PAIRS)),
-        np.zeros((HEADS, 2 * PAIRS, 2 * PAIRS)), np.zeros((HEADS, 2 * PAIRS, KV_HEADS * 2 * PAIRS)),
+        np.zeros((HEADS, 2 * PAIRS, 2 * PAIRS)), np.zeros((HEADS, 2 * PAIRS, KV_HEADS * 2 * PAIRS)), np.zeros(PAIRS),
     )  # fmt: skip
     still = SampledAttention(attention.inputs, attention.q, attention.k, attention.v, np.zeros(PAIRS))
     for head in range(HEADS):

@@ -7,13 +7,13 @@ from gguf import GGMLQuantizationType
 from pipeline.gguf_file.encode import as_stored
 from pipeline.latent.equalise import equalising_scales
 from pipeline.latent.position import PAIRS, ApartKeys, common_component, part_position, position_fit, slow_pairs
-from pipeline.latent.rotary import as_real, frequencies
+from pipeline.latent.rotary import as_real
 
 pytestmark = pytest.mark.numerical
 
 RNG = np.random.default_rng(3)
 CONTEXT, COUNT, KV_HEADS, WIDTH, TOKENS = 4096, 32, 2, 24, 600
-TURNING = frequencies(100000.0, COUNT)
+TURNING = 100000.0 ** (-np.arange(COUNT) / COUNT)
 FIRST = slow_pairs(TURNING, CONTEXT)
 
 

@@ -27,6 +27,7 @@ from pipeline.inputs.models import open_model
 from pipeline.latent.convert import LatentReport, convert_to_latent
 from pipeline.latent.kind import check_latent
 from pipeline.latent.plan import LatentPlan
+from pipeline.latent.rope import EXACT
 
 
 @click.command(
@@ -92,6 +93,12 @@ def print_report(model: str, report: LatentReport) -> None:
         f" ({report.share:.0%}), {layout.rank} of them the latent and {2 * layout.pairs} with RoPE;"
         f" as {report.plan.cache_type} {report.byte_share:.0%} of the bytes of an F16 cache"
     )
+    if report.rope_deviation > EXACT:
+        off = report.rope_deviation
+        echo(
+            f"positions: the frequencies of RoPE are off by up to {off:.2g} radians a token, {512 * off:.2g} at a distance of"
+            f" 512 and {8192 * off:.2g} at 8,192, since deepseek2 cannot be told all of them"
+        )
     if layout.cached_numbers % 32:
         warn(f"{layout.cached_numbers} is not a multiple of 32, so this cache cannot be quantised")
     echo(f"wrote {report.output} ({report.output_bytes / 1e6:,.1f} MB) in {report.seconds:.1f} s\n")

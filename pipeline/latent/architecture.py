@@ -17,12 +17,21 @@ from pipeline.gguf_file.writer import TensorDeclaration
 from pipeline.latent.plan import CacheLayout
 from pipeline.latent.scaled import scaled_type
 from pipeline.latent.source import LatentSource
+from pipeline.latent.source_rope import FACTORS
 from pipeline.latent.weights import LatentWeights
 
 ARCHITECTURE = "deepseek2"
-RESIDUAL_SCALE = 2048.0  # a power of two: exact
-LATENT_SHARE = 1e-4  # of epsilon: the mean square of the latent before its norm
+RESIDUAL_SCALE = 8192.0  # a power of two: exact
+LATENT_SHARE = 1e-5  # of epsilon: the mean square of the latent before its norm
 GROWING = ("token_embd.weight", "attn_output.weight", "ffn_down.weight")
+
+
+UP, GATE = "ffn_up.weight", "ffn_gate.weight"
+
+
+def gate_beside(up: str) -> str:
+    """The name of the gate beside `ffn_up` of a layer."""
+    return up.removesuffix(UP) + GATE
 
 
 def grows(name: str) -> bool:
@@ -37,11 +46,12 @@ def shrinks(model: GGUFModel, name: str) -> bool:
 
 def latent_metadata(model: GGUFModel, source: LatentSource, layout: CacheLayout) -> list[MetadataEntry]:
     """The converted model's metadata without provenance: general and tokenizer entries stay as they are."""
+    rope = source.slots.first(layout.pairs).rope
     numbers = {
         "block_count": len(source.layers),
         "context_length": model.hyperparameter("context_length", 0),
         "embedding_length": source.width,
-        "feed_forward_length": model.hyperparameter("feed_forward_length", 0),
+        "feed_forward_length": source.feed_forward,
         "vocab_size": model.tensors["token_embd.weight"].shape[0],
         "attention.head_count": source.heads,
         "attention.head_count_kv": 1,
@@ -60,13 +70,19 @@ def latent_metadata(model: GGUFModel, source: LatentSource, layout: CacheLayout)
     }
     floats = {
         "attention.layer_norm_rms_epsilon": source.epsilon * RESIDUAL_SCALE**2,
-        # llama.cpp: theta_i = base^(-2 i / dimension_count); this base gives the source's highest frequencies
-        "rope.freq_base": source.frequency_base ** (layout.pairs / source.pairs),
+        "rope.freq_base": rope.base,
     }
+    if rope.yarn or rope.factor != 1:
+        floats["rope.scaling.factor"] = rope.factor
+        floats["rope.scaling.attn_factor"] = 1 / rope.magnitude  # so that nothing is multiplied for YaRN's sake
+    if rope.yarn:
+        numbers["rope.scaling.original_context_length"] = rope.yarn.context
     kept = [e for key, e in model.metadata.items() if not key.startswith((f"{model.architecture}.", "surgery."))]
     kept = [e for e in kept if e.key != "general.architecture"]
     own = [metadata_entry(f"{ARCHITECTURE}.{key}", n, GGUFValueType.UINT32) for key, n in numbers.items()]
     own += [metadata_entry(f"{ARCHITECTURE}.{key}", x, GGUFValueType.FLOAT32) for key, x in floats.items()]
+    if rope.yarn or rope.factor != 1:
+        own.append(metadata_entry(f"{ARCHITECTURE}.rope.scaling.type", "yarn" if rope.yarn else "linear"))
     return [metadata_entry("general.architecture", ARCHITECTURE), *kept, *own]
 
 
@@ -75,11 +91,13 @@ def declare_tensors(
 ) -> tuple[list[TensorDeclaration], dict[str, TensorDeclaration]]:
     """The tensors of the file, those that stay first, and by name the new ones among them."""
     replaced = {projection.tensor for roles in source.layers.values() for projection in roles.values()}
-    stay = [
-        TensorDeclaration(t.name, t.shape, scaled_type(t.type) if grows(t.name) else t.type)
-        for t in model.tensors.values()
-        if t.name not in replaced
-    ]
+    stay = []
+    for t in model.tensors.values():
+        if source.kind.gate_up and t.name.endswith(UP):
+            halves = (t.shape[0] // 2, *t.shape[1:])
+            stay += [TensorDeclaration(name, halves, t.type) for name in (gate_beside(t.name), t.name)]
+        elif t.name not in replaced and t.name != FACTORS:
+            stay.append(TensorDeclaration(t.name, t.shape, scaled_type(t.type) if grows(t.name) else t.type))
     new = {}
     nope, rope = source.head_size, 2 * layout.pairs
     for layer, roles in source.layers.items():
@@ -117,7 +135,8 @@ def layer_tensors(
     rotary = np.einsum("hbp,hbd->hpd", weights.rotary_query, queries)
     key_length = source.head_size + len(weights.rotary_key)
     # llama.cpp divides scores by the root of key_length_mla, the source by that of its head size
-    q = np.concatenate([queries, rotary], axis=1) * np.sqrt(key_length / source.head_size)
+    scale = np.sqrt(key_length / source.head_size) / source.slots.rope.score_scale
+    q = np.concatenate([queries, rotary], axis=1) * scale
     tensors = {
         "attn_q": q.reshape(-1, q.shape[-1]),
         "attn_kv_a_mqa": np.vstack([before_norm * weights.latent, weights.rotary_key]),

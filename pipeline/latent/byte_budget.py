@@ -72,7 +72,7 @@ def predicted_losses(plans: Sequence[LatentPlan], source: LatentSource, layer: L
 def _sizes(source: LatentSource, layer: Layer, layout: CacheLayout) -> tuple[np.ndarray, float]:
     """The sizes of a layer's components, (n,), squares in nats, and what the noise of its rotary numbers costs, per unit."""
     aligned = align_layer(source, layer, layout, np.ones((source.heads, DISTANCES)))
-    queries = layer.rows("q").reshape(source.heads, source.head_size, source.width).astype(np.float64)
+    queries = source.by_head(layer, "q").astype(np.float64)
     keys, reads = pair_energies(aligned.rotary_key, aligned.rotary_query, queries, layer.moments("k").inputs)
     rotary = 2 * aligned.key_cost * float(np.sqrt(keys * reads).sum()) ** 2 / layout.pairs
     return np.linalg.svd(aligned.metric.weigh(aligned.rows), compute_uv=False), rotary

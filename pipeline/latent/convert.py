@@ -19,8 +19,11 @@ from pipeline.gguf_file.provenance import PREFIX, earlier_operations
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.gguf_file.writer import GGUFWriter, TensorDeclaration, create_gguf
 from pipeline.latent.architecture import (
+    GATE,
     RESIDUAL_SCALE,
+    UP,
     declare_tensors,
+    gate_beside,
     grows,
     latent_metadata,
     layer_tensors,
@@ -62,13 +65,15 @@ class LatentLayer:
 class LatentReport(Tabular):
     """What `convert_to_latent` did; `to_dict` is the JSON object that the command prints.
 
-    source_numbers: what the source caches per token and layer; output_bytes: of the file; seconds: of all
+    source_numbers: what the source caches per token and layer; rope_deviation: how far the frequency of a rotated pair is
+        off at most, radians a token; output_bytes: of the file; seconds: of all
     """
 
     output: str
     plan: LatentPlan
     layout: CacheLayout
     source_numbers: int
+    rope_deviation: float
     layers: tuple[LatentLayer, ...]
     output_bytes: int
     seconds: float
@@ -102,6 +107,7 @@ class LatentReport(Tabular):
             "byte_share": self.byte_share,
             "latent_rank": self.layout.rank,
             "rotary_numbers": 2 * self.layout.pairs,
+            "rope_deviation": self.rope_deviation,
             "layers": [asdict(layer) for layer in self.layers],
             "output_bytes": self.output_bytes,
             "seconds": self.seconds,
@@ -158,7 +164,7 @@ def convert_to_latent(
                 writer.put(name, encode_rows(name, values, new[name].type))
         progress(len(source.layers), len(source.layers), "")
     return LatentReport(
-        str(output), plan, layout, source.cached_numbers, tuple(layers), output.stat().st_size,
+        str(output), plan, layout, source.cached_numbers, source.slots.first(layout.pairs).deviation, tuple(layers), output.stat().st_size,
         time.perf_counter() - started,
     )  # fmt: skip
 
@@ -183,12 +189,16 @@ def _carry_over(
 ) -> None:
     """Write all tensors but the new ones: as they are, or scaled with the residual stream."""
     for tensor in declared:
-        if tensor.name in new:
+        if tensor.name in new or (tensor.name.endswith(GATE) and tensor.name not in model.tensors):
             continue
         if grows(tensor.name):
             writer.put(tensor.name, read_scaled(model, tensor.name, RESIDUAL_SCALE))
         elif shrinks(model, tensor.name):
             writer.put(tensor.name, read_scaled(model, tensor.name, 1 / RESIDUAL_SCALE))
+        elif tensor.name.endswith(UP) and gate_beside(tensor.name) not in model.tensors:
+            halves = np.split(model.read_raw(tensor.name), 2)  # llama.cpp takes the first for the gate
+            for name, half in zip((gate_beside(tensor.name), tensor.name), halves, strict=True):
+                writer.put(name, half)
         else:
             writer.copy_from(model, tensor.name)
 
@@ -204,6 +214,7 @@ def _provenance(
         "source_cached_numbers": source.cached_numbers,
         "rotary_numbers": 2 * layout.pairs,
         "cache_type": plan.cache_type,
+        "rope_deviation": source.slots.first(layout.pairs).deviation,
         **{f"calibration.{key}": value for key, value in calibration_facts(calibration).items()},
         "source.name": model.name,
         "source.sha256": calibration.origin.model_sha256,

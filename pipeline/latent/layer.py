@@ -12,7 +12,8 @@ from pipeline.errors import SurgeryError
 from pipeline.latent.compression import compress
 from pipeline.latent.plan import CacheLayout
 from pipeline.latent.position import part_position
-from pipeline.latent.rotary import align_keys, as_complex, as_real, frequencies, mean_turns, multiplication
+from pipeline.latent.rope import EMPTY
+from pipeline.latent.rotary import align_keys, as_complex, as_real, mean_turns, multiplication
 from pipeline.latent.scores import SampledAttention
 from pipeline.latent.source import LatentSource
 from pipeline.latent.weights import LatentWeights
@@ -21,8 +22,9 @@ from pipeline.layers import Layer
 
 def sampled_attention(source: LatentSource, layer: Layer, inputs: np.ndarray) -> SampledAttention:
     """The source's attention in a layer over sampled `inputs`, float32 (chunks, n, d)."""
-    q, k, v = (layer.rows(role).reshape(-1, source.head_size, source.width) for role in "qkv")
-    return SampledAttention(inputs, q, k, v, frequencies(source.frequency_base, source.pairs))
+    q, k, v = (source.by_head(layer, role) for role in "qkv")
+    q = q * source.score_scales(layer.number)[:, None]
+    return SampledAttention(inputs, q, k, v, source.frequencies(layer.number))
 
 
 def output_projection(source: LatentSource, layer: Layer) -> np.ndarray:
@@ -43,7 +45,7 @@ def measured_distances(attention: SampledAttention) -> np.ndarray:
 class AlignedLayer:
     """A layer's keys, aligned over heads: what stays rotated, and the rows that a latent is to stand for.
 
-    rotary_key: (2 pairs, d); rotary_query: (heads, b, 2 pairs), as in `LatentWeights`
+    rotary_key: (2 pairs, d); rotary_query: (heads, b, 2 pairs); turning: (pairs,), as in `LatentWeights`
     rows: (n, d), the keys' other components, then v; metric: in which an error of theirs is in nats
     maps: for each head (b, n - len(v)), from its queries to the components; values: how many rows are v
     key_cost: nats for an error of keys per unit of what the queries that meet it make of it
@@ -51,6 +53,7 @@ class AlignedLayer:
 
     rotary_key: np.ndarray
     rotary_query: np.ndarray
+    turning: np.ndarray
     rows: np.ndarray
     metric: Metric
     maps: list[np.ndarray]
@@ -61,26 +64,27 @@ class AlignedLayer:
 def align_layer(source: LatentSource, layer: Layer, layout: CacheLayout, distances: np.ndarray) -> AlignedLayer:
     """Divide a layer's keys by the calibration's moments into what stays rotated and what does not.
 
-    The strongest component of the keys at each of the `layout.pairs` highest frequencies is cached rotated; but for the
-    pairs that hold the keys' position, if `layout` keeps it apart (`pipeline.latent.position`). All others lose their
-    rotation, and in exchange are multiplied by its mean over the `distances` (heads, n) that each head's attention spans.
+    The strongest component of the keys at each frequency that the first `layout.pairs` slots hold is cached rotated; but
+    for the pairs that hold the keys' position, if `layout` keeps it apart (`pipeline.latent.position`). All others lose
+    their rotation, and in exchange are multiplied by its mean over the `distances` (heads, n) that each head's attention
+    spans.
     """
     moments = layer.moments("k")
     metric_v = attention_metric(layer, "v")
     inputs = metric_v.inputs
-    q, k, v = (layer.rows(role).astype(np.float64) for role in "qkv")
-    queries = as_complex(q, source.heads)
+    q, k = (source.by_head(layer, role).astype(np.float64) for role in "qk")
+    queries, v = as_complex(q), layer.rows("v").astype(np.float64)
     per_head = np.einsum("hfd,de,hfe->hf", queries, moments.inputs, queries.conj(), optimize=True).real
-    group = source.heads // source.kv_heads
-    aligned = align_keys(
-        as_complex(k, source.kv_heads), per_head.reshape(source.kv_heads, group, -1).sum(axis=1), inputs
-    )
-    turning = frequencies(source.frequency_base, source.pairs)
-    context = source.context if layout.position_apart and source.kv_heads > 1 else 0
+    group = len(q) // len(k)
+    aligned = align_keys(as_complex(k), per_head.reshape(len(k), group, -1).sum(axis=1), inputs)
+    held = source.held(layer.number, layout.pairs)
+    filled = held != EMPTY
+    turning = source.frequencies(layer.number)
+    in_order = np.array_equal(held, np.arange(layout.pairs))  # each slot has the frequency of its number
+    context = source.context if layout.position_apart and in_order and len(k) > 1 else 0
     apart = part_position(aligned.rows, inputs, turning, layout.pairs, context)
-    kept = np.arange(layout.pairs)
-    compressed = np.ones((source.pairs, source.kv_heads), bool)
-    compressed[kept, 0] = False
+    compressed = np.ones((source.pairs, len(k)), bool)
+    compressed[held[filled], 0] = False
     compressed[apart.held, 0] = True
     frequency, component = np.nonzero(compressed)
     turns = mean_turns(distances, turning)
@@ -90,31 +94,32 @@ def align_layer(source: LatentSource, layer: Layer, layout: CacheLayout, distanc
         factors = (turns[head, frequency] * restore[frequency, component]).conj()
         constant, position = apart.queries(restore)
         maps.append(np.hstack([multiplication(factors, frequency, source.pairs), constant]))
-        rotary.append(multiplication(restore[kept, 0].conj(), kept, source.pairs))
+        rotary.append(multiplication(filled * restore[held, 0].conj(), held, source.pairs))
         rotary[-1][:, apart.held_numbers] = position
-    rotary_key = as_real(apart.content[: layout.pairs, 0])
+    rotary_key = as_real(filled[:, None] * apart.content[held, 0])
     rotary_key[apart.held_numbers] = apart.held_keys
-    cost_k = layer.sensitivity("k") / energy(k, inputs, output_blocks(layer, "k"))
+    cost_k = layer.sensitivity("k") / energy(layer.rows("k").astype(np.float64), inputs, output_blocks(layer, "k"))
     cost_v = layer.sensitivity("v")
-    meeting = sum(
-        m.T @ part @ moments.inputs @ part.T @ m for m, part in zip(maps, np.split(q, source.heads), strict=True)
-    )
+    meeting = sum(m.T @ part @ moments.inputs @ part.T @ m for m, part in zip(maps, q, strict=True))
     blocks = [cost_v * block for block in metric_v.outputs or ()]
     if maps[0].size:
         blocks.insert(0, cost_k * meeting)
     rows = np.vstack([as_real(apart.content[frequency, component]), apart.constant, v])
-    return AlignedLayer(rotary_key, np.stack(rotary), rows, Metric(inputs, blocks), maps, len(v), cost_k)
+    slots = source.slots.first(layout.pairs).rope.frequencies()
+    return AlignedLayer(rotary_key, np.stack(rotary), slots, rows, Metric(inputs, blocks), maps, len(v), cost_k)
 
 
 def compress_layer(source: LatentSource, aligned: AlignedLayer, rank: int, seed: int) -> tuple[LatentWeights, float]:
     """The layer's latent attention, and the share of energy that its latent keeps: keys and values together."""
     compression = compress(aligned.rows, aligned.metric, rank, seed)
     keys, values = np.split(compression.expand, [len(aligned.rows) - aligned.values])
+    values = values.reshape(-1, source.head_size, values.shape[1])
     weights = LatentWeights(
         latent=compression.latent,
         rotary_key=aligned.rotary_key,
         latent_query=np.stack([m @ keys for m in aligned.maps]),
         rotary_query=aligned.rotary_query,
-        value=np.repeat(values.reshape(source.kv_heads, source.head_size, -1), source.heads // source.kv_heads, axis=0),
+        value=np.repeat(values, source.heads // len(values), axis=0),
+        turning=aligned.turning,
     )
     return weights, compression.kept

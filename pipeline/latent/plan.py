@@ -9,6 +9,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from pipeline.choices import check_choices, choice, choices_of
 from pipeline.errors import UsageError
 from pipeline.latent.source import LatentSource
+from pipeline.latent.source_rope import LARGEST_DEVIATION
 from pipeline.targets import QKV
 
 METHOD = "latent"
@@ -111,20 +112,33 @@ class CacheLayout:
 def choose_layout(plan: LatentPlan, source: LatentSource) -> CacheLayout:
     """Divide what `plan` grants. A share is rounded down to whole blocks of a quantised cache where there is one.
 
+    All of the cache is all that the source's attention reads: more than its own where slots are left empty, or where
+    layers without RoPE have no use for them.
+
     Raises UsageError for more than the source caches, or too little for the rotary numbers and a latent.
     """
-    numbers = int(plan.cache)
-    if plan.cache <= 1:
-        numbers = int(plan.cache * source.cached_numbers + 1e-9)
-        numbers = numbers // BLOCK * BLOCK or numbers
-    if numbers > source.cached_numbers:
+    most = len(source.slots.holds)
+    if plan.rotary is not None and plan.rotary > 2 * most:
+        raise UsageError.of("rotary", plan.rotary, f"the source rotates {2 * most} numbers of a head")
+    if plan.cache == 1:
+        pairs = plan.rotary // 2 if plan.rotary else most
+        numbers = source.all_numbers(pairs)
+    else:
+        numbers = int(plan.cache)
+        if plan.cache < 1:
+            numbers = int(plan.cache * source.cached_numbers + 1e-9)
+            numbers = numbers // BLOCK * BLOCK or numbers
+        pairs = plan.rotary // 2 if plan.rotary else max(1, min(most, numbers // 4))
+    if numbers > source.all_numbers(pairs):
         raise UsageError.of(
             "cache", plan.cache, f"the source caches {source.cached_numbers} numbers per token and layer"
         )
-    if plan.rotary is not None and plan.rotary > source.head_size:
-        raise UsageError.of("rotary", plan.rotary, f"the source rotates {source.head_size} numbers of a head")
-    pairs = plan.rotary // 2 if plan.rotary else max(1, min(source.pairs, numbers // 4))
-    rank = min(numbers - 2 * pairs, source.cached_numbers - 2 * pairs, source.width)
+    if (off := source.slots.first(pairs).deviation) > LARGEST_DEVIATION:
+        raise UsageError.of(
+            "rotary", 2 * pairs, f"with so few rotary numbers llama.cpp shortens YaRN's ramp, and frequencies are off by up to"
+            f" {off:.2g} radians a token; choose {2 * most}, and a cache of at least twice as many numbers",
+        )  # fmt: skip
+    rank = min(numbers - 2 * pairs, source.width)
     if rank < 1:
         raise UsageError.of("cache", plan.cache, f"{numbers} numbers leave no latent beside {2 * pairs} rotary ones")
     kind = GGMLQuantizationType[plan.cache_type.upper()]

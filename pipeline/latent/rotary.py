@@ -10,15 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 
-def frequencies(base: float, pairs: int) -> np.ndarray:
-    """The angles in radians by which RoPE turns a head's `pairs` pairs from one position to the next, highest first."""
-    return base ** (-np.arange(pairs) / pairs)
-
-
-def as_complex(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Rows (heads * 2 pairs, d) whose neighbours are pairs, as complex rows (heads, pairs, d)."""
-    split = rows.reshape(heads, -1, 2, rows.shape[-1])
-    return split[:, :, 0] + 1j * split[:, :, 1]
+def as_complex(rows: np.ndarray) -> np.ndarray:
+    """Rows (heads, 2 pairs, d) whose neighbours are pairs, as complex rows (heads, pairs, d)."""
+    return rows[:, 0::2] + 1j * rows[:, 1::2]
 
 
 def as_real(rows: np.ndarray) -> np.ndarray:

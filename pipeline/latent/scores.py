@@ -116,7 +116,7 @@ class LatentScores:
 
 def latent_scores(weights: LatentWeights, attention: SampledAttention) -> LatentScores:
     """What the sampled tokens of `attention` cache under `weights`."""
-    rank, turning = len(weights.latent), attention.frequencies[: len(weights.rotary_key) // 2]
+    rank, turning = len(weights.latent), weights.turning
     cache = attention.inputs @ np.vstack([weights.latent, weights.rotary_key]).astype(np.float32).T
     cache[..., rank:] = rotate_at(cache[..., rank:], np.arange(cache.shape[1]), turning)
     return LatentScores(cache, rank, attention.blocks, attention.positions[:, None] * turning)

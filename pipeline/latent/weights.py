@@ -13,7 +13,7 @@ class LatentWeights:
     (q_h latent_query_h) . latent x + rotated (q_h rotary_query_h) . rotated (rotary_key x), not yet scaled; its value
     is value_h latent x. Neighbouring numbers (2 i, 2 i + 1) of the rotary parts make a pair.
 
-    latent: (rank, d); rotary_key: (2 pairs, d)
+    latent: (rank, d); rotary_key: (2 pairs, d); turning: (pairs,), by how many radians a token each is rotated
     latent_query: (heads, b, rank); rotary_query: (heads, b, 2 pairs); value: (heads, b, rank)
     """
 
@@ -22,6 +22,7 @@ class LatentWeights:
     latent_query: np.ndarray
     rotary_query: np.ndarray
     value: np.ndarray
+    turning: np.ndarray
 
     def query_maps(self, head: int) -> np.ndarray:
         """Both maps of a head's query, side by side as a token's cache is: float32 (b, rank + 2 pairs)."""
