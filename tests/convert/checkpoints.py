@@ -187,13 +187,25 @@ def save_tokenizer(folder: Path, kind: str) -> None:
 
 def make_checkpoint(folder: Path, name: str, dtype: torch.dtype = torch.float32, **saving: Any) -> Path:
     """Save the checkpoint `name` of CHECKPOINTS to `folder`; norms are random, too, as those of a trained model are."""
-    family, changes, tokenizer = CHECKPOINTS[name]
+    return save_checkpoint(folder, *CHECKPOINTS[name], PICTURES.get(name), dtype, **saving)
+
+
+def save_checkpoint(
+    folder: Path,
+    family: str,
+    changes: dict[str, Any],
+    tokenizer: str,
+    pictures: tuple[str, dict[str, Any]] | None = None,
+    dtype: torch.dtype = torch.float32,
+    **saving: Any,
+) -> Path:
+    """Save a random model of class `family` to `folder`, that differs by `changes` from SIZES."""
     config_class = getattr(transformers, f"{family}TextConfig" if family == "Gemma3" else f"{family}Config")
     bos = 1 if tokenizer.startswith("sentencepiece") else 0
     config = config_class(**SIZES | {"bos_token_id": bos, "eos_token_id": bos + 1} | changes)
     model_class = f"{family}ForCausalLM"
-    if name in PICTURES:
-        outer, settings = PICTURES[name]
+    if pictures:
+        outer, settings = pictures
         config = getattr(transformers, f"{outer}Config")(text_config=config.to_dict(), vision_config=VISION)
         config.update(settings)
         model_class = f"{outer}ForConditionalGeneration"
