@@ -30,6 +30,9 @@ class Operation(Protocol):
     def label(self) -> str:
         """The choices in a few words, without what is usual."""
 
+    def for_cache(self, cache_type: str) -> "Operation":
+        """The operation for a model that runs with this type of KV cache."""
+
     def effective(self) -> "Operation | None":
         """With what makes no difference set to its default; None if nothing is changed."""
 

@@ -32,7 +32,7 @@ from pipeline.latent.plan import LatentPlan
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
 from pipeline.quantization import quantize
-from tests.tiny_model import write_tiny_model
+from tests.tiny_model import TinyModel, write_tiny_model
 
 SCORES = (
     "ppl", "ppl_se", "ppl_low", "ppl_high", "ppl_se_tokens",
@@ -335,23 +335,48 @@ def test_the_command(study: Path, tiny: Path, english: Path, tmp_path: Path) -> 
     assert not Path("s").exists()
 
 
-def test_latent_attention_is_one_more_method(tiny: Path, english: Path, tmp_path: Path) -> None:
-    """Its files are other models, quantised whole; calibrated, and beside other methods."""
+def test_latent_attention_is_one_more_method(english: Path, tmp_path: Path) -> None:
+    """Its files are other models, quantised whole; calibrated, made for the cache of their cell, beside other methods."""
     folder = tmp_path / "study"
-    command = [
-        "compare", str(tiny), "-o", str(folder), "--text", str(english), "--calibration", "python-docs-calibration",
-        "--methods", "latent,shared-kv", "--caches", "0.75", "--thresholds", "0.9", "--quants", "source,q8_0",
-        "--ctx", "64", "--chunks", "2", "--answer-tokens", "4", "--json",
-    ]  # fmt: skip
-    result = CliRunner(env={"SURGERY_CACHE": str(tmp_path)}).invoke(cli, command)
-    assert result.exit_code == 0, result.output
-    results = json.loads(result.stdout)
+    model = write_tiny_model(tmp_path / "heads-of-32.gguf", TinyModel(key_length=32, value_length=32))
+
+    def compare(*choices: str) -> dict[str, Any]:
+        command = [
+            "compare", str(model), "-o", str(folder), "--text", str(english), "--calibration", "python-docs-calibration",
+            "--caches", "0.75", "--ctx", "64", "--chunks", "2", "--answer-tokens", "4", "--json", *choices
+        ]  # fmt: skip
+        result = CliRunner(env={"SURGERY_CACHE": str(tmp_path)}).invoke(cli, command)
+        assert result.exit_code == 0, result.output
+        found: dict[str, Any] = json.loads(result.stdout)
+        return found
+
+    results = compare("--methods", "latent,shared-kv", "--thresholds", "0.9", "--quants", "source,q8_0")
     cells = {cell["label"]: cell for cell in results["cells"]}
     plain, quantised = cells["latent 0.75"], cells["latent 0.75, Q8_0"]
     assert (plain["method"], plain["cache"]) == ("latent", 0.75)
     assert plain["kv_cache_bytes"] < results["base"]["kv_cache_bytes"]
     assert quantised["file_bytes"] < plain["file_bytes"]
     assert quantised["interaction"]["verdict"]
+
+    results = compare("--methods", "latent", "--quants", "source", "--cache-types", "q8_0,iq4_nl")
+    cells = {cell["label"]: cell for cell in results["cells"]}
+    assert all(cells[f"latent 0.75, cache {kind}"]["status"] == "done" for kind in ("q8_0", "iq4_nl"))
+    assert cells["latent 0.75, cache iq4_nl"]["commands"] == [
+        f"surgery latent {model} -o cell.gguf --cache 0.75 --cache-type iq4_nl --calibration python-docs-calibration",
+        "surgery run cell.gguf --cache-type-k=iq4_nl --cache-type-v=iq4_nl",
+    ]
+    assert cells["latent 0.75, cache iq4_nl"]["interaction"]["verdict"]  # beside the latent that is made for F16
+    with open_ledger(folder) as ledger:
+        made = {c.label: (ledger.run(key).facts or {}).get("operation") for c, key in ledger.cells().items()}
+    assert made["latent 0.75, cache q8_0"] == made["latent 0.75"]
+    assert made["latent 0.75, cache iq4_nl"] != made["latent 0.75"]
+    assert LatentPlan(cache_type="iq4_nl").effective() == LatentPlan(cache_type="q4_0").effective()
+
+
+def test_a_latent_of_an_older_study_says_that_it_was_made_for_another_cache() -> None:
+    assert Cell(LatentPlan(cache=192), cache_type="q4_0").label == "latent 192 for another cache, cache q4_0"
+    assert Cell(LatentPlan(cache=192), cache_type="q8_0").label == "latent 192, cache q8_0"
+    assert Cell(LatentPlan(cache=192, cache_type="iq4_nl"), cache_type="q4_0").label == "latent 192, cache q4_0"
 
 
 def test_force_rerun_measures_the_cells_of_this_grid_again(tiny: Path, english: Path, tmp_path: Path) -> None:

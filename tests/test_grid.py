@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 import studies
 from pipeline.cli.main import cli
-from pipeline.compare.cell import CACHE_TYPES, Cell
+from pipeline.compare.cell import Cell
 from pipeline.compare.grid import PRESETS, Grid, grid_cells, load_grids, save_grids
 from pipeline.errors import UsageError
 from pipeline.operation.plan import Plan
@@ -44,7 +44,10 @@ def test_grid_files_that_make_no_sense(tmp_path: Path, content: str, message: st
 
 def test_quantised_caches_alone() -> None:
     """The price of quantised caches is asked for without any surgery."""
-    labels = [cell.label for cell in grid_cells([Grid(methods=("none",), quants=("source",), cache_types=CACHE_TYPES)])]
+    labels = [
+        cell.label
+        for cell in grid_cells([Grid(methods=("none",), quants=("source",), cache_types=("f16", "q8_0", "q4_0"))])
+    ]
     assert labels == ["source, cache q8_0", "source, cache q4_0"]
     assert Grid(methods=("none", "shared-kv"), thresholds=(0.9,)).plans() == [Plan(threshold=0.9)]
     result = CliRunner().invoke(cli, ["compare", "x.gguf", "-o", "s", "--methods", "none", "--thresholds", "0.9"])

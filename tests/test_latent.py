@@ -21,9 +21,9 @@ from pipeline.gguf_file.reader import open_gguf
 from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
 from pipeline.inputs.texts import read_text
 from pipeline.latent.architecture import LATENT_SHARE
-from pipeline.latent.byte_budget import bits_per_number, choose_within_bytes, predicted_losses, relative_noise
+from pipeline.latent.byte_budget import choose_within_bytes, predicted_losses, relative_noise
 from pipeline.latent.convert import LatentReport, convert_to_latent
-from pipeline.latent.plan import LatentPlan, choose_layout
+from pipeline.latent.plan import LatentPlan, bits_per_number, choose_layout
 from pipeline.latent.source import require_convertible
 from pipeline.layers import AttentionLayers
 from pipeline.observations.statistics_file import Calibration, add_sensitivities, open_calibration

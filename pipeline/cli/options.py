@@ -7,6 +7,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from pipeline.cache_types import CACHE_TYPES
 from pipeline.cli.parameters import Choice, WholeNumber
 from pipeline.errors import UsageError
 from pipeline.inputs.texts import AUTO_TEXT, EMBEDDED_TEXTS, EVALUATION_TEXT
@@ -41,13 +42,12 @@ texts_option = click.option(
 
 
 def cache_type_options(command: Any) -> Any:
-    """--cache-type-k and --cache-type-v. The names stand here too, so that --help need not load llama.cpp."""
-    names = ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl"]
-    for side, known in (("v", ", one of the same."), ("k", f": {', '.join(names)}.")):
+    """--cache-type-k and --cache-type-v."""
+    for side, known in (("v", ", one of the same."), ("k", f": {', '.join(CACHE_TYPES)}.")):
         command = click.option(
             f"--cache-type-{side}",
             default="f16",
-            type=Choice(names, case_sensitive=False),
+            type=Choice(CACHE_TYPES, case_sensitive=False),
             metavar="TYPE",
             show_default=True,
             help=f"Type of the KV cache's {side.upper()}{known}",

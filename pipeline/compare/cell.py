@@ -9,7 +9,6 @@ from pipeline.protocol import Operation
 from pipeline.revision import revisions
 
 AS_IT_IS = "source"  # as a quantisation: every tensor keeps the type that it has in the source
-CACHE_TYPES = ("f16", "q8_0", "q4_0")
 NO_METHOD = "none"  # among the methods: the source itself, in whatever quantisation
 
 
@@ -46,7 +45,15 @@ class Cell:
         """Such as `shared-kv 0.9 attention, Q4_K_M, cache q8_0`; what is usual is left out."""
         cache = f"cache {self.cache_type}" if self.cache_type != "f16" else ""
         quant = "" if self.quant == AS_IT_IS else self.quant
-        return ", ".join(filter(None, (self.plan.label if self.plan else "source", quant, cache)))
+        operation = self.plan.label if self.plan else "source"
+        if self.plan and self.plan.effective() != self.plan.for_cache(self.cache_type).effective():
+            operation += " for another cache"
+        return ", ".join(filter(None, (operation, quant, cache)))
+
+    @property
+    def alone(self) -> "Cell":
+        """The operation without quantisation, of whatever."""
+        return Cell(self.plan and self.plan.for_cache("f16"))
 
     def parameters(self) -> dict[str, Any]:
         """The cell as JSON, from which `Cell.of` makes it again."""

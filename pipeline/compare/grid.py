@@ -6,8 +6,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from pipeline.cache_types import CACHE_TYPES
 from pipeline.choices import CHOICE, Choice, choices_of
-from pipeline.compare.cell import AS_IT_IS, CACHE_TYPES, NO_METHOD, Cell
+from pipeline.compare.cell import AS_IT_IS, NO_METHOD, Cell
 from pipeline.compare.operations import KINDS, KNOWN_METHODS, kind_of
 from pipeline.decompose.methods import METRICS
 from pipeline.errors import UsageError
@@ -66,7 +67,8 @@ class CellChoices:
         metadata={CHOICE: Choice(str, ""), HELP: "source (types as they are), F16, Q8_0, Q4_K_M, ..."},
     )
     cache_types: Sequence[str] = field(
-        default=("f16",), metadata={CHOICE: Choice(str, "", names=CACHE_TYPES), HELP: ""}
+        default=("f16",),
+        metadata={CHOICE: Choice(str, "", names=CACHE_TYPES), HELP: " Method latent is converted for each."},
     )
 
 
@@ -88,7 +90,8 @@ class Grid(TaskChoices, CellChoices):
             if cache_type not in CACHE_TYPES:
                 raise UsageError.of("cache_types", cache_type, f"expected one of {', '.join(CACHE_TYPES)}")
         return [
-            Cell(plan, quant, cache) for plan, quant, cache in product((None, *self.plans()), quants, self.cache_types)
+            Cell(plan and plan.for_cache(cache), quant, cache)
+            for plan, quant, cache in product((None, *self.plans()), quants, self.cache_types)
         ]
 
 

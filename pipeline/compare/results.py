@@ -143,7 +143,7 @@ class _Reader:
         run, chunks = self.ledger.run(key), self.chunks[cell]
         facts = run.facts or {}
         operation = self.ledger.operation(facts["operation"]) if facts.get("operation") else None
-        alone, unoperated = Cell(cell.plan), replace(cell, plan=None)
+        alone, unoperated = cell.alone, replace(cell, plan=None)
         losses, quantised = self._losses(cell), self._losses(unoperated)
         texts = self._text_scores(chunks)
         status, reason = self._status(run, chunks)

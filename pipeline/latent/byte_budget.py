@@ -10,24 +10,18 @@ from dataclasses import replace
 from functools import cache
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGMLQuantizationType
 
 from pipeline.errors import UsageError
 from pipeline.gguf_file.encode import as_stored
 from pipeline.latent.equalise import pair_energies
 from pipeline.latent.layer import align_layer
-from pipeline.latent.plan import BLOCK, CacheLayout, LatentPlan, choose_layout
+from pipeline.latent.plan import BLOCK, CacheLayout, LatentPlan, bits_per_number, choose_layout
 from pipeline.latent.source import LatentSource
 from pipeline.layers import Layer
 
 KINDS = ("f16", "q8_0", "q5_0", "iq4_nl")  # of each size the type that rounds least
 DISTANCES = 512  # that attention is taken to span evenly: what it really spans is measured only after the choice
-
-
-def bits_per_number(kind: str) -> float:
-    """What a number takes in a cache of this type."""
-    numbers, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind.upper()]]
-    return 8 * size / numbers
 
 
 @cache

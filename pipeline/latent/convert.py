@@ -29,10 +29,10 @@ from pipeline.latent.architecture import (
     layer_tensors,
     shrinks,
 )
-from pipeline.latent.byte_budget import bits_per_number, choose_within_bytes
+from pipeline.latent.byte_budget import choose_within_bytes
 from pipeline.latent.equalise import equalise_rotary
 from pipeline.latent.layer import align_layer, compress_layer, measured_distances, output_projection, sampled_attention
-from pipeline.latent.plan import CacheLayout, LatentPlan, choose_layout
+from pipeline.latent.plan import CacheLayout, LatentPlan, bits_per_number, choose_layout
 from pipeline.latent.queries import refit_queries
 from pipeline.latent.samples import sample_inputs
 from pipeline.latent.scaled import read_scaled

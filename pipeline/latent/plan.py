@@ -1,11 +1,12 @@
 """How much to cache, and how it is divided."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
+from pipeline.cache_types import CACHE_TYPES
 from pipeline.choices import check_choices, choice, choices_of
 from pipeline.errors import UsageError
 from pipeline.latent.source import LatentSource
@@ -14,10 +15,7 @@ from pipeline.targets import QKV
 
 METHOD = "latent"
 OUTTYPES = ("auto", "f32", "f16", "bf16")
-CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "q4_0")
 BLOCK = 32  # numbers in a block of a quantised cache, of which a token's must be a whole number
-
-
 FEW_BITS = 8  # a number: with fewer, what keeping position apart saves is more than its fit loses far behind
 
 
@@ -74,18 +72,30 @@ class LatentPlan:
     @property
     def label(self) -> str:
         """The plan in a few words, whatever is not usual last."""
-        return f"{METHOD} {self.cache:g}" + (
-            (f" rotary {self.rotary}" if self.rotary else "")
-            + (f" for {self.cache_type}" if self.cache_type != "f16" else "")
-        )
+        return f"{METHOD} {self.cache:g}" + (f" rotary {self.rotary}" if self.rotary else "")
+
+    def for_cache(self, cache_type: str) -> "LatentPlan":
+        """The plan for a model that runs with this type of KV cache."""
+        return replace(self, cache_type=cache_type)
 
     def effective(self) -> "LatentPlan":
-        """The plan itself: all that it chooses makes a difference."""
-        return self
+        """With one cache type for all that the same file is made for."""
+        return self.for_cache("q4_0" if has_few_bits(self.cache_type) else "f16")
 
     def family(self) -> "LatentPlan":
         """The plan itself: nothing is shared with other plans."""
         return self
+
+
+def bits_per_number(cache_type: str) -> float:
+    """Bits of cache for a number, scales of blocks included."""
+    numbers, size = GGML_QUANT_SIZES[GGMLQuantizationType[cache_type.upper()]]
+    return 8 * size / numbers
+
+
+def has_few_bits(cache_type: str) -> bool:
+    """Whether a latent is made otherwise for a cache of this type than for one of F16."""
+    return bits_per_number(cache_type) < FEW_BITS
 
 
 def latent_plans(choices: Mapping[str, Any]) -> list[LatentPlan]:
@@ -141,12 +151,11 @@ def choose_layout(plan: LatentPlan, source: LatentSource) -> CacheLayout:
     rank = min(numbers - 2 * pairs, source.width)
     if rank < 1:
         raise UsageError.of("cache", plan.cache, f"{numbers} numbers leave no latent beside {2 * pairs} rotary ones")
-    kind = GGMLQuantizationType[plan.cache_type.upper()]
-    block, block_bytes = GGML_QUANT_SIZES[kind]
+    block, _ = GGML_QUANT_SIZES[GGMLQuantizationType[plan.cache_type.upper()]]
     if (rank + 2 * pairs) % block:
         raise UsageError.of(
             "cache", plan.cache,
             f"{rank + 2 * pairs} numbers per token and layer are no whole blocks of {plan.cache_type}; choose a multiple of"
             f" {BLOCK}, or the cache type f16",
         )  # fmt: skip
-    return CacheLayout(rank, pairs, position_apart=8 * block_bytes / block < FEW_BITS)
+    return CacheLayout(rank, pairs, position_apart=has_few_bits(plan.cache_type))

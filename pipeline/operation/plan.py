@@ -129,6 +129,10 @@ class Plan:
         )
         return " ".join(filter(None, (self.method, value, *unusual)))
 
+    def for_cache(self, cache_type: str) -> "Plan":
+        """The plan itself, whatever the type of the KV cache."""
+        return self
+
     def effective(self) -> "Plan | None":
         """The plan with what makes no difference set to its default; None when it changes nothing."""
         if self.rank is None and self.keeps_everything(0):
