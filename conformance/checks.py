@@ -13,8 +13,9 @@ from conformance.programs import CrashError, ProgramError, Programs
 from native.errors import NativeError
 from native.generate import SamplingOptions
 from native.model import ContextOptions
-from pipeline.attention import find_attention
+from pipeline.attention import find_attention, read_projection
 from pipeline.calibration.calibrate import calibrate
+from pipeline.calibration.metrics import layer_metric
 from pipeline.conversation import ask, start_conversation
 from pipeline.errors import SurgeryError
 from pipeline.evaluation.evaluate import Evaluation, evaluate
@@ -28,6 +29,7 @@ from pipeline.operation.groups import plan_groups
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
 from pipeline.quantization import quantize
+from pipeline.targets import TARGETS
 
 N_CTX, CHUNKS = 128, 4
 RANK = 4
@@ -52,7 +54,7 @@ class Subject:
 
     def calibrated(self) -> Calibration:
         if self.calibration is None:
-            self.calibration = calibrate(self.model, self.text, chunks=2, chunk_size=N_CTX, threads=1)
+            self.calibration = calibrate(self.model, self.text, chunks=2, chunk_size=N_CTX, threads=1, roles=TARGETS)
         return self.calibration
 
     def evaluated(self, model: Path) -> Evaluation:
@@ -72,31 +74,37 @@ def operate_threshold(subject: Subject) -> str:
 
 
 def operate_rank(subject: Subject) -> str:
-    return _compare_with_reference(subject, Plan(threshold=None, rank=RANK), "rank")
+    return _compare_with_reference(subject, Plan(rank=RANK), "rank")
+
+
+def operate_all(subject: Subject) -> str:
+    return _compare_with_reference(subject, Plan("shared-gate-up", "all", rank=RANK), "all")
 
 
 def _compare_with_reference(subject: Subject, plan: Plan, name: str) -> str:
     """Products with random inputs equal those of a plain singular value decomposition, and the rest its own bytes."""
-    operated = subject.operated(name, threshold=plan.threshold, rank=plan.rank)
-    model, layers = subject.model, AttentionLayers(subject.model)
+    model, output = subject.model, subject.folder / f"{name}.gguf"
+    operate(model, output, plan, threads=1, force=True)
+    operated, layers = open_gguf(output), AttentionLayers(model, roles=plan.roles)
     groups = plan_groups(layers, [(number,) for number in layers], plan)
     rng = np.random.default_rng(0)
     restored: dict[str, np.ndarray] = {}
     for group in groups:
-        ranks = operated.get(f"surgery.ranks.{group.name}")
-        stack = np.vstack([p.take(model.read(p.tensor)) for p in group.members]).astype(np.float64)
+        ranks = np.reshape(operated.get(f"surgery.ranks.{group.name}"), (len(layers), -1))
+        stack = np.vstack([read_projection(model, p) for p in group.members]).astype(np.float64)
         mean = stack.mean(axis=0)
         left, values, right = np.linalg.svd(stack - mean, full_matrices=False)
-        rank = ranks[sorted(layers).index(group.layer)]
+        rank = ranks[sorted(layers).index(group.layer), group.block.expert or 0]
         expected = mean + left[:, :rank] * values[:rank] @ right[:rank]
-        found = np.vstack([p.take(operated.read(p.tensor)) for p in group.members])
+        found = np.vstack([read_projection(operated, p) for p in group.members])
         inputs = rng.standard_normal((stack.shape[1], 8))
         error = np.linalg.norm((found - expected) @ inputs) / np.linalg.norm(stack @ inputs)
         if not error < 1e-5:
-            raise WrongError(f"{group.name} of layer {group.layer}: products differ by {error:.1e} of their size")
+            raise WrongError(f"{group.name} of {group.described_layers}: products differ by {error:.1e} of their size")
         for projection in group.members:
             whole = restored.setdefault(projection.tensor, operated.read(projection.tensor))
-            projection.put(whole, projection.take(model.read(projection.tensor)))
+            place = whole if projection.block.expert is None else whole[projection.block.expert]
+            projection.put(place, read_projection(model, projection))
     for tensor in model.tensors:
         same = (
             np.array_equal(restored[tensor], model.read(tensor))
@@ -158,23 +166,24 @@ def _sums_of_squares(file: GGUFModel) -> dict[str, np.ndarray]:
 
 def metric_inputs(subject: Subject) -> str:
     """By its own measure, better than without a metric."""
-    weighted = subject.operated("inputs", threshold=None, rank=RANK, metric="inputs", mean="none")
-    plain = subject.operated("plain", threshold=None, rank=RANK, mean="none")
-    layers = AttentionLayers(subject.model, subject.calibrated())
-    for group in plan_groups(layers, [(number,) for number in layers], Plan(threshold=None, rank=RANK)):
-        if len(group.roles) == 1:
-            [projection] = group.members
-            moment = layers[group.layer].moments(projection.role).inputs
-            original = projection.take(subject.model.read(projection.tensor)).astype(np.float64)
-            errors = [projection.take(m.read(projection.tensor)) - original for m in (weighted, plain)]
-            own, other = (float(np.sum((error @ moment) * error)) for error in errors)
-            if not own <= other * (1 + 1e-3) + 1e-9 * float(np.sum((original @ moment) * original)):
-                raise WrongError(f"{group.name} of layer {group.layer}: {own:.3e}, and {other:.3e} without the metric")
+    weighted = subject.operated("inputs", targets="all", rank=RANK, metric="inputs", mean="none")
+    plain = subject.operated("plain", targets="all", rank=RANK, mean="none")
+    layers = AttentionLayers(subject.model, subject.calibrated(), TARGETS)
+    for group in plan_groups(layers, [(number,) for number in layers], Plan(targets="all", rank=RANK)):
+        [projection, *others] = group.members
+        if others:
+            continue
+        metric = layer_metric("inputs", layers.block(group.layer, group.block), group.roles)
+        assert metric is not None
+        original = read_projection(subject.model, projection)
+        own, other = (metric.error(read_projection(model, projection) - original) for model in (weighted, plain))
+        if not own <= other * (1 + 1e-3) + 1e-9 * metric.error(original):
+            raise WrongError(f"{group.name} of {group.described_layers}: {own:.3e}, and {other:.3e} without the metric")
     return ""
 
 
 def metric_attention(subject: Subject) -> str:
-    subject.operated("attention", threshold=None, rank=RANK, metric="attention")
+    subject.operated("attention", targets="all", rank=RANK, metric="attention")
     return ""
 
 
@@ -206,6 +215,7 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "inspect": inspect,
     "operate": operate_threshold,
     "--rank": operate_rank,
+    "all": operate_all,
     "eval": eval_itself,
     "eval operated": eval_operated,
     "calibrate": calibrate_it,

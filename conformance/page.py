@@ -17,11 +17,11 @@ vocabulary of single characters and attention that the output depends on, and as
 | check | what has to be so |
 |---|---|
 | inspect | the layers and what they are made of are found; layers that are left alone are listed |
-| operate, --rank | products of every operated tensor with random inputs are those of a plain singular value decomposition at that rank, to 1e-5 of their size; all else keeps its bytes |
+| operate, --rank, all | products of every operated tensor with random inputs are those of a plain singular value decomposition at that rank, to 1e-5 of their size; all else keeps its bytes; `all` has `--targets all` and the method `shared-gate-up`, each expert by itself |
 | eval | KL divergence from itself below {EXACT:g} nats; perplexity is llama-perplexity's to 0.1 % ({CHUNKS} chunks of {N_CTX} tokens) |
 | eval operated | rank {RANK} costs more than {MOVED:g} nats; KL divergence is llama-perplexity's to 2 % (it keeps logits in 16 bits) |
 | calibrate | sums of squares and counts of every weight, experts too, are llama-imatrix's to 0.1 %, both without flash attention (what is computed with it alone, MiniMax M3's indexer, is in neither) |
-| inputs, attention | operating under the metric works, and under `inputs` the error is smaller by that measure |
+| inputs, attention | operating on all targets under the metric works, and under `inputs` the error is smaller by that measure |
 | Q8_0, Q4_K_M | the bytes are llama-quantize's |
 | run | an answer is generated |
 
@@ -29,6 +29,12 @@ vocabulary of single characters and attention that the output depends on, and as
 NOTES = """
 Made of latents (`q_a`, `q_b`, `kv_a`, `k_b`, `v_b`): each matrix is operated on by itself, k_b and v_b, which read the
 same latent, as one group. `--targets k` then means k_b, `v` v_b; kv_a, which both are made of, needs both.
+
+Experts have components and ranks each of its own, and statistics of what is routed to it: second moments where there are
+at least as many tokens as the expert has inputs, and where those of all experts of the model take at most 34 million
+numbers; else the moments of what the layer's experts are given, scaled to the mean squares of what is routed to the one,
+and for down, whose inputs are features of the expert's own, their mean squares alone. An expert that no token was routed
+to is taken to be given what the layer's are on the whole, and is named. What routes tokens is left alone.
 
 What the metric `attention` does not know: where a layer has no keys, values or output projection of its own name (keys
 of an earlier layer, k that is v at once, an output in two matrices) all output directions count alike, as under

@@ -7,14 +7,21 @@ together and only those of one layer are held. Where q, k and v are made of late
 """
 
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from native.errors import NativeError, require_tokens
 from native.library import GGMLTensor, op_number
 from native.model import ContextOptions, load_model, open_context
-from native.observer import GraphObserver, node_values, product_inputs, require_layers, routed_inputs, rows_of
+from native.observer import (
+    GraphObserver,
+    node_values,
+    product_inputs,
+    require_layers,
+    routed_inputs,
+    rows_of,
+)
 
 CHUNKS_BETWEEN_PARTS = 8
 TOKENS_AFTER = 64  # that the covered text goes on for, so that it has no chunk less when it is tokenised again
@@ -41,12 +48,16 @@ class Watched:
     """What of a layer is to be observed: the input of a product with a weight, its `result`, or that of a norm's weight.
 
     attended: whether it is summed with the attention that its tokens receive as well
+    together, apart: of a product with experts, whether what all of them are given is summed as one input, each token
+        once, and whether what each is given as one of its own, which has the expert's number after the `name`
     """
 
     layer: int
     name: str
     attended: bool = True
     result: bool = False
+    together: bool = True
+    apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,6 +91,7 @@ class ActivationSums(GraphObserver):
         self._layer: int | None = None  # whose attention comes next: layers' weights may be used several times over
         self._new: dict[str, np.ndarray] = {}
         self._rotated = NOT_ROTATED
+        self._seen: set[Watched] = set()
 
     def take(self) -> Iterator[CapturedPart]:
         """What was added up since the last call, a layer at a time; only the last part counts the chunks."""
@@ -92,7 +104,7 @@ class ActivationSums(GraphObserver):
 
     def missing(self) -> set[int]:
         """The layers of which an input was not among the nodes of a decode."""
-        return {each.layer for each in self.watched.values() if each.name not in self.inputs.get(each.layer, {})}
+        return {each.layer for each in self.watched.values() if each not in self._seen}
 
     def recognise(self, node: GGMLTensor) -> str | None:
         """The weight's name for a product or a norm, `kq_soft_max` for attention probabilities."""
@@ -111,7 +123,7 @@ class ActivationSums(GraphObserver):
         elif node.op == self._scaling:
             self._add_input(self.watched[name], rows_of(node_values(node)))
         elif self.is_routed(node):
-            self._add_routed(name, *routed_inputs(node), GGMLTensor.from_address(node.src[0]).ne[2])
+            self._add_routed(name, node)
         else:
             values = product_inputs(node)
             self._add_product(name, np.einsum("mnd,mnd->md", values, values), np.array([values.shape[1]]))
@@ -122,14 +134,23 @@ class ActivationSums(GraphObserver):
         total, count = self.products.get(name, (np.zeros(squares.size), np.zeros(counts.shape, np.int64)))
         self.products[name] = total + squares.ravel(), count + counts
 
-    def _add_routed(self, name: str, values: np.ndarray, experts: np.ndarray, matrices: int) -> None:
+    def _add_routed(self, name: str, node: GGMLTensor) -> None:
+        watched, matrices = self.watched.get(name), GGMLTensor.from_address(node.src[0]).ne[2]
+        values, experts = routed_inputs(node)
         squares = np.zeros((matrices, values.shape[1]))
         for expert in np.unique(experts):
             mine = values[experts == expert]
             squares[expert] = np.einsum("nd,nd->d", mine, mine)
+            if watched and watched.apart:
+                self._add_input(replace(watched, name=f"{watched.name}{expert}"), mine)
         self._add_product(name, squares, np.bincount(experts, minlength=matrices))
+        if watched and watched.together:
+            self._add_input(watched, rows_of(node_values(GGMLTensor.from_address(node.src[1]))))
+        elif watched:
+            self._seen.add(watched)
 
     def _add_input(self, watched: Watched, values: np.ndarray) -> None:
+        self._seen.add(watched)
         if watched.attended:
             if self._layer != watched.layer:
                 self._layer, self._new, self._rotated = watched.layer, {}, NOT_ROTATED

@@ -8,16 +8,20 @@ import numpy as np
 from native.errors import NativeError
 from native.library import GGMLTensor
 from native.model import ContextOptions, load_model, open_context
-from native.observer import GraphObserver, node_values, product_inputs
+from native.observer import GraphObserver, node_values, product_inputs, routed_inputs
 from native.scoring import score_tokens
 
 
 @dataclass(frozen=True)
 class WeightError:
-    """An error of the weight called `tensor`: float32 of its shape, (rows, columns) or (matrices, rows, columns)."""
+    """An error of the weight called `tensor`: float32 of its shape, (rows, columns) or (matrices, rows, columns).
+
+    Of a weight of `experts`, it has a matrix for each of these, and none for the others.
+    """
 
     tensor: str
     error: np.ndarray
+    experts: tuple[int, ...] = ()
 
 
 class ErrorInjector(GraphObserver):
@@ -35,9 +39,15 @@ class ErrorInjector(GraphObserver):
     def receive(self, name: str, node: GGMLTensor) -> None:
         assert self.wanted is not None  # else it would not have been recognised
         error = self.wanted.error.reshape(-1, *self.wanted.error.shape[-2:])
-        made = product_inputs(node) @ error.swapaxes(1, 2)
         values = node_values(node)
-        values += made.reshape(values.shape)
+        if self.is_routed(node):
+            inputs, chosen = routed_inputs(node)
+            for expert, its_error in zip(self.wanted.experts, error, strict=True):
+                mine = chosen == expert
+                values[0][mine.reshape(values.shape[1:3])] += inputs[mine] @ its_error.T
+        else:
+            made = product_inputs(node) @ error.swapaxes(1, 2)
+            values += made.reshape(values.shape)
         self.seen = True
 
 

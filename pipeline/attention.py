@@ -2,16 +2,16 @@
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from pipeline.architectures import REFUSED, of_layer
 from pipeline.errors import SurgeryError, UsageError
-from pipeline.feed_forward import feed_forward_projections, output_projection
+from pipeline.feed_forward import Blocks, feed_forward_blocks, output_projection
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.layer_tensors import UNCOMPUTED, layer_projections
-from pipeline.projection import ROLES, Projection
+from pipeline.projection import OWN, ROLES, Projection
 from pipeline.targets import ATTENTION, FEED_FORWARD, QKV
 
 __all__ = [
@@ -31,10 +31,14 @@ ORDINARY = "surgery needs a model with ordinary attention, such as Llama, Mistra
 
 @dataclass(frozen=True)
 class AttentionMap:
-    """`layers` maps a layer's number to its projections by role; `skipped` those left alone, or in part, to the reason."""
+    """`layers` maps a layer's number to its projections by role; `skipped` those left alone, or in part, to the reason.
+
+    `beside` maps a layer's number to the feed-forward blocks that it has beside its own: experts.
+    """
 
     layers: dict[int, dict[str, Projection]]
     skipped: dict[int, str]
+    beside: dict[int, Blocks] = field(default_factory=dict)
 
     @property
     def plain(self) -> bool:
@@ -85,32 +89,35 @@ def find_projections(model: GGUFModel, roles: Collection[str]) -> AttentionMap:
     """As `find_attention`; if any of the `roles`, members of TARGETS, is beyond q, k and v, with o, gate, up and down.
 
     o is that of layers with attention. What is left alone is said of the parts that have any of the `roles`. Raises as
-    `find_attention` and `feed_forward_projections` do.
+    `find_attention` and `feed_forward_blocks` do.
     """
     attention = find_attention(model)
     if QKV.issuperset(roles):
         return attention
-    layers, skipped = {}, {}
+    layers, skipped, beside = {}, {}, {}
     for layer in range(model.hyperparameter("block_count")):
         found, left = dict(attention.layers.get(layer, {})), attention.skipped.get(layer, "")
         reasons = [left] if not set(ATTENTION).isdisjoint(roles) else []
         if found:
             found |= output_projection(model, layer)
         if left != UNCOMPUTED:
-            others, left = feed_forward_projections(model, layer)
-            found |= others
+            blocks, left = feed_forward_blocks(model, layer)
+            found |= blocks.pop(OWN, {})
+            if blocks:
+                beside[layer] = blocks
         if not set(FEED_FORWARD).isdisjoint(roles):
             reasons.append(left)
-        if found:
+        if found or layer in beside:
             layers[layer] = found
         if reason := "; ".join(dict.fromkeys(filter(None, reasons))):
             skipped[layer] = reason
-    return AttentionMap(layers, skipped)
+    return AttentionMap(layers, skipped, beside)
 
 
 def read_projection(model: GGUFModel, projection: Projection) -> np.ndarray:
     """A projection's weights, float32 of shape (out_features, in_features)."""
-    return projection.take(model.read(projection.tensor))
+    tensor, expert = projection.tensor, projection.block.expert
+    return projection.take(model.read(tensor) if expert is None else model.read(tensor, expert))
 
 
 def parse_layers(

@@ -1,8 +1,9 @@
 """A layer as one object: its projections and what is known of their inputs, read when asked for, once."""
 
 import threading
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from itertools import chain
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -11,8 +12,10 @@ import numpy as np
 from pipeline.attention import Projection, find_projections, of_layer, read_projection
 from pipeline.errors import SurgeryError
 from pipeline.gguf_file.reader import GGUFModel
+from pipeline.observations.experts import moments_of, share_of_tokens
 from pipeline.observations.moments import LayerMoments
 from pipeline.observations.statistics_file import Calibration
+from pipeline.projection import OWN, Block
 from pipeline.targets import QKV
 
 LARGEST_ENERGY = 1e36  # sum of a projection's squares, with room to add up some hundred in float32
@@ -23,6 +26,7 @@ Made = TypeVar("Made")
 class Layer:
     """One layer: `projections` by role. Whatever is read stays as long as the object does, and threads may share it.
 
+    Or one of the feed-forward blocks that it has beside its own, such as an expert, with the projections of that.
     Without a `calibration` it has weights alone. Arrays are not to be written to.
     """
 
@@ -88,18 +92,24 @@ class Layer:
 
     def moments(self, role: str) -> LayerMoments:
         """Moments of the inputs of a projection. Raises SurgeryError for a layer that was not observed."""
-        name = self.projections[role].input
-        return self.once(("moments", name), lambda: self.calibration.layer(self.number, name))
+        projection = self.projections[role]
+        return self.once(("moments", projection.input), lambda: moments_of(self.calibration, projection))
 
     def sensitivity(self, role: str) -> float:
-        """The nats a token that an error of a projection's whole energy would cost; 1 if it was not measured."""
-        return self.calibration.sensitivity(role, self.number)
+        """The nats a token that an error of a projection's whole energy would cost; 1 if it was not measured.
+
+        Of an expert its share, by the tokens that are routed to it, of what errors of all experts of the layer would cost.
+        """
+        projection = self.projections[role]
+        nats = self.calibration.sensitivity(projection.kind, self.number)
+        return nats if projection.block.expert is None else nats * share_of_tokens(self.calibration, projection)
 
 
 class AttentionLayers(Mapping[int, Layer]):
     """The layers of a model that have attention, or any of the projections `roles`, by number.
 
-    `skipped` lists those of which something is left alone, each with the reason, see `find_projections`.
+    `skipped` lists those of which something is left alone, each with the reason, `beside` the feed-forward blocks that
+    they have beside their own, see `find_projections`.
     A layer is the same for all who hold it at one time, and read anew once nobody does.
     """
 
@@ -107,16 +117,25 @@ class AttentionLayers(Mapping[int, Layer]):
         """Raises as `find_projections` does."""
         attention = find_projections(model, roles)
         self.model, self.calibration = model, calibration
-        self.projections, self.skipped = attention.layers, attention.skipped
-        self._held: WeakValueDictionary[int, Layer] = WeakValueDictionary()
+        self.projections, self.skipped, self.beside = attention.layers, attention.skipped, attention.beside
+        self._held: WeakValueDictionary[tuple[int, Block], Layer] = WeakValueDictionary()
         self._lock = threading.Lock()
 
     def __getitem__(self, number: int) -> Layer:
+        return self.block(number, OWN)
+
+    def block(self, number: int, block: Block) -> Layer:
+        """A layer, or a feed-forward block beside its own, with the projections of that alone."""
         with self._lock:
-            layer = self._held.get(number)
+            layer = self._held.get((number, block))
             if layer is None:
-                layer = self._held[number] = Layer(self.model, number, self.projections[number], self.calibration)
+                projections = self.projections[number] if block == OWN else self.beside[number][block]
+                layer = self._held[number, block] = Layer(self.model, number, projections, self.calibration)
             return layer
+
+    def blocks_beside(self, numbers: Iterable[int]) -> Iterator[Mapping[str, Projection]]:
+        """The projections of each feed-forward block that layers have beside their own."""
+        return chain.from_iterable(self.beside.get(number, {}).values() for number in numbers)
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.projections)
@@ -138,6 +157,7 @@ def _finite_rows(model: GGUFModel, projection: Projection) -> np.ndarray:
 def _bias(model: GGUFModel, projection: Projection) -> np.ndarray | None:
     name = projection.tensor.removesuffix("weight") + "bias"
     if name in model.tensors:
-        return model.read(name)[projection.selected]
+        whole = model.read(name)
+        return (whole if projection.block.expert is None else whole[projection.block.expert])[projection.selected]
     apart = f"blk.{projection.layer}.attn_{projection.role}.bias"  # which may stand beside fused weights
     return model.read(apart) if apart in model.tensors else None

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,13 +36,27 @@ ATTENDED = frozenset({"q_latent", "kv_latent"})
 ATTENTION_INPUT = "attn_input"
 
 
+class Block(NamedTuple):
+    """Which of a layer's feed-forward blocks: its own, or one beside it, of a `family`; an expert has a number."""
+
+    family: str = ""
+    expert: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.family.removesuffix('s')} {self.expert}" if self.expert is not None else f"{self.family} expert"
+
+
+OWN = Block()
+
+
 @dataclass(frozen=True)
 class Projection:
     """One of the matrices of a layer: rows (output features) of a tensor, by input features.
 
     They are those of rows `start` to `stop`, or, where `every` is set to (size, period), the first `size` of each
     `period` rows from `start` on. A tensor of three axes (heads, n, d) counts as one of heads x n rows;
-    `transposed` where it is stored as (heads, d, n).
+    `transposed` where it is stored as (heads, d, n). Of a tensor with a matrix for each expert, it is of that of its
+    `block`.
     """
 
     layer: int
@@ -52,6 +67,7 @@ class Projection:
     columns: int
     every: tuple[int, int] | None = None
     transposed: bool = False
+    block: Block = OWN
 
     @property
     def rows(self) -> int:
@@ -61,12 +77,23 @@ class Projection:
     @property
     def by_result(self) -> bool:
         """Whether what it makes is observed in the place of what it reads, which has several times as many features."""
-        return self.role == "down" and self.rows < self.columns
+        return self.role == "down" and self.rows < self.columns and self.block.expert is None
 
     @property
     def input(self) -> str:
         """The name of what is observed of it: of what it is multiplied with, or, `by_result`, of what it makes."""
-        return "ffn_result" if self.by_result else INPUTS.get(self.role, ATTENTION_INPUT)
+        return f"{self.family_input}{'' if self.block.expert is None else self.block.expert}"
+
+    @property
+    def family_input(self) -> str:
+        """As `input`, of an expert's the name of what all experts of its family are given."""
+        name = "ffn_result" if self.by_result else INPUTS.get(self.role, ATTENTION_INPUT)
+        return "-".join(filter(None, (name, self.block.family)))
+
+    @property
+    def kind(self) -> str:
+        """Its role, of a block beside the layer's own with the family, such as `gate.experts`."""
+        return ".".join(filter(None, (self.role, self.block.family)))
 
     @property
     def attended(self) -> bool:

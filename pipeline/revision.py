@@ -24,6 +24,7 @@ DECOMPOSING = (
     "pipeline/decompose", "pipeline/attention.py", "pipeline/layer_tensors.py", "pipeline/feed_forward.py",
     "pipeline/architectures.py", "pipeline/layers.py",
     "pipeline/projection.py", "pipeline/calibration/metrics.py", "pipeline/observations/moments.py",
+    "pipeline/observations/experts.py",
     "pipeline/calibration/output_blocks.py", "pipeline/gguf_file/encode.py", "pipeline/gguf_file/reader.py",
 )  # fmt: skip
 ALGORITHMS: dict[str, tuple[str, ...]] = {
@@ -37,7 +38,7 @@ ALGORITHMS: dict[str, tuple[str, ...]] = {
     "tasks": ("pipeline/tasks",),
     "writing": ("native/writing.py",),
     "calibration": ("pipeline/calibration/calibrate.py", "pipeline/calibration/mixture.py",
-        "pipeline/observations/moments.py",
+        "pipeline/observations/moments.py", "pipeline/observations/experts.py",
         "pipeline/calibration/sensitivity.py", "pipeline/observations/statistics_file.py", "native/capture.py",
         "native/observer.py", "native/probe.py", "native/scoring.py"),
 }  # fmt: skip

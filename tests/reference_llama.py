@@ -19,6 +19,7 @@ class LayerTrace:
     mixed: np.ndarray  # (n, heads * head size), the input of the output projection
     y: np.ndarray  # (n, d), what gate and up read
     made: np.ndarray  # (n, d), what down makes
+    chosen: np.ndarray | None = None  # (n, experts of a token), to which it is routed
 
 
 def trace_llama(model: GGUFModel, tokens: np.ndarray) -> list[LayerTrace]:
@@ -44,11 +45,31 @@ def trace_llama(model: GGUFModel, tokens: np.ndarray) -> list[LayerTrace]:
         mixed = (p @ v).transpose(1, 0, 2).reshape(len(x), -1)
         h = h + mixed @ w["attn_output"].T
         y = _rms_norm(h, w["ffn_norm"], epsilon)
-        gate = y @ w["ffn_gate"].T
-        made = (gate / (1 + np.exp(-gate)) * (y @ w["ffn_up"].T)) @ w["ffn_down"].T
-        traces.append(LayerTrace(x, p, mixed, y, made))
+        made, chosen = _feed_forward(w, y, model.hyperparameter("expert_used_count", 0))
+        traces.append(LayerTrace(x, p, mixed, y, made, chosen))
         h = h + made
     return traces
+
+
+def gated(y: np.ndarray, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """silu(gate y) * (up y), (n, feed forward): Shazeer, GLU variants improve transformers, 2020."""
+    g = y @ gate.T
+    result: np.ndarray = g / (1 + np.exp(-g)) * (y @ up.T)
+    return result
+
+
+def _feed_forward(w: dict[str, np.ndarray], y: np.ndarray, used: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """What it makes, and the experts that each token goes through (Jiang et al., Mixtral of experts, 2024)."""
+    if not used:
+        return gated(y, w["ffn_gate"], w["ffn_up"]) @ w["ffn_down"].T, None
+    scores = y @ w["ffn_gate_inp"].T
+    chosen = np.argsort(-scores, axis=1)[:, :used]
+    weights = np.exp(np.take_along_axis(scores, chosen, axis=1))
+    weights /= weights.sum(axis=1, keepdims=True)
+    made = np.zeros_like(y)
+    for expert, (gate, up, down) in enumerate(zip(*(w[f"ffn_{r}_exps"] for r in ("gate", "up", "down")), strict=True)):
+        made += (weights * (chosen == expert)).sum(axis=1)[:, None] * (gated(y, gate, up) @ down.T)
+    return made, chosen
 
 
 def _angles(model: GGUFModel, n: int) -> np.ndarray:

@@ -20,6 +20,7 @@ from pipeline.inputs.texts import read_text
 from pipeline.layers import AttentionLayers
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
+from tests.tiny_architectures import write_mixture
 from tests.tiny_model import TinyModel, tensors_of, with_number, write_tiny_model
 
 TEXT = "It is a truth universally acknowledged, that a single man in possession of a good fortune is in want. " * 3
@@ -44,7 +45,7 @@ def with_error(path: Path, error: WeightError) -> Path:
     changed = path.with_name("changed.gguf")
     data, info = bytearray(path.read_bytes()), open_gguf(path).tensors[error.tensor]
     values = open_gguf(path).read(error.tensor)
-    values += error.error
+    values[list(error.experts) if error.experts else ...] += error.error
     data[info.offset : info.offset + info.nbytes] = values.tobytes()
     changed.write_bytes(data)
     return changed
@@ -74,6 +75,18 @@ def test_a_probe_costs_what_the_error_in_the_file_costs(
     assert costs[0] == pytest.approx(expected, rel=0.05)
     assert costs[1] == pytest.approx(4 * costs[0], rel=0.2)  # damage grows with the square
     assert costs[2] == pytest.approx(costs[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("role", ["gate", "down"])
+def test_a_probe_of_experts_costs_what_their_errors_in_the_file_cost(tmp_path: Path, role: str) -> None:
+    path = write_mixture(tmp_path / "m.gguf", 4, 2)
+    tensor, experts = f"blk.1.ffn_{role}_exps.weight", (3, 1)
+    shape = (len(experts), *open_gguf(path).tensors[tensor].shape[1:])
+    noise = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    error = WeightError(tensor, noise * np.float32(0.05), experts)
+    (right, tokens), (changed, _) = logits(path), logits(with_error(path, error))
+    expected = score_tokens(changed, tokens[1:], right).kld.mean()
+    assert probe(path, error) == [pytest.approx(expected, rel=0.05)]
 
 
 def test_an_unknown_weight_is_an_error(tiny: Path) -> None:

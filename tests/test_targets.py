@@ -140,14 +140,14 @@ def test_a_model_without_a_gate_has_up_and_down(tmp_path: Path) -> None:
     assert not (tmp_path / "p.gguf").exists()
 
 
-def test_experts_are_left_alone_and_listed(tmp_path: Path) -> None:
+def test_what_no_target_is_known_for_is_left_alone_and_listed(tmp_path: Path) -> None:
     tensors = without(TinyModel(), "blk.1.ffn_g", "blk.1.ffn_u", "blk.1.ffn_d")
-    tensors["blk.1.ffn_up_exps.weight"] = np.zeros((2, 96, 64), np.float32)
+    tensors |= {f"blk.1.ffn_{name}.weight": np.zeros((96, 64), np.float32) for name in ("gate.0", "up.0", "routed_up")}
     model = open_gguf(write_tiny_model(tmp_path / "m.gguf", tensors=tensors))
     report = operate(model, tmp_path / "o.gguf", Plan(targets="ffn", rank=3))
     assert {group.layer for group in report.groups} == {0}
-    assert report.skipped_by_reason == {"experts, of which each token sees a few": [1]}
-    with pytest.raises(UsageError, match="has a matrix for that alone; left alone: experts"):
+    assert report.skipped_by_reason == {"ffn_gate.0, ffn_routed_up, ffn_up.0": [1]}
+    with pytest.raises(UsageError, match=r"has a matrix for that alone; left alone: ffn_gate\.0"):
         operate(model, tmp_path / "p.gguf", Plan(targets="ffn", layers="1"))
     assert find_projections(model, "qkv").skipped == {}
 

@@ -122,24 +122,45 @@ def write_lfm2(path: Path, chat_template: str | None = None, *, speaks: bool = T
     return write_tiny_model(path, TinyModel("lfm2", layers=4), metadata=more, tensors=tensors)
 
 
-def write_mixture(path: Path, experts: int, used: int) -> Path:
-    """A Llama whose layers have `experts`, of which each token goes through `used`."""
+def write_mixture(
+    path: Path,
+    experts: int,
+    used: int,
+    *,
+    fused: bool = False,
+    shared: int = 0,
+    idle: bool = False,
+    type: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+) -> Path:
+    """A Llama whose layers have `experts`, of which each token goes through `used`.
+
+    `fused` has gate and up in one tensor, `shared` an expert of that height for all tokens: then llama.cpp knows none.
+    `idle`: no token is routed to the last expert, as one of each pair of the others is preferred to it.
+    """
     rng = np.random.default_rng(0)
     tensors = {
         name: values for name, values in tensors_of(TinyModel()).items() if ".ffn_" not in name or "norm" in name
     }
+
+    def weight(*shape: int) -> np.ndarray:
+        return (rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
+
     for layer in range(2):
-        block = f"blk.{layer}."
-        tensors[block + "ffn_gate_inp.weight"] = rng.standard_normal((experts, WIDTH)).astype(np.float32)
-        for name, rows, columns in (
-            ("gate", FEED_FORWARD, WIDTH),
-            ("up", FEED_FORWARD, WIDTH),
-            ("down", WIDTH, FEED_FORWARD),
-        ):
-            values = rng.standard_normal((experts, rows, columns)) / np.sqrt(columns)
-            tensors[f"{block}ffn_{name}_exps.weight"] = values.astype(np.float32)
+        block = f"blk.{layer}.ffn_"
+        tensors[block + "gate_inp.weight"] = weight(experts, WIDTH) * np.float32(np.sqrt(WIDTH))
+        if idle:
+            router = tensors[block + "gate_inp.weight"]
+            router[1::2], router[-1] = -router[:-1:2], 0
+        parts = {role: weight(experts, FEED_FORWARD, WIDTH) for role in ("gate", "up")}
+        if fused:
+            parts = {"gate_up": np.concatenate([*parts.values()], axis=1)}
+        tensors |= {f"{block}{role}_exps.weight": values for role, values in parts.items()}
+        tensors[block + "down_exps.weight"] = weight(experts, WIDTH, FEED_FORWARD)
+        if shared:
+            tensors |= {f"{block}{role}_shexp.weight": weight(shared, WIDTH) for role in ("gate", "up")}
+            tensors[block + "down_shexp.weight"] = weight(WIDTH, shared)
     more = {"llama.expert_count": (experts, UINT), "llama.expert_used_count": (used, UINT)}
-    return write_tiny_model(path, TinyModel(), metadata=more, tensors=tensors)
+    return write_tiny_model(path, TinyModel(type=type), metadata=more, tensors=tensors)
 
 
 def write_latent_attention(path: Path) -> Path:

@@ -123,7 +123,7 @@ def write_tiny_model(
         else:
             writer.add_key_value(key, value, value_type)
     for name, values in (tensors_of(model) if tensors is None else tensors).items():
-        kind = model.type if values.ndim == 2 else gguf.GGMLQuantizationType.F32
+        kind = model.type if values.ndim > 1 else gguf.GGMLQuantizationType.F32
         writer.add_tensor(
             name,
             gguf.quantize(values, kind),

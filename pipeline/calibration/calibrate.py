@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Collection
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 
 from native.capture import CapturedPart, CaptureStart, Watched, capture_moments
@@ -34,6 +35,7 @@ from pipeline.targets import QKV, TARGETS
 CHUNK_SIZE = 512  # tokens
 DEFAULT_CHUNKS = 64
 SECONDS_BETWEEN_SAVES = 15.0
+MOST_APART = 1 << 25  # numbers of second moments of each expert's inputs: sums of that many take 768 MB
 
 
 def calibrate(
@@ -98,16 +100,34 @@ def learned_positions(model: GGUFModel) -> int | None:
 
 
 def watched_inputs(attention: AttentionMap) -> dict[str, Watched]:
-    """By the name of a weight, the inputs of layers that are observed there: at a product, or after a norm's weight."""
+    """By the name of a weight, the inputs of layers that are observed there: at a product, or after a norm's weight.
+
+    Each expert's apart as far as MOST_APART allows it, see `pipeline.observations.experts`.
+    """
+    blocks = [*attention.layers.values(), *chain.from_iterable(each.values() for each in attention.beside.values())]
+    apart = _numbers_apart(attention) <= MOST_APART
     watched: dict[str, Watched] = {}
-    for layer, projections in attention.layers.items():
-        for projection in projections.values():
-            norm = projection.input == "kv_latent"  # which may reach a product in turned order: k_b is absorbed into q
-            name = f"blk.{layer}.attn_kv_a_norm.weight" if norm else projection.tensor
-            wanted = Watched(layer, projection.input, projection.attended, projection.by_result)
-            if wanted not in watched.values():
-                watched[name] = wanted
+    for projection in chain.from_iterable(block.values() for block in blocks):
+        norm = projection.input == "kv_latent"  # which may reach a product in turned order: k_b is absorbed into q
+        name = f"blk.{projection.layer}.attn_kv_a_norm.weight" if norm else projection.tensor
+        wanted = Watched(projection.layer, projection.family_input, projection.attended, projection.by_result)
+        if projection.block.expert is not None:  # what down reads are features of each expert's own
+            wanted = replace(wanted, together=projection.role != "down", apart=apart)
+        if wanted not in watched.values() and (wanted.together or wanted.apart):
+            watched[name] = wanted
     return watched
+
+
+def _numbers_apart(attention: AttentionMap) -> int:
+    """How many numbers the second moments of what each expert is given would take."""
+    inputs = {
+        (projection.layer, projection.input): projection.columns
+        for blocks in attention.beside.values()
+        for block, projections in blocks.items()
+        if block.expert is not None
+        for projection in projections.values()
+    }
+    return sum(d * (d + 1) // 2 for d in inputs.values())
 
 
 def cached_calibration(path: Path) -> Calibration | None:

@@ -96,7 +96,9 @@ def _read_by_down(layer: Layer, role: str) -> np.ndarray:
     offsets = np.zeros(len(rows)) if bias is None else bias.astype(np.float64)
     made = np.einsum("nd,nd->n", rows @ x.inputs, rows) + 2 * offsets * (rows @ x.mean) + offsets**2
     read = np.square(layer.rows("down"), dtype=np.float64).sum(axis=0)
-    return layer.calibration.mean_squares(down.tensor) * read / np.maximum(made, np.finfo(float).tiny)
+    return (
+        layer.calibration.mean_squares(down.tensor, down.block.expert) * read / np.maximum(made, np.finfo(float).tiny)
+    )
 
 
 def _of_latents(layer: Layer, role: str) -> list[np.ndarray]:

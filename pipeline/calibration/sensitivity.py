@@ -7,6 +7,8 @@ different layers, are in one unit, and a predicted damage in nats a token.
 """
 
 from collections.abc import Generator
+from itertools import chain
+from math import prod
 
 import numpy as np
 
@@ -20,6 +22,7 @@ from pipeline.decompose.weighted import weigh_rows
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.inputs.texts import Text
 from pipeline.layers import AttentionLayers, Layer
+from pipeline.observations.experts import share_of_tokens
 from pipeline.observations.statistics_file import Calibration
 from pipeline.progress import Progress
 
@@ -31,56 +34,99 @@ SHARES = {
 PROBE_TOKENS = 256
 STRONGER = 8.0  # times the share, where the probe drowns in rounding
 SMALLEST = 1e-9  # nats: what rounding costs at least, as it may come out negative
+MOST_NUMBERS = 1 << 25  # of an error of experts, which is in memory a few times over
 NEGLIGIBLE = 1e-9  # a share that costs nothing but what rounding differently costs
 
 
 def measure_sensitivities(
     model: GGUFModel, calibration: Calibration, text: Text, threads: int, progress: Progress
 ) -> dict[str, list[float]]:
-    """For each role the nats that an error of all its energy would cost, by layer; 0 for layers without attention.
+    """For each kind the nats that an error of all its energy would cost, by layer; 0 for layers that do not have it.
 
-    `progress` counts projections. Raises NativeError when llama.cpp cannot run the model.
+    Experts are probed together, as many of a layer as MOST_NUMBERS allow, and the cost is that of all of them: it is
+    taken to grow with the tokens that are routed to what has the error. `progress` counts probes. Raises NativeError when
+    llama.cpp cannot run the model.
     """
     layers = AttentionLayers(model, calibration, calibration.roles)
     options = ContextOptions(n_ctx=PROBE_TOKENS, n_batch=PROBE_TOKENS, threads=threads)
     middle = calibration.origin.chunk_count * calibration.origin.chunk_size // PROBE_TOKENS // 2
     probes = isolated(probe_errors, str(model.path), text.content, middle, options)
     next(probes)
-    roles = dict.fromkeys(role for projections in layers.projections.values() for role in projections)
-    result = {role: [0.0] * (max(layers) + 1) for role in roles}
+    subjects = _subjects(layers)
+    result = {projections[0].kind: [0.0] * (max(layers) + 1) for projections in subjects}
     rounding: dict[str, float] = {}
-    done, total = 0, sum(map(len, layers.projections.values()))
     try:
-        for number, layer in layers.items():
-            for role, projection in layer.projections.items():
-                error = weakest_error(layer, role)
-                if role not in rounding:
-                    rounding[role] = max(_cost(probes, model, projection, error, NEGLIGIBLE), SMALLEST)
-                result[role][number] = _sensitivity(probes, model, projection, error, rounding[role])
-                done += 1
-                progress(done, total, "")
+        for done, projections in enumerate(subjects):
+            kind, number = projections[0].kind, projections[0].layer
+            held = [
+                layers.block(number, projection.block) for projection in projections
+            ]  # until the next has them, too
+            errors = [
+                weakest_error(layer, projection.role) for layer, projection in zip(held, projections, strict=True)
+            ]
+            if kind not in rounding:
+                rounding[kind] = max(_cost(probes, model, projections, errors, NEGLIGIBLE), SMALLEST)
+            nats = _sensitivity(probes, model, projections, errors, rounding[kind])
+            result[kind][number] = nats / _share_of_tokens(calibration, projections)
+            progress(done + 1, len(subjects), "")
     finally:
         probes.close()
     return result
 
 
+def _subjects(layers: AttentionLayers) -> list[list[Projection]]:
+    """What each probe is of, layer by layer: a projection, or one of a layer's experts, those with the most tokens."""
+    subjects = []
+    for number, projections in layers.projections.items():
+        subjects += [[projection] for projection in projections.values()]
+        kinds: dict[str, list[Projection]] = {}
+        for projection in chain.from_iterable(block.values() for block in layers.blocks_beside([number])):
+            kinds.setdefault(projection.kind, []).append(projection)
+        subjects += [_most_routed(layers, experts) for experts in kinds.values()]
+    return subjects
+
+
+def _most_routed(layers: AttentionLayers, experts: list[Projection]) -> list[Projection]:
+    if experts[0].block.expert is None:
+        return experts
+    assert layers.calibration is not None
+    counts = layers.calibration.routed(experts[0].tensor)
+    most = max(1, MOST_NUMBERS // prod(layers.model.tensors[experts[0].tensor].shape[1:]))
+    return sorted(experts, key=lambda projection: -counts[projection.block.expert or 0])[:most]
+
+
+def _share_of_tokens(calibration: Calibration, projections: list[Projection]) -> float:
+    """The share of experts among all of a layer's; 1 for what all tokens go through."""
+    if projections[0].block.expert is None:
+        return 1.0
+    return sum(share_of_tokens(calibration, projection) for projection in projections)
+
+
 Probes = Generator[float, WeightError, None]
 
 
-def _sensitivity(probes: Probes, model: GGUFModel, projection: Projection, error: np.ndarray, rounding: float) -> float:
-    share = SHARES[projection.role]
-    nats = _cost(probes, model, projection, error, share)
+def _sensitivity(
+    probes: Probes, model: GGUFModel, projections: list[Projection], errors: list[np.ndarray], rounding: float
+) -> float:
+    share = SHARES[projections[0].role]
+    nats = _cost(probes, model, projections, errors, share)
     if nats < 3 * rounding:
         share *= STRONGER
-        nats = _cost(probes, model, projection, error, share)
+        nats = _cost(probes, model, projections, errors, share)
     return max(nats - rounding, rounding / 20) / share
 
 
-def _cost(probes: Probes, model: GGUFModel, projection: Projection, error: np.ndarray, share: float) -> float:
-    """The nats that `error` costs when it is scaled to `share` of the projection's energy."""
-    whole = np.zeros(model.tensors[projection.tensor].shape, np.float32)
-    projection.put(whole, error * np.sqrt(share))
-    return probes.send(WeightError(projection.tensor, whole))
+def _cost(
+    probes: Probes, model: GGUFModel, projections: list[Projection], errors: list[np.ndarray], share: float
+) -> float:
+    """The nats that `errors` of `projections` of one tensor cost when each is scaled to `share` of the one's energy."""
+    tensor = projections[0].tensor
+    experts = tuple(projection.block.expert for projection in projections if projection.block.expert is not None)
+    shape = model.tensors[tensor].shape
+    whole = np.zeros((len(experts), *shape[1:]) if experts else shape, np.float32)
+    for place, projection, error in zip(whole if experts else [whole], projections, errors, strict=True):
+        projection.put(place, error * np.sqrt(share))
+    return probes.send(WeightError(tensor, whole, experts))
 
 
 def weakest_error(layer: Layer, role: str) -> np.ndarray:

@@ -19,9 +19,11 @@ from pipeline.files.output_file import check_output
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.inputs.models import open_model
 from pipeline.inputs.texts import AUTO_TEXT
+from pipeline.layers import AttentionLayers
+from pipeline.observations.experts import expert_notes
 from pipeline.observations.importance_matrix import write_importance_matrix
 from pipeline.observations.statistics_file import Calibration, copy_calibration
-from pipeline.targets import QKV, target_roles
+from pipeline.targets import QKV, TARGETS, target_roles
 
 
 @click.command(
@@ -106,7 +108,8 @@ def command(
         copy_calibration(calibration, output, force=force, sources=source.paths)
     if imatrix_output is not None:
         write_importance_matrix(calibration, imatrix_output, force=force, sources=source.paths)
-    facts = describe(calibration, output, imatrix_output)
+    notes = () if QKV.issuperset(roles) else notes_on_experts(source, calibration)
+    facts = {**describe(calibration, output, imatrix_output), "notes": list(notes)}
     if as_json:
         print_json(facts)
         return
@@ -114,6 +117,8 @@ def command(
         f"calibrated      {facts['model']} on {facts['text']}, {counted(facts['chunks'], 'chunk')} of {facts['chunk_size']} tokens"
     )
     echo(f"statistics      {facts['statistics']} ({facts['statistics_bytes'] / 1e6:,.1f} MB)")
+    for note in notes:
+        echo(f"experts         {note}")
     if imatrix_output is not None:
         echo(f"imatrix         {imatrix_output}")
 
@@ -128,6 +133,11 @@ def print_own_text(model: GGUFModel, name: str, chunks: int, threads: int, as_js
         print_json({"model": model.name, "text": text.name, "text_sha256": text.sha256, "content": text.content})
     else:
         echo(text.content)
+
+
+def notes_on_experts(model: GGUFModel, calibration: Calibration) -> tuple[str, ...]:
+    layers = AttentionLayers(model, roles=TARGETS)
+    return expert_notes(calibration, layers.blocks_beside(layers))
 
 
 def describe(calibration: Calibration, output: Path | None, imatrix: Path | None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pipeline.attention import ROLES, number_ranges
+from pipeline.attention import number_ranges
 from pipeline.cli.calibrate import calibration_for_metric
 from pipeline.cli.choices import metric_options, plan_options
 from pipeline.cli.options import (
@@ -121,9 +121,9 @@ def print_report(model: str, report: OperationReport) -> None:
     rows = [
         (
             number_ranges(group.layers),
-            "+".join(group.group) if set(group.group) <= set(ROLES) else group.group,
+            group.shown_group,
             f"{group.rows} x {group.columns}",
-            group.rank,
+            group.shown_rank,
             f"{group.explained:.4f}",
             "  ".join(f"{role} {error:.4f}" for role, error in group.relative_error.items()),
         )
@@ -132,6 +132,8 @@ def print_report(model: str, report: OperationReport) -> None:
     print_table(("layer", "group", "n x d", "rank", "variance kept", "relative error"), rows)
     for reason, numbers in report.skipped_by_reason.items():
         echo(f"left alone: layer{'s' if len(numbers) > 1 else ''} {number_ranges(numbers)} ({reason})")
+    for note in report.notes:
+        echo(note)
     share = report.factor_numbers / report.dense_numbers
     echo(
         f"\nnumbers stored if the factors were kept: {report.factor_numbers:,} of {report.dense_numbers:,} ({share:.0%})"

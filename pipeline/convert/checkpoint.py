@@ -42,9 +42,10 @@ class Checkpoint(GGUFModel):
     def name(self) -> str:
         return self.label
 
-    def read_raw(self, name: str) -> np.ndarray:
-        """The bytes of the GGUF tensor: uint8, of shape (rows, bytes per row)."""
-        return self.converted[name].encode()
+    def read_raw(self, name: str, matrix: int | None = None) -> np.ndarray:
+        """The bytes of the GGUF tensor, or of one of its matrices: uint8, of shape (rows, bytes per row)."""
+        data = self.converted[name].encode()
+        return data if matrix is None else data[matrix]
 
     def stored(self, name: str) -> TensorInfo | None:
         """Where the checkpoint has the very bytes of the GGUF tensor; None where they are converted.

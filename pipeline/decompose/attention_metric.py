@@ -61,16 +61,23 @@ def output_moments(output: np.ndarray, heads: int) -> list[np.ndarray]:
 def energy(rows: np.ndarray, inputs: np.ndarray, blocks: list[np.ndarray]) -> float:
     """trace(B A M A^T) for rows A (n, d), M = `inputs` (d, d) and B block diagonal; 1 where there is none to compare with.
 
-    A block is (b, b), or (b,) if it is itself diagonal.
+    A block is (b, b), or (b,) if it is itself diagonal, and so is M.
     """
     parts = np.split(rows, np.cumsum([len(block) for block in blocks])[:-1])
-    total = sum(float(np.sum(_times(block, part) * (part @ inputs))) for part, block in zip(parts, blocks, strict=True))
+    total = sum(
+        float(np.sum(_times(block, part) * times(part, inputs))) for part, block in zip(parts, blocks, strict=True)
+    )
     return total if total >= np.finfo(float).tiny else 1.0
 
 
 def result_energy(moment: np.ndarray, blocks: list[np.ndarray]) -> float:
     """trace(B E[y y^T]) for `moment` E[y y^T], (n, n), of results y, as `energy` has it of rows and their inputs."""
     return energy(np.eye(len(moment)), moment, blocks)
+
+
+def times(rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """rows (n, d) times a matrix (d, m), or a diagonal one (d,)."""
+    return rows * matrix if matrix.ndim == 1 else rows @ matrix
 
 
 def _times(block: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
+from pipeline.decompose.attention_metric import times
 from pipeline.decompose.principal_components import centre
 
 RIDGE = 1e-6  # of M's trace, added to its diagonal: more than what float32 sums got wrong, so that M can be inverted
@@ -23,7 +24,7 @@ PSEUDO_INVERSE = 1e-10  # of the largest eigenvalue: what counts as none, such a
 
 @dataclass(frozen=True)
 class Metric:
-    """inputs: M, (d, d), symmetric and positive semi-definite, float64
+    """inputs: M, (d, d), symmetric and positive semi-definite, or (d,) if it is diagonal, float64
     outputs: the diagonal blocks of L^T L, each (b, b), or (b,) if it is itself diagonal, float64, their sizes adding up
         to n; None for the identity
     """
@@ -33,7 +34,7 @@ class Metric:
 
     @cached_property
     def input_factor(self) -> np.ndarray:
-        """S, lower triangular, (d, d): M = S S^T up to RIDGE."""
+        """S, lower triangular, (d, d), or (d,) if it is diagonal: M = S S^T up to RIDGE."""
         return _triangular_root(self.inputs)
 
     @property
@@ -48,7 +49,7 @@ class Metric:
 
     def weigh(self, rows: np.ndarray) -> np.ndarray:
         """L rows S, (n, d)."""
-        return self.weigh_outputs(rows) @ self.input_factor
+        return times(self.weigh_outputs(rows), self.input_factor)
 
     def weigh_outputs(self, rows: np.ndarray) -> np.ndarray:
         """L rows, (n, d)."""
@@ -63,6 +64,8 @@ class Metric:
         return self.unweigh_outputs(self._without_input_factor(rows))
 
     def _without_input_factor(self, rows: np.ndarray) -> np.ndarray:
+        if self.input_factor.ndim == 1:
+            return rows / self.input_factor
         return np.linalg.solve(self.input_factor.T, rows.T).T
 
     def error(self, difference: np.ndarray) -> float:
@@ -114,7 +117,10 @@ def mean_input_factor(metrics: Iterable[Metric]) -> np.ndarray | None:
 
 
 def _triangular_root(moment: np.ndarray) -> np.ndarray:
-    ridge = RIDGE * max(float(np.trace(moment)), np.finfo(float).tiny)
+    trace = float(moment.sum() if moment.ndim == 1 else np.trace(moment))
+    ridge = RIDGE * max(trace, np.finfo(float).tiny)
+    if moment.ndim == 1:
+        return np.sqrt(moment + ridge)
     return np.linalg.cholesky(moment + ridge * np.eye(len(moment)))
 
 

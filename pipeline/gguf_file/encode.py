@@ -19,20 +19,23 @@ def output_type(info: TensorInfo, outtype: str) -> GGMLQuantizationType:
 
 
 def encode_tensor(
-    model: GGUFModel, name: str, replacements: dict[Projection, np.ndarray], kind: GGMLQuantizationType
+    model: GGUFModel,
+    name: str,
+    replacements: dict[Projection, np.ndarray],
+    kind: GGMLQuantizationType,
+    matrix: int | None = None,
 ) -> np.ndarray:
-    """The stored bytes of tensor `name` with its projections replaced: uint8 of shape (rows, bytes per row).
+    """The stored bytes of tensor `name`, or of a `matrix` of it, with projections of that replaced.
 
-    Rows of a fused tensor that are not replaced keep their bytes where the type stays the same.
+    uint8 of shape (rows, bytes per row). Rows that are not replaced keep their bytes where the type stays the same.
     """
-    mine = {projection: values for projection, values in replacements.items() if projection.tensor == name}
-    if kind == model.tensors[name].type and not any(projection.transposed for projection in mine):
-        data = model.read_raw(name)
-        for projection, values in mine.items():
+    if kind == model.tensors[name].type and not any(projection.transposed for projection in replacements):
+        data = model.read_raw(name, matrix)
+        for projection, values in replacements.items():
             projection.put(data, encode_rows(name, values, kind))
         return data
-    whole = model.read(name)
-    for projection, values in mine.items():
+    whole = model.read(name, matrix)
+    for projection, values in replacements.items():
         projection.put(whole, values)
     return encode_rows(name, whole, kind)
 

@@ -48,6 +48,11 @@ class TensorInfo:
     def parameters(self) -> int:
         return prod(self.shape)
 
+    def of_matrix(self, number: int) -> "TensorInfo":
+        """Where one of the matrices is, which a tensor of three axes has one after the other."""
+        shape = self.shape[1:]
+        return replace(self, shape=shape, offset=self.offset + number * tensor_nbytes(shape, self.type))
+
 
 def tensor_nbytes(shape: tuple[int, ...], kind: GGMLQuantizationType) -> int:
     """Bytes that a tensor of `shape` takes in type `kind`; its last axis must be a multiple of the type's block."""
@@ -100,9 +105,9 @@ class GGUFModel:
             raise SurgeryError(f"{self.path}: {key} is {shown}; expected {expected}; the file is damaged, get it anew")
         return value
 
-    def read_raw(self, name: str) -> np.ndarray:
-        """The stored bytes of a tensor: uint8, of shape (rows, bytes per row)."""
-        info = self.tensors[name]
+    def read_raw(self, name: str, matrix: int | None = None) -> np.ndarray:
+        """The stored bytes of a tensor, or of a `matrix` of one with several: uint8, of shape (rows, bytes per row)."""
+        info = self.tensors[name] if matrix is None else self.tensors[name].of_matrix(matrix)
         data = (info.file or OpenFile(info.path)).read(info.offset, info.nbytes)
         if data.size != info.nbytes:
             raise SurgeryError(f"{info.path}: tensor {name} could not be read whole; was the file changed meanwhile?")
@@ -131,13 +136,17 @@ class GGUFModel:
         for file in self.files:
             file.require_unchanged(by_name=by_name)
 
-    def read(self, name: str) -> np.ndarray:
-        """A tensor as float32 of its full shape, dequantised if need be. Raises SurgeryError on NaN or infinity."""
+    def read(self, name: str, matrix: int | None = None) -> np.ndarray:
+        """A tensor, or a `matrix` of one with several, as float32 of its full shape, dequantised if need be.
+
+        Raises SurgeryError on NaN or infinity.
+        """
         info = self.tensors[name]
+        shape = info.shape if matrix is None else info.shape[1:]
         if not info.parameters:
-            return np.zeros(info.shape, np.float32)
+            return np.zeros(shape, np.float32)
         try:
-            values = dequantize(self.read_raw(name), info.type).reshape(info.shape)
+            values = dequantize(self.read_raw(name, matrix), info.type).reshape(shape)
         except NotImplementedError:
             raise SurgeryError(f"{info.path}: tensor {name} has type {info.type.name}, which cannot be read") from None
         if not np.isfinite(values).all():

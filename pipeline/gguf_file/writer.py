@@ -41,6 +41,7 @@ class GGUFWriter:
     alignment: int
     progress: Progress
     missing: set[str] = field(init=False)
+    parts: dict[str, set[int]] = field(default_factory=dict)
     total: int = field(init=False)
     done: int = 0
 
@@ -48,9 +49,9 @@ class GGUFWriter:
         self.missing = set(self.tensors)
         self.total = sum(info.nbytes for info in self.tensors.values())
 
-    def put(self, name: str, data: np.ndarray) -> None:
-        """Write a tensor's stored bytes (uint8, any shape, of exactly the declared size)."""
-        info = self._claim(name)
+    def put(self, name: str, data: np.ndarray, matrix: int | None = None) -> None:
+        """Write a tensor's stored bytes (uint8, any shape, of exactly the declared size), or those of a `matrix` of it."""
+        info = self._claim(name) if matrix is None else self._claim_matrix(name, matrix)
         if data.nbytes != info.nbytes:
             raise AssertionError(f"tensor {name}: {data.nbytes} bytes given, {info.nbytes} declared")
         self.file.seek(info.offset)
@@ -89,6 +90,15 @@ class GGUFWriter:
     def _claim(self, name: str) -> TensorInfo:
         self.missing.remove(name)
         return self.tensors[name]
+
+    def _claim_matrix(self, name: str, matrix: int) -> TensorInfo:
+        """As `_claim`, once all matrices of the tensor were."""
+        info = self.tensors[name]
+        left = self.parts.setdefault(name, set(range(info.shape[0])))
+        left.remove(matrix)
+        if not left:
+            self._claim(name)
+        return info.of_matrix(matrix)
 
 
 @contextmanager

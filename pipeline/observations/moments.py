@@ -14,7 +14,7 @@ class LayerMoments:
     """Moments of an input x of a layer, such as the normalised input of its attention block, float64.
 
     mean: (d,), E[x]
-    inputs: (d, d), E[x x^T] over all tokens
+    inputs: (d, d), E[x x^T] over all tokens, or (d,) where its diagonal is all that is known
     observed: the same with each token weighted by the attention that it receives, averaged over the heads; None where
         llama.cpp shows no attention probabilities
     rotated: how many of a head's features RoPE turns in this layer

@@ -110,10 +110,28 @@ class Calibration:
         observed = None if received is None else unpack(received)
         return LayerMoments(mean, unpack(inputs), observed, int(rotated), "neox" if mode else "norm", where)
 
-    def mean_squares(self, weight: str) -> np.ndarray:
-        """E[x^2] of each feature that is multiplied with a weight that is one matrix, (columns,), float64."""
-        squares, count = (self.file.read(f"{weight}.{what}").astype(np.float64) for what in ("in_sum2", "counts"))
-        return squares / count[0]
+    def mean_squares(self, weight: str, expert: int | None = None) -> np.ndarray:
+        """E[x^2] of each feature that is multiplied with a weight, or with that of an expert, (columns,), float64.
+
+        1 each where no token was routed to the expert.
+        """
+        counts = self.routed(weight)
+        squares = self.file.read(f"{weight}.in_sum2").astype(np.float64).reshape(len(counts), -1)[expert or 0]
+        count = counts[expert or 0]
+        return squares / count if count else np.ones_like(squares)
+
+    def routed(self, weight: str) -> np.ndarray:
+        """How many tokens were multiplied with each of the matrices of a weight, (matrices,), float64.
+
+        Raises SurgeryError for a weight that was not observed.
+        """
+        if f"{weight}.counts" not in self.file.tensors:
+            raise SurgeryError(f"{self.path}: holds no statistics of {weight}; calibrate again")
+        return self.file.read(f"{weight}.counts").astype(np.float64)
+
+    def observed(self, number: int, name: str) -> bool:
+        """Whether there are moments of an input of a layer."""
+        return f"blk.{number}.{name}.count" in self.file.tensors
 
     def products(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """By the name of every weight its inputs' sums of squares, float32 (matrices * columns,), and their counts.

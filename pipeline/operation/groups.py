@@ -8,7 +8,7 @@ from pipeline.decompose.methods import METHODS, Method
 from pipeline.errors import UsageError
 from pipeline.layers import AttentionLayers
 from pipeline.operation.plan import Plan
-from pipeline.projection import stack_name, stacks
+from pipeline.projection import OWN, Block, stack_name, stacks
 from pipeline.targets import QKV, TARGETS, parse_targets
 
 
@@ -21,8 +21,13 @@ class Group:
 
     @property
     def name(self) -> str:
-        """Such as `kv`, or `k_b+v_b` where k and v are made of a latent."""
-        return stack_name(self.roles)
+        """Such as `kv`, or `k_b+v_b` where k and v are made of a latent; of experts also their family: `gate.experts`."""
+        return ".".join(filter(None, (stack_name(self.roles), self.block.family)))
+
+    @property
+    def block(self) -> Block:
+        """The feed-forward block that the members are of; OWN also for those of attention."""
+        return self.members[0].block
 
     @property
     def layer(self) -> int:
@@ -36,7 +41,8 @@ class Group:
 
     @property
     def described_layers(self) -> str:
-        return f"layer{'s' if len(self.layers) > 1 else ''} {', '.join(map(str, self.layers))}"
+        layers = f"layer{'s' if len(self.layers) > 1 else ''} {', '.join(map(str, self.layers))}"
+        return layers if self.block == OWN else f"{self.block} of {layers}"
 
     def of_layer(self, number: int) -> list[Projection]:
         """The members that a layer has."""
@@ -70,7 +76,7 @@ class Group:
 
 
 def plan_groups(layers: AttentionLayers, together: Iterable[tuple[int, ...]], plan: Plan) -> list[Group]:
-    """The groups of the chosen layers that have a matrix to replace, in the order of the layers.
+    """The groups of the chosen layers that have a matrix to replace, in the order of the layers and of their experts.
 
     `together` are the layers that share components where the method does so between layers, see `layer_groups`.
     Raises UsageError when the plan asks for a rank that a group cannot have, or names a projection that no layer has.
@@ -78,9 +84,11 @@ def plan_groups(layers: AttentionLayers, together: Iterable[tuple[int, ...]], pl
     groups = []
     for sharing in together:
         for numbers, roles in _shared(layers.projections, sharing, METHODS[plan.method]):
-            group = Group(roles, tuple(layers.projections[number][role] for number in numbers for role in roles))
-            if group.targets(plan):
-                groups.append(group)
+            groups.append(Group(roles, tuple(layers.projections[number][role] for number in numbers for role in roles)))
+        for block in layers.blocks_beside(sharing):
+            for roles in (roles for name in METHODS[plan.method].groups for roles in stacks(block, name)):
+                groups.append(Group(roles, tuple(block[role] for role in roles)))
+    groups = [group for group in groups if group.targets(plan)]
     if not groups:
         raise UsageError.of(
             "targets", plan.targets, f"none of the chosen layers has a matrix for that alone{_left(layers)}"

@@ -1,6 +1,6 @@
 """One output of an operation while it is made."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,13 +14,17 @@ from pipeline.gguf_file.metadata import MetadataEntry
 from pipeline.gguf_file.provenance import UNKNOWN_HASH
 from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
 from pipeline.layers import AttentionLayers
+from pipeline.observations.experts import expert_notes
 from pipeline.observations.statistics_file import calibration_facts
 from pipeline.operation.groups import Group
 from pipeline.operation.plan import Plan
 from pipeline.operation.provenance import operated_metadata
 from pipeline.operation.reconstruct import RebuiltGroup
-from pipeline.operation.report import GroupResult, OperationReport
+from pipeline.operation.report import OperationReport
+from pipeline.operation.tally import Tally
 from pipeline.progress import Stopwatch
+from pipeline.projection import stack_name
+from pipeline.targets import FEED_FORWARD
 
 
 class OperatedFile:
@@ -38,11 +42,15 @@ class OperatedFile:
         self.layers = sorted(number for sharing in together for number in sharing)
         self.calibration_facts = calibration_facts(layers.calibration)
         self.skipped = layers.skipped
-        self.results: list[GroupResult] = []
+        self.notes: tuple[str, ...] = ()
+        if layers.calibration is not None and not plan.roles.isdisjoint(FEED_FORWARD):
+            self.notes = expert_notes(layers.calibration, layers.blocks_beside(self.layers))
+        self.tallies: dict[tuple[tuple[int, ...], str], Tally] = {}
         rebuilt = [group for group in groups if not plan.keeps_everything(group.full_rank)]
-        self.waiting = Counter(projection.tensor for group in rebuilt for projection in group.targets(plan))
-        self.replaced = {name: output_type(self.model.tensors[name], plan.outtype) for name in self.waiting}
-        self.ranks = {group.name: [0] * len(self.layers) for group in groups}
+        self.waiting = Counter(_place(projection) for group in rebuilt for projection in group.targets(plan))
+        self.replaced = {name: output_type(self.model.tensors[name], plan.outtype) for name, _ in self.waiting}
+        self.experts = {group.name: group.block.expert + 1 for group in groups if group.block.expert is not None}
+        self.ranks = {group.name: [0] * len(self.layers) * self.experts.get(group.name, 1) for group in groups}
         self.matrices: dict[Projection, np.ndarray] = {}
 
     def open(self, stack: ExitStack, *, operated_only: bool, force: bool) -> None:
@@ -65,27 +73,26 @@ class OperatedFile:
 
     def add(self, rebuilt: RebuiltGroup, rebuilding: Stopwatch) -> None:
         """Take a group's matrices, and write the tensors that are complete with them."""
-        for number in rebuilt.group.layers:
-            self.ranks[rebuilt.group.name][self.layers.index(number)] = rebuilt.rank
-        errors: defaultdict[str, float] = defaultdict(float)
-        energies: defaultdict[str, float] = defaultdict(float)
+        group = rebuilt.group
+        for number in group.layers:
+            place = self.layers.index(number) * self.experts.get(group.name, 1) + (group.block.expert or 0)
+            self.ranks[group.name][place] = rebuilt.rank
+        tally = self.tallies.setdefault((group.layers, group.name), Tally(group, self.plan))
+        tally.begin(rebuilt)
         for matrix in rebuilding.timed(rebuilt.matrices):
-            role, name = matrix.projection.role, matrix.projection.tensor
-            errors[role] += matrix.error
-            energies[role] += matrix.energy
+            tally.add(matrix)
             self.matrices[matrix.projection] = matrix.values
-            self.waiting[name] -= 1
-            if not self.waiting[name]:
-                mine = {p: self.matrices.pop(p) for p in list(self.matrices) if p.tensor == name}
-                self.writer.put(name, encode_tensor(self.model, name, mine, self.replaced[name]))
-        roles = dict.fromkeys(projection.role for projection in rebuilt.group.targets(self.plan))
-        relative = {role: (errors[role] / energies[role]) ** 0.5 if energies[role] else 0.0 for role in roles}
-        if not np.isfinite([rebuilt.explained, *relative.values()]).all():
+            name, expert = place_ = _place(matrix.projection)
+            self.waiting[place_] -= 1
+            if not self.waiting[place_]:
+                mine = {p: self.matrices.pop(p) for p in list(self.matrices) if _place(p) == place_}
+                data = encode_tensor(self.model, name, mine, self.replaced[name], expert)
+                self.writer.put(name, data, expert)
+        if not tally.finite:
             raise SurgeryError(
-                f"{self.model.path}: {rebuilt.group.name} of {rebuilt.group.described_layers} cannot be rebuilt:"
+                f"{self.model.path}: {stack_name(group.roles)} of {group.described_layers} cannot be rebuilt:"
                 " numbers overflow; the file is damaged, get it anew"
             )
-        self.results.append(_group_result(self.plan, rebuilt, relative))
 
     def finish(self, source_hash: str) -> None:
         """Write down what was done; the file is complete under its name when the stack of `open` ends."""
@@ -95,7 +102,14 @@ class OperatedFile:
         """What was done, once the file is complete."""
         size = self.path.stat().st_size
         return OperationReport(
-            str(self.path), self.plan, tuple(self.results), self.skipped, size, seconds, decomposition_seconds
+            str(self.path),
+            self.plan,
+            tuple(tally.result() for tally in self.tallies.values()),
+            self.skipped,
+            size,
+            seconds,
+            decomposition_seconds,
+            self.notes,
         )
 
     def _metadata(self, source_hash: str) -> Iterable[MetadataEntry]:
@@ -104,18 +118,6 @@ class OperatedFile:
         return operated_metadata(self.model, self.plan, self.together, self.ranks, source_hash, self.calibration_facts)
 
 
-def _group_result(plan: Plan, rebuilt: RebuiltGroup, relative_error: dict[str, float]) -> GroupResult:
-    group = rebuilt.group
-    dense = group.dense_numbers(plan)
-    return GroupResult(
-        layer=group.layer,
-        layers=group.layers,
-        group=group.name,
-        rows=group.rows,
-        columns=group.columns,
-        rank=rebuilt.rank,
-        explained=rebuilt.explained,
-        relative_error=relative_error,
-        factor_numbers=dense if plan.keeps_everything(group.full_rank) else group.stored_numbers(plan, rebuilt.rank),
-        dense_numbers=dense,
-    )
+def _place(projection: Projection) -> tuple[str, int | None]:
+    """The tensor, or the matrix of a tensor of experts, that a projection is in: what is written at once."""
+    return projection.tensor, projection.block.expert

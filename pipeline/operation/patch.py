@@ -13,7 +13,7 @@ from pipeline.gguf_file.encode import encode_rows
 from pipeline.gguf_file.metadata import MetadataEntry
 from pipeline.gguf_file.provenance import PREFIX
 from pipeline.gguf_file.reader import GGUFModel
-from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
+from pipeline.gguf_file.writer import GGUFWriter, TensorDeclaration, create_gguf
 
 RESTAMPED = ("general.quantization_version", "general.file_type", "general.alignment")  # by the quantiser, at the end
 
@@ -60,8 +60,20 @@ def _write(
             elif operated.tensors[tensor.name].type == tensor.type:
                 writer.copy_from(operated, tensor.name)
             else:
-                values = operated.read(tensor.name)
-                writer.put(tensor.name, encode_rows(tensor.name, values, tensor.type, importance.get(tensor.name)))
+                _put_encoded(writer, operated, tensor, importance.get(tensor.name))
+
+
+def _put_encoded(
+    writer: GGUFWriter, operated: GGUFModel, tensor: TensorDeclaration, importance: np.ndarray | None
+) -> None:
+    """Write a tensor in the type that it is declared in; of one of several matrices one after the other."""
+    several = range(tensor.shape[0]) if len(tensor.shape) == 3 else [None]
+    for matrix in several:
+        weights = importance
+        if importance is not None and matrix is not None:
+            weights = np.split(importance, tensor.shape[0])[matrix]
+        values = operated.read(tensor.name, matrix)
+        writer.put(tensor.name, encode_rows(tensor.name, values, tensor.type, weights), matrix)
 
 
 def _quantised_metadata(model: GGUFModel, operated: GGUFModel) -> list[MetadataEntry]:

@@ -41,7 +41,8 @@ class GroupDecomposition:
 
     def randomised(self, rank: int, seed: int) -> "GroupDecomposition":
         """The control: the basis replaced by a random one of this rank."""
-        sequence = np.random.SeedSequence([seed, self.group.layer, len(self.stack)])
+        expert = () if self.group.block.expert is None else (self.group.block.expert,)
+        sequence = np.random.SeedSequence([seed, self.group.layer, len(self.stack), *expert])
         return replace(self, components=random_subspace(self.components, rank, sequence))
 
 
@@ -82,7 +83,7 @@ def decompose_group(layers: AttentionLayers, group: Group, plans: Sequence[Plan]
     plan = plans[0]
     if len(group.layers) > 1:
         return decompose_across(layers, group, plans)
-    layer = layers[group.layer]
+    layer = layers.block(group.layer, group.block)
     stack, metric = layer.stacked(group.roles), layer_metric(plan.metric, layer, group.roles)
     if metric is None:
         return GroupDecomposition(group, stack, principal_components(stack, plan.mean, largest_share(plans)), None)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.operation.plan import Plan
+from pipeline.projection import ROLES
 from pipeline.resources import peak_rss_bytes
 from pipeline.tabular import Tabular
 
@@ -16,6 +17,9 @@ class GroupResult:
     `explained` is the share of the group's variance that is kept; `relative_error` maps each replaced matrix to
     |A' - A| / |A| (Frobenius norms over all its layers, before rounding to the tensor's type); `factor_numbers` is what
     storing the factors instead of the product would take, `dense_numbers` what the matrices take.
+
+    A layer's experts are one result: each has `rows` by `columns`, its rank is in `expert_ranks`, of which `rank` is the
+    largest, `explained` is the mean over them, and all else is of all of them together.
     """
 
     layer: int
@@ -28,12 +32,29 @@ class GroupResult:
     relative_error: dict[str, float]
     factor_numbers: int
     dense_numbers: int
+    expert_ranks: tuple[int, ...] = ()
+
+    @property
+    def shown_rank(self) -> str:
+        """The rank, or those of the experts from the least to the largest."""
+        least = min(self.expert_ranks, default=self.rank)
+        return str(self.rank) if least == self.rank else f"{least}-{self.rank}"
+
+    @property
+    def shown_group(self) -> str:
+        """The group as tables name it: k+v, or gate of 8 experts."""
+        name, _, family = self.group.partition(".")
+        name = "+".join(name) if set(name) <= set(ROLES) else name
+        if not family:
+            return name
+        return f"{name} of {len(self.expert_ranks)} {family}" if self.expert_ranks else f"{name} of the {family} expert"
 
 
 @dataclass(frozen=True)
 class OperationReport(Tabular):
     """What `operate` did to the groups; `skipped_layers` were left alone, each for a reason.
 
+    notes: what there is to know of the statistics of experts
     output_bytes: of the file; seconds: of all, decomposition_seconds: of decomposing and rebuilding
     """
 
@@ -44,6 +65,7 @@ class OperationReport(Tabular):
     output_bytes: int
     seconds: float
     decomposition_seconds: float
+    notes: tuple[str, ...] = ()
 
     @property
     def factor_numbers(self) -> int:
@@ -87,6 +109,7 @@ class OperationReport(Tabular):
             "layers": [asdict(group) for group in self.groups],
             "skipped_layers": list(self.skipped_layers),
             "skipped_by_reason": self.skipped_by_reason,
+            "notes": list(self.notes),
             "stored_numbers": {"factors": self.factor_numbers, "dense": self.dense_numbers},
             "output_bytes": self.output_bytes,
             "seconds": self.seconds,
