@@ -18,7 +18,7 @@ from native.observer import (
     GraphObserver,
     node_values,
     product_inputs,
-    require_layers,
+    require_products,
     routed_inputs,
     rows_of,
 )
@@ -102,9 +102,9 @@ class ActivationSums(GraphObserver):
         self.chunks, self.products = 0, {}
         yield part
 
-    def missing(self) -> set[int]:
-        """The layers of which an input was not among the nodes of a decode."""
-        return {each.layer for each in self.watched.values() if each not in self._seen}
+    def missing(self) -> set[str]:
+        """The weights of which nothing that is wanted was among the nodes of a decode."""
+        return {name for name, each in self.watched.items() if each not in self._seen}
 
     def recognise(self, node: GGMLTensor) -> str | None:
         """The weight's name for a product or a norm, `kq_soft_max` for attention probabilities."""
@@ -203,7 +203,7 @@ def capture_moments(
             sums.decode(context, grid[done])
             sums.chunks += 1
             yield done + 1
-            require_layers(path, sums.missing())
+            require_products(path, sums.missing())
             if sums.chunks == CHUNKS_BETWEEN_PARTS or done + 1 == count:
                 for part in sums.take():
                     require_finite(path, part)

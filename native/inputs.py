@@ -7,7 +7,7 @@ import numpy as np
 from native.errors import require_tokens
 from native.library import GGMLTensor
 from native.model import ContextOptions, load_model, open_context
-from native.observer import GraphObserver, product_inputs, require_layers
+from native.observer import GraphObserver, product_inputs, require_products
 
 
 class InputObserver(GraphObserver):
@@ -40,5 +40,5 @@ def capture_inputs(
         require_tokens(len(tokens), (max(chunks) + 1) * n, "as many as were calibrated on: calibrate anew")
         for chunk in chunks:
             observer.decode(context, tokens[chunk * n : (chunk + 1) * n])
-            require_layers(path, set(layers.values()) - observer.inputs.keys())
+            require_products(path, {name for name, layer in layers.items() if layer not in observer.inputs})
             yield observer.inputs

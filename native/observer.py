@@ -2,6 +2,7 @@
 
 import ctypes
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from typing import Any
 
 import llama_cpp
@@ -109,7 +110,7 @@ def _array(node: GGMLTensor, kind: int, dtype: type[np.generic]) -> np.ndarray:
     return np.ndarray(shape, dtype, (ctypes.c_char * span).from_address(node.data), strides=strides)
 
 
-def require_layers(path: str, missing: set[int]) -> None:
-    """Raise NativeError if there is a layer whose attention was not among the nodes of a decode."""
+def require_products(path: str, missing: Collection[str]) -> None:
+    """Raise NativeError if there is a weight of which nothing was among the nodes of a decode."""
     if missing:
-        raise NativeError(f"{path}: llama.cpp computes nothing in layer {min(missing)} that can be observed")
+        raise NativeError(f"{path}: llama.cpp computes nothing with {min(missing)} that can be observed")

@@ -28,6 +28,12 @@ FUSED = _names(
 GATE_AND_UP = _names("chatglm glm4 jina-bert-v2 modern-bert neo-bert phi3 plamo2 plamo3")
 """Where `ffn_up` of twice the usual height holds the rows of the gate, then those of up."""
 
+BESIDE_EXPERTS = _names("arctic gemma4 grok")
+"""Where a layer has a feed-forward block of its own and experts; elsewhere experts take the place of the block."""
+
+WITHOUT_EXPERTS = _names("refact")
+"""Where llama.cpp loads experts, but computes nothing with them."""
+
 GATED = frozenset({"qwen35", "qwen35moe", "qwen3next", "qwen4exp"})
 """Where q's rows are, head by head, those of the query and as many of a gate that its output is multiplied with."""
 

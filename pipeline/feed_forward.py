@@ -7,10 +7,10 @@ shared expert that every token goes through.
 from collections.abc import Iterable
 from dataclasses import replace
 
-from pipeline.architectures import GATE_AND_UP
+from pipeline.architectures import BESIDE_EXPERTS, GATE_AND_UP, WITHOUT_EXPERTS
 from pipeline.errors import SurgeryError
 from pipeline.gguf_file.reader import GGUFModel
-from pipeline.projection import Block, Projection
+from pipeline.projection import OWN, Block, Projection
 from pipeline.targets import FEED_FORWARD
 
 SUFFIXES = {"": "", "shared": "_shexp", "experts": "_exps", "chunks": "_chexps"}
@@ -48,9 +48,17 @@ def feed_forward_blocks(model: GGUFModel, layer: int) -> tuple[Blocks, str]:
         for block in (Block(family, expert) for expert in experts):
             blocks[block] = {role: replace(projection, block=block) for role, projection in found.items()}
         left -= set(names.values())
+    reasons = []
     if left:
-        return blocks, ", ".join(sorted(name.removeprefix(f"blk.{layer}.").removesuffix(".weight") for name in left))
-    return blocks, "" if blocks else "no feed-forward block"
+        reasons.append(", ".join(sorted(name.removeprefix(f"blk.{layer}.").removesuffix(".weight") for name in left)))
+    routed = [block for block in blocks if block.family in ROUTED]
+    if routed and model.architecture in WITHOUT_EXPERTS:
+        reasons.append(f"experts, with which llama.cpp computes nothing in {model.architecture} models")
+        blocks = {block: found for block, found in blocks.items() if block not in routed}
+    elif routed and OWN in blocks and model.architecture not in BESIDE_EXPERTS:
+        reasons.append("a feed-forward block in the place of which llama.cpp computes the experts")
+        del blocks[OWN]
+    return blocks, "; ".join(reasons) or ("" if blocks else "no feed-forward block")
 
 
 def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:

@@ -141,3 +141,8 @@ def stack_name(roles: Iterable[str]) -> str:
     """What a stack of roles is called: `kv`, or `k_b+v_b` where they are parts."""
     roles = tuple(roles)
     return "".join(roles) if set(roles) <= set(ROLES) else "+".join(roles)
+
+
+def shown_name(stack: str) -> str:
+    """The name of a stack as tables and pictures have it, such as k+v for `kv`."""
+    return "+".join(stack) if set(stack) <= set(ROLES) else stack

@@ -171,3 +171,24 @@ def test_shapes_that_do_not_fit_are_refused_by_name(
     with pytest.raises(SurgeryError, match=rf"(blk\.1\.{name}|layer 1).*{said}"):
         operate(model, tmp_path / "o.gguf", Plan(targets="ffn", rank=3))
     assert not (tmp_path / "o.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kinds", "reason"),
+    [
+        ("llama", {"experts"}, "a feed-forward block in the place of which llama.cpp computes the experts"),
+        ("grok", {"", "experts"}, ""),
+        ("refact", {""}, "experts, with which llama.cpp computes nothing in refact models"),
+    ],
+)
+def test_what_llama_cpp_does_not_compute_beside_the_other_is_left_alone(
+    tmp_path: Path, architecture: str, kinds: set[str], reason: str
+) -> None:
+    shape = TinyModel(architecture=architecture)
+    rows = np.random.default_rng(0).standard_normal((2, FEED_FORWARD, WIDTH), np.float32)
+    tensors = tensors_of(shape)
+    tensors |= {"blk.1.ffn_up_exps.weight": rows, "blk.1.ffn_down_exps.weight": rows.swapaxes(1, 2).copy()}
+    model = open_gguf(write_tiny_model(tmp_path / "m.gguf", shape, tensors=tensors))
+    report = operate(model, tmp_path / "o.gguf", Plan("separate", "up", rank=3))
+    assert {group.group.partition(".")[2] for group in report.groups if group.layer == 1} == kinds
+    assert report.skipped_by_reason == ({reason: [1]} if reason else {})

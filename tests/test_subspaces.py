@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.linalg import subspace_angles
 from sklearn.cross_decomposition import CCA
+from sklearn.decomposition import PCA
 
 from pipeline.decompose.subspaces import cumulative_shares, directions_read, leading_directions, overlaps
 from pipeline.decompose.weighted import Metric, weigh_rows
@@ -16,6 +17,7 @@ from pipeline.gguf_file.reader import open_gguf
 from pipeline.layers import AttentionLayers
 from pipeline.subspaces.similarity import Lens, compared_layers, energies_within, spectrum
 from tests.commands import call, call_json
+from tests.tiny_architectures import write_mixture, write_t5
 
 
 def test_overlap_is_that_of_the_angles_between_subspaces() -> None:
@@ -147,3 +149,39 @@ def test_without_the_extra_one_line_says_what_to_install(tiny: Path, monkeypatch
     assert result.stderr.count("\n") == 1
     assert "pip install -e '.[report]'" in result.stderr
     assert not Path("plots").exists()
+
+
+def test_spectra_of_all_projections_and_of_each_expert(tiny: Path, tmp_path: Path) -> None:
+    found = call_json("inspect", tiny, "--spectrum", "--targets", "all", "--plots", "plots")
+    assert found["targets"] == "all"
+    layer = found["spectrum"][1]  # type: ignore[index]
+    assert list(layer["ranks"]) == ["q", "k", "v", "kv", "o", "gate", "up", "gate+up", "down"]
+    rows = open_gguf(tiny).read("blk.1.ffn_down.weight")
+    np.testing.assert_allclose(
+        layer["explained"]["down"], np.cumsum(PCA().fit(rows).explained_variance_ratio_), atol=1e-5
+    )
+    assert "gate+up" in (Path("plots") / "spectrum.svg").read_text()
+    mixture = write_mixture(tmp_path / "m.gguf", 3, 2, shared=32)
+    layers = call_json("inspect", mixture, "--spectrum", "--targets", "up,o")["spectrum"]
+    assert [list(layer["ranks"]) for layer in layers] == [["o", "up.shared", "up.experts"]] * 2  # type: ignore[attr-defined]
+    experts = open_gguf(mixture).read("blk.0.ffn_up_exps.weight")
+    shares = [np.cumsum(PCA().fit(expert).explained_variance_ratio_) for expert in experts]
+    ranks = [[int(np.searchsorted(each, share)) + 1 for share in (0.99, 0.95, 0.9, 0.5, 0.3)] for each in shares]
+    assert layers[0]["expert_ranks"]["up.experts"] == ranks  # type: ignore[index]
+    assert layers[0]["ranks"]["up.experts"] == np.rint(np.mean(ranks, axis=0)).tolist()  # type: ignore[index]
+    shown = call("inspect", mixture, "--spectrum", "--targets", "ffn").output
+    assert "of the variance, of experts the mean" in shown
+    assert shown.splitlines()[-1].split()[:2] == ["1", "down.experts"]
+
+
+def test_the_summary_has_every_projection_and_what_is_left_alone(tmp_path: Path) -> None:
+    mixture = write_mixture(tmp_path / "m.gguf", 3, 2)
+    summary = call_json("inspect", mixture)
+    found = {each["projection"]: each for each in summary["projections"]}  # type: ignore[attr-defined]
+    assert list(found) == ["q", "k", "v", "o", "gate.experts", "up.experts", "down.experts"]
+    assert (found["up.experts"]["matrices"], found["up.experts"]["rows"], found["up.experts"]["columns"]) == (6, 96, 64)
+    assert sum(each["parameters"] for each in found.values()) == 2 * (3 * 3 * 96 * 64 + 2 * 64 * 64 + 2 * 32 * 64)
+    assert summary["left_alone"] == {}
+    gpt = call_json("inspect", write_t5(tmp_path / "t5.gguf", decoder=True))
+    assert gpt["projections"] == []
+    assert "an encoder and a decoder" in next(iter(gpt["left_alone"]))  # type: ignore[call-overload]

@@ -1,5 +1,6 @@
 """`surgery inspect`: what a model is made of, and how its attention spreads its energy."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,18 @@ from pipeline.inputs.models import resolve_model
 from pipeline.inputs.texts import EVALUATION_TEXT
 from pipeline.inspection import summarise
 from pipeline.layers import AttentionLayers
+from pipeline.operation.groups import plan_groups
 from pipeline.operation.plan import DEFAULT_THRESHOLD, Plan
 from pipeline.subspaces.outline import overlap_outline, spectrum_outline
 from pipeline.subspaces.similarity import SPECTRUM_THRESHOLDS, Lens, overlap, spectra
+from pipeline.targets import settled_targets, target_roles
 
 
 @click.command(
     "inspect",
     cls=SurgeryCommand,
     sections={
-        "What is shown": "with_spectrum with_overlap with_damage plots",
+        "What is shown": "with_spectrum with_overlap with_damage targets plots",
         "Measuring damage": "threshold text chunks study",
         "Calibration": "metric calibration",
     },
@@ -46,6 +49,12 @@ from pipeline.subspaces.similarity import SPECTRUM_THRESHOLDS, Lens, overlap, sp
 @model_argument
 @click.option(
     "--spectrum", "with_spectrum", is_flag=True, help="Ranks that shares of the variance need, layer by layer."
+)
+@click.option(
+    "--targets",
+    default="qkv",
+    show_default=True,
+    help="What --spectrum is of, as operate has it: such as all, or gate,up,down.",
 )
 @click.option(
     "--overlap", "with_overlap", is_flag=True, help="What k and v, and k+v of different layers, have in common."
@@ -83,6 +92,7 @@ def command(
     with_spectrum: bool,
     with_overlap: bool,
     with_damage: bool,
+    targets: str,
     threshold: float,
     text: str,
     chunks: int,
@@ -94,8 +104,11 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Show MODEL's architecture, heads, tensor types and parameter counts, and what its attention reads."""
+    """Show MODEL's architecture, heads, tensor types, parameter counts and projections, and what its layers read."""
     refuse_idle_options(with_spectrum or with_overlap, with_damage)
+    if given("targets") and not with_spectrum:
+        raise UsageError("--targets: is for --spectrum; add it")
+    roles = target_roles(targets)
     refuse_idle_calibration(metric)
     wanted = {"spectrum": with_spectrum, "overlap-k-v": with_overlap, "overlap-layers": with_overlap}
     names = [name for name, drawn in {**wanted, "damage": with_damage}.items() if drawn]
@@ -103,11 +116,14 @@ def command(
     opened = open_gguf(resolve_model(model))  # anything that is GGUF
     summary = summarise(opened)
     if with_spectrum or with_overlap:
-        find_attention(opened).require_plain(opened, "--overlap" if with_overlap else "--spectrum")
-        statistics = calibration_for_metric(opened, calibration, metric, threads)
-        lens = Lens(AttentionLayers(opened, statistics), metric, "keep")
+        if with_overlap:
+            find_attention(opened).require_plain(opened, "--overlap")
+        if with_spectrum:
+            plan_groups(layers := AttentionLayers(opened, roles=roles), [tuple(layers)], Plan(targets=targets))
+        statistics = calibration_for_metric(opened, calibration, metric, threads, roles)
+        lens = Lens(AttentionLayers(opened, statistics, roles), metric, "keep")
         summary["metric"] = metric
-        summary |= looked_into(lens, with_spectrum, with_overlap)
+        summary |= looked_into(lens, roles, with_spectrum, with_overlap)
     if with_damage:
         summary["damage"] = damage(
             opened, threshold=threshold, metric=metric, calibration=calibration, text=text, chunks=chunks,
@@ -129,13 +145,14 @@ def command(
         echo(f"drew {picture}")
 
 
-def looked_into(lens: Lens, with_spectrum: bool, with_overlap: bool) -> dict[str, Any]:
+def looked_into(lens: Lens, roles: Collection[str], with_spectrum: bool, with_overlap: bool) -> dict[str, Any]:
     """What is printed as JSON of spectrum and overlap, with progress."""
     found: dict[str, Any] = {}
     if with_spectrum:
         with ProgressReport("decomposing", unit="layers", total=len(lens.layers)) as report:
+            found["targets"] = settled_targets("+".join(roles))
             found["spectrum_thresholds"] = SPECTRUM_THRESHOLDS
-            found["spectrum"] = spectra(lens, lambda doing: report.advance(1))
+            found["spectrum"] = spectra(lens, lambda doing: report.advance(1), roles)
     if with_overlap:
         with ProgressReport("comparing", unit="layers", total=len(lens.layers) + 1) as report:
             found["overlap"] = overlap(lens, lambda doing: report.advance(1))

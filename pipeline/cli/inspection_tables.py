@@ -1,10 +1,15 @@
 """What `surgery inspect` prints: a model's summary, its spectrum, the overlap of its subspaces."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from pipeline.attention import number_ranges
 from pipeline.cli.output import echo, print_table
-from pipeline.subspaces.similarity import SPECTRUM_GROUPS, SPECTRUM_THRESHOLDS, mean_of_pairs
+from pipeline.projection import shown_name
+from pipeline.subspaces.similarity import SPECTRUM_THRESHOLDS, mean_of_pairs
 from pipeline.visible import visible
+
+MOST_COLUMNS = 4  # groups side by side; of more, each has a line
 
 
 def print_summary(summary: dict[str, Any]) -> None:
@@ -29,19 +34,54 @@ def print_summary(summary: dict[str, Any]) -> None:
         ("tensor", "parameters", "share"),
         [(kind, f"{count:,}", f"{count / total:.1%}") for kind, count in summary["parameters_by_kind"].items()],
     )
+    print_projections(summary)
+    width = max(map(len, summary["surgery"]), default=0)
+    if summary["surgery"]:
+        echo()
     for key, value in summary["surgery"].items():
         shown = f"{len(value)} numbers" if isinstance(value, list) and len(value) >= 200 else str(value)
-        echo(visible(f"{key:<24}{shown}"))
+        echo(visible(f"{key:<{width}}  {shown}"))
+
+
+def print_projections(summary: dict[str, Any]) -> None:
+    """What `--targets` may mean in this model, and what is left alone."""
+    rows = [
+        (
+            found["projection"],
+            number_ranges(found["layers"]),
+            found["matrices"],
+            f"{found['rows']} x {found['columns']}",
+            min(found["rows"], found["columns"]),
+            f"{found['parameters']:,}",
+            f"{found['parameters'] / summary['parameters']:.1%}",
+        )
+        for found in summary["projections"]
+    ]
+    if rows:
+        echo()
+        print_table(("projection", "layers", "matrices", "n x d", "full rank", "parameters", "share"), rows)
+    for reason, layers in summary["left_alone"].items():
+        where = f"layer{'s' if len(layers) > 1 else ''} {number_ranges(layers)}: " if layers else ""
+        echo(f"left alone: {where}{visible(reason)}")
 
 
 def print_spectrum(layers: list[dict[str, Any]]) -> None:
     shares = " ".join(f"{threshold:g}" for threshold in SPECTRUM_THRESHOLDS)
-    echo(f"\nranks that keep {shares} of the variance")
-    rows = [
-        (layer["layer"], *(" ".join(f"{rank:>4}" for rank in layer["ranks"][group]) for group in SPECTRUM_GROUPS))
-        for layer in layers
-    ]
-    print_table(["layer", *map("+".join, SPECTRUM_GROUPS)], rows)
+    groups = dict.fromkeys(group for layer in layers for group in layer["ranks"])
+    experts = any("expert_ranks" in layer for layer in layers)
+    echo(f"\nranks that keep {shares} of the variance{', of experts the mean' if experts else ''}")
+    if len(groups) <= MOST_COLUMNS:
+        columns = ["layer", *map(shown_name, groups)]
+        print_table(
+            columns, [(each["layer"], *(_aligned(each["ranks"].get(g, ())) for g in groups)) for each in layers]
+        )
+        return
+    rows = [(each["layer"], shown_name(g), *ranks) for each in layers for g, ranks in each["ranks"].items()]
+    print_table(("layer", "group", *(f"{share:g}" for share in SPECTRUM_THRESHOLDS)), rows)
+
+
+def _aligned(ranks: Sequence[int]) -> str:
+    return " ".join(f"{rank:>4}" for rank in ranks)
 
 
 def print_overlap(overlap: dict[str, Any]) -> None:

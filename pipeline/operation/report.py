@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.operation.plan import Plan
-from pipeline.projection import ROLES
+from pipeline.projection import shown_name
 from pipeline.resources import peak_rss_bytes
 from pipeline.tabular import Tabular
 
@@ -44,9 +44,8 @@ class GroupResult:
     def shown_group(self) -> str:
         """The group as tables name it: k+v, or gate of 8 experts."""
         name, _, family = self.group.partition(".")
-        name = "+".join(name) if set(name) <= set(ROLES) else name
         if not family:
-            return name
+            return shown_name(name)
         return f"{name} of {len(self.expert_ranks)} {family}" if self.expert_ranks else f"{name} of the {family} expert"
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from pipeline.projection import shown_name
 from pipeline.report.cells import (
     METHODS,
     Cell,
@@ -153,7 +154,7 @@ def rank_row(entry: dict[str, Any], operation: str, layer: int) -> Row:
     return {
         "operation": operation,
         "layer": layer,
-        "group": "+".join(entry["group"]) if entry["group"] in ("qk", "kv", "qkv") else str(entry["group"]),
+        "group": shown_name(entry["group"]),
         "rank": entry["rank"],
         "full rank": entry["full_rank"],
         "share of the full rank": entry["rank"] / entry["full_rank"],

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import altair as alt
 
+from pipeline.projection import shown_name
 from pipeline.report.chart_parts import chart_of
 from pipeline.report.figures import COLOURS, REFERENCE_COLOUR, Chart
 
@@ -21,10 +22,14 @@ REFERENCES = {
 
 
 def spectrum_panel(outline: Outline, group: str, *, legend: bool) -> alt.Chart:
-    """Explained variance by rank of a group such as `kv`, a line a layer."""
+    """Explained variance by rank of a group such as `kv`, a line a layer that has it."""
     found = outline["groups"][group]
     return layer_lines(
-        outline["layers"], found, alt.Y("share:Q", title="share of the variance"), "components kept", legend=legend
+        found.get("layers", outline["layers"]),
+        found,
+        alt.Y("share:Q", title="share of the variance"),
+        "components kept",
+        legend=legend,
     )
 
 
@@ -112,9 +117,9 @@ def overlap_panel(layers: Sequence[int], found: Outline, *, orient: Literal["rig
 
 
 def spectrum_chart(outline: Outline, metric: str) -> alt.ConcatChart:
-    """Explained variance by rank for q, k, v and k+v, as a picture."""
+    """Explained variance by rank for each group such as k+v, as a picture."""
     panels: list[Chart] = [
-        spectrum_panel(outline, group, legend=True).properties(width=260, height=200, title="+".join(group))
+        spectrum_panel(outline, group, legend=True).properties(width=260, height=200, title=shown_name(group))
         for group in outline["groups"]
     ]
     return alt.concat(*panels, columns=2, title=_title("Variance explained by the leading components", metric))

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from pipeline.projection import shown_name
 from pipeline.report.cells import Results
 from pipeline.report.figures import REFERENCE_COLOUR, Figure, Key, Panel, View
 from pipeline.report.subspace_charts import (
@@ -70,7 +71,7 @@ def layer_keys(layers: list[int]) -> list[Key]:
 def spectrum_view(outline: dict[str, Any], metric: str) -> View:
     panels = []
     for group in outline["groups"]:
-        title = "+".join(group)
+        title = shown_name(group)
         chart = spectrum_panel(outline, group, legend=False).properties(height=LINE_HEIGHT)
         panels.append(Panel(title, chart, f"Variance of {title} explained by rank, {metric}"))
     return View(f"spectrum-{metric}", METRICS[metric], panels, spectrum_chart(outline, metric))

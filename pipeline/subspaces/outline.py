@@ -16,13 +16,16 @@ POINTS = 48  # at most, on a line: ranks crowd at the low end, where lines bend
 def spectrum_outline(layers: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Explained variance by group such as `kv`: its `ranks` (R,) and the `shares` at them, (layers, R).
 
+    A group that only some of the layers have names its `layers`.
     `layers` are from `pipeline.subspaces.similarity.spectrum`.
     """
     groups = {}
-    for group in layers[0]["explained"]:
-        found = [layer["explained"][group] for layer in layers]
-        ranks = drawn_ranks(found)
-        groups[group] = {"ranks": ranks, "shares": [_at(shares, ranks) for shares in found]}
+    for group in dict.fromkeys(group for layer in layers for group in layer["explained"]):
+        found = {layer["layer"]: layer["explained"][group] for layer in layers if group in layer["explained"]}
+        ranks = drawn_ranks([*found.values()])
+        groups[group] = {"ranks": ranks, "shares": [_at(shares, ranks) for shares in found.values()]}
+        if len(found) < len(layers):
+            groups[group]["layers"] = [*found]
     return {"layers": [layer["layer"] for layer in layers], "groups": groups}
 
 

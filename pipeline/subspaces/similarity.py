@@ -4,7 +4,7 @@ Two things look alike under a metric merely because both see the same inputs, mo
 So whatever is compared is also compared with weights drawn at random, under the same metric.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,9 +21,11 @@ from pipeline.decompose.subspaces import (
 )
 from pipeline.decompose.weighted import Metric, mean_input_factor
 from pipeline.layers import AttentionLayers, Layer
+from pipeline.projection import stack_name, stacks
+from pipeline.targets import QKV
 
 SPECTRUM_THRESHOLDS = (0.99, 0.95, 0.9, 0.5, 0.3)
-SPECTRUM_GROUPS = ("q", "k", "v", "kv")
+SPECTRUM_GROUPS = ("q", "k", "v", "kv", "o", "gate", "up", "gate+up", "down")
 COMPARED_RANKS = (1 / 24, 1 / 6, 1 / 3, 1 / 2)
 """Of the full rank: at which the subspaces of layers are compared. A third is about what half of the numbers pay for."""
 
@@ -41,21 +43,22 @@ class Lens:
     mean: str
     random: bool = False
 
-    def weighted_rows(self, layer: Layer, roles: str) -> tuple[np.ndarray, Metric | None]:
+    def weighted_rows(self, layer: Layer, roles: Sequence[str]) -> tuple[np.ndarray, Metric | None]:
         """The stacked rows of a layer's `roles`, without what the mean takes and weighed under the metric, float64."""
         rows = layer.stacked(roles)
         if self.random:
-            rows = np.random.default_rng([layer.number, *roles.encode()]).standard_normal(rows.shape)
+            rows = np.random.default_rng([layer.number, *"".join(roles).encode()]).standard_normal(rows.shape)
         centred, _ = centre(rows.astype(np.float64), self.mean)
         metric = layer_metric(self.metric, layer, roles)
         return (centred if metric is None else metric.weigh(centred)), metric
 
 
-def spectra(lens: Lens, tell: Callable[[str], None]) -> list[dict[str, Any]]:
-    """The `spectrum` of every layer; `tell` hears which is done."""
+def spectra(lens: Lens, tell: Callable[[str], None], roles: Collection[str] = QKV) -> list[dict[str, Any]]:
+    """The `spectrum` of every layer that has any of the `roles`; `tell` hears which is done."""
     found = []
     for number, layer in lens.layers.items():
-        found.append(spectrum(lens, layer))
+        if (of_layer := spectrum(lens, layer, roles))["ranks"]:
+            found.append(of_layer)
         tell(f"spectrum of layer {number}")
     return found
 
@@ -71,12 +74,37 @@ def overlap(lens: Lens, tell: Callable[[str], None]) -> dict[str, Any]:
     return {"within": within, "between": between}
 
 
-def spectrum(lens: Lens, layer: Layer) -> dict[str, Any]:
-    """Of a layer, for q, k, v and k+v stacked: shares of the variance explained by rank, and the ranks that
-    SPECTRUM_THRESHOLDS need."""
-    explained = {roles: explained_variance(lens.weighted_rows(layer, roles)[0]) for roles in SPECTRUM_GROUPS}
-    ranks = {roles: ranks_reaching(shares, SPECTRUM_THRESHOLDS) for roles, shares in explained.items()}
-    return {"layer": layer.number, "ranks": ranks, "explained": {roles: _rounded(s) for roles, s in explained.items()}}
+def spectrum(lens: Lens, layer: Layer, roles: Collection[str] = QKV) -> dict[str, Any]:
+    """Of a layer, for each of SPECTRUM_GROUPS among `roles`, members of TARGETS: shares of the variance explained by rank,
+    and the ranks that SPECTRUM_THRESHOLDS need.
+
+    Of experts they are means over a layer's, and `expert_ranks` has those of each.
+    """
+    curves = dict(_explained(lens, layer, roles))
+    each: dict[str, list[np.ndarray]] = {}
+    for block in lens.layers.beside.get(layer.number, {}):
+        for name, shares in _explained(lens, lens.layers.block(layer.number, block), roles):
+            each.setdefault(f"{name}.{block.family}", []).append(shares)
+    curves |= {name: np.mean(shares, axis=0) for name, shares in each.items()}
+    experts = {
+        name: [ranks_reaching(shares, SPECTRUM_THRESHOLDS) for shares in found]
+        for name, found in each.items()
+        if len(found) > 1
+    }
+    ranks = {name: ranks_reaching(shares, SPECTRUM_THRESHOLDS) for name, shares in curves.items()}
+    ranks |= {name: np.rint(np.mean(found, axis=0)).astype(int).tolist() for name, found in experts.items()}
+    explained = {name: _rounded(shares) for name, shares in curves.items()}
+    return {"layer": layer.number, "ranks": ranks, "explained": explained} | (
+        {"expert_ranks": experts} if experts else {}
+    )
+
+
+def _explained(lens: Lens, layer: Layer, roles: Collection[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """What is stacked of a layer, or of a block beside it, by its name, with the shares of the variance by rank."""
+    found = [stack for name in SPECTRUM_GROUPS for stack in stacks(layer.projections, name)]
+    for stack in dict.fromkeys(found):
+        if all(layer.projections[role].is_target(roles) for role in stack):
+            yield stack_name(stack), explained_variance(lens.weighted_rows(layer, stack)[0])
 
 
 def energies_within(lens: Lens, layer: Layer) -> dict[str, Any]:
