@@ -115,6 +115,17 @@ def test_a_share_of_the_variance_and_a_budget_give_each_expert_its_own_rank(mixt
     assert whole.factor_numbers == whole.dense_numbers
 
 
+def test_layers_may_have_different_numbers_of_experts(tmp_path: Path) -> None:
+    tensors, rng = tensors_of(TinyModel()), np.random.default_rng(0)
+    for layer, count in enumerate((3, 2)):
+        rows = rng.standard_normal((count, FEED_FORWARD, WIDTH), np.float32)
+        tensors[f"blk.{layer}.ffn_up_exps.weight"] = rows
+        tensors[f"blk.{layer}.ffn_down_exps.weight"] = rows.swapaxes(1, 2).copy()
+    model = open_gguf(write_tiny_model(tmp_path / "m.gguf", tensors=tensors))
+    operate(model, tmp_path / "o.gguf", Plan("separate", "up", rank=5))
+    assert open_gguf(tmp_path / "o.gguf").get("surgery.ranks.up.experts") == [5, 5, 5, 5, 5, 0]
+
+
 def test_random_subspaces_differ_from_expert_to_expert(mixture: Path, tmp_path: Path) -> None:
     operate(open_gguf(mixture), tmp_path / "o.gguf", Plan("random", "up", rank=8, mean="none"))
     first, second = open_gguf(tmp_path / "o.gguf").read("blk.0.ffn_up_exps.weight")[:2]

@@ -8,7 +8,6 @@ different layers, are in one unit, and a predicted damage in nats a token.
 
 from collections.abc import Generator
 from itertools import chain
-from math import prod
 
 import numpy as np
 
@@ -34,7 +33,7 @@ SHARES = {
 PROBE_TOKENS = 256
 STRONGER = 8.0  # times the share, where the probe drowns in rounding
 SMALLEST = 1e-9  # nats: what rounding costs at least, as it may come out negative
-MOST_NUMBERS = 1 << 25  # of an error of experts, which is in memory a few times over
+PROBED_EXPERTS = 4
 NEGLIGIBLE = 1e-9  # a share that costs nothing but what rounding differently costs
 
 
@@ -43,9 +42,9 @@ def measure_sensitivities(
 ) -> dict[str, list[float]]:
     """For each kind the nats that an error of all its energy would cost, by layer; 0 for layers that do not have it.
 
-    Experts are probed together, as many of a layer as MOST_NUMBERS allow, and the cost is that of all of them: it is
-    taken to grow with the tokens that are routed to what has the error. `progress` counts probes. Raises NativeError when
-    llama.cpp cannot run the model.
+    Of a layer's experts PROBED_EXPERTS, to which the most tokens are routed, are probed together, and the cost is that of
+    all: it is taken to grow with the tokens that are routed to what has the error. `progress` counts probes. Raises
+    NativeError when llama.cpp cannot run the model.
     """
     layers = AttentionLayers(model, calibration, calibration.roles)
     options = ContextOptions(n_ctx=PROBE_TOKENS, n_batch=PROBE_TOKENS, threads=threads)
@@ -57,13 +56,11 @@ def measure_sensitivities(
     rounding: dict[str, float] = {}
     try:
         for done, projections in enumerate(subjects):
-            kind, number = projections[0].kind, projections[0].layer
-            held = [
-                layers.block(number, projection.block) for projection in projections
-            ]  # until the next has them, too
-            errors = [
-                weakest_error(layer, projection.role) for layer, projection in zip(held, projections, strict=True)
-            ]
+            first, *others = projections
+            kind, number = first.kind, first.layer
+            layer = layers.block(number, first.block)  # held until the next subject has it, too
+            errors = [weakest_error(layer, first.role)]
+            errors += [weakest_error(layers.block(number, each.block), each.role) for each in others]
             if kind not in rounding:
                 rounding[kind] = max(_cost(probes, model, projections, errors, NEGLIGIBLE), SMALLEST)
             nats = _sensitivity(probes, model, projections, errors, rounding[kind])
@@ -91,8 +88,7 @@ def _most_routed(layers: AttentionLayers, experts: list[Projection]) -> list[Pro
         return experts
     assert layers.calibration is not None
     counts = layers.calibration.routed(experts[0].tensor)
-    most = max(1, MOST_NUMBERS // prod(layers.model.tensors[experts[0].tensor].shape[1:]))
-    return sorted(experts, key=lambda projection: -counts[projection.block.expert or 0])[:most]
+    return sorted(experts, key=lambda projection: -counts[projection.block.expert or 0])[:PROBED_EXPERTS]
 
 
 def _share_of_tokens(calibration: Calibration, projections: list[Projection]) -> float:

@@ -49,8 +49,10 @@ class OperatedFile:
         rebuilt = [group for group in groups if not plan.keeps_everything(group.full_rank)]
         self.waiting = Counter(_place(projection) for group in rebuilt for projection in group.targets(plan))
         self.replaced = {name: output_type(self.model.tensors[name], plan.outtype) for name, _ in self.waiting}
-        self.experts = {group.name: group.block.expert + 1 for group in groups if group.block.expert is not None}
-        self.ranks = {group.name: [0] * len(self.layers) * self.experts.get(group.name, 1) for group in groups}
+        self.experts = Counter[str]()  # the most that a layer has of a family
+        for group in groups:
+            self.experts[group.name] = max(self.experts[group.name], (group.block.expert or 0) + 1)
+        self.ranks = {name: [0] * len(self.layers) * count for name, count in self.experts.items()}
         self.matrices: dict[Projection, np.ndarray] = {}
 
     def open(self, stack: ExitStack, *, operated_only: bool, force: bool) -> None:
@@ -75,19 +77,18 @@ class OperatedFile:
         """Take a group's matrices, and write the tensors that are complete with them."""
         group = rebuilt.group
         for number in group.layers:
-            place = self.layers.index(number) * self.experts.get(group.name, 1) + (group.block.expert or 0)
-            self.ranks[group.name][place] = rebuilt.rank
+            index = self.layers.index(number) * self.experts[group.name] + (group.block.expert or 0)
+            self.ranks[group.name][index] = rebuilt.rank
         tally = self.tallies.setdefault((group.layers, group.name), Tally(group, self.plan))
         tally.begin(rebuilt)
         for matrix in rebuilding.timed(rebuilt.matrices):
             tally.add(matrix)
             self.matrices[matrix.projection] = matrix.values
-            name, expert = place_ = _place(matrix.projection)
-            self.waiting[place_] -= 1
-            if not self.waiting[place_]:
-                mine = {p: self.matrices.pop(p) for p in list(self.matrices) if _place(p) == place_}
-                data = encode_tensor(self.model, name, mine, self.replaced[name], expert)
-                self.writer.put(name, data, expert)
+            name, expert = place = _place(matrix.projection)
+            self.waiting[place] -= 1
+            if not self.waiting[place]:
+                mine = {p: self.matrices.pop(p) for p in list(self.matrices) if _place(p) == place}
+                self.writer.put(name, encode_tensor(self.model, name, mine, self.replaced[name], expert), expert)
         if not tally.finite:
             raise SurgeryError(
                 f"{self.model.path}: {stack_name(group.roles)} of {group.described_layers} cannot be rebuilt:"

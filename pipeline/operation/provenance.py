@@ -22,8 +22,8 @@ def operated_metadata(
     """The model's metadata with what was done to it; as many bytes before ranks and hash are known as after.
 
     `together` are the layers, those that share components in one tuple; `ranks` maps a group, such as `q` or `kv`, to
-    its rank in each layer, in ascending order; `calibration` says what the model was calibrated on. What an earlier
-    operation on the same model left is kept, as JSON, in `surgery.previous`.
+    its rank in each layer, in ascending order, expert by expert; `calibration` says what the model was calibrated on.
+    What an earlier operation on the same model left is kept, as JSON, in `surgery.previous`.
     """
     kept = [entry for key, entry in model.metadata.items() if not key.startswith(PREFIX)]
     values = {
