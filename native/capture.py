@@ -22,11 +22,13 @@ from native.observer import (
     routed_inputs,
     rows_of,
 )
+from native.triangle import pack, unpack
 
 CHUNKS_BETWEEN_PARTS = 8
 TOKENS_AFTER = 64  # that the covered text goes on for, so that it has no chunk less when it is tokenised again
 PROBABILITIES = "kq_soft_max"
 NOT_ROTATED = np.array([0, 0])
+TRIANGLES = frozenset({"second_moment", "received"})
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,10 @@ class CapturedPart:
 
 
 class ActivationSums(GraphObserver):
-    """Adds up a CapturedPart. `watched` maps names of weights to the inputs that are to be summed there."""
+    """Adds up a CapturedPart. `watched` maps names of weights to the inputs that are to be summed there.
+
+    Matrices are kept as triangles until they are taken.
+    """
 
     def __init__(self, watched: Mapping[str, Watched]) -> None:
         super().__init__()
@@ -96,8 +101,12 @@ class ActivationSums(GraphObserver):
     def take(self) -> Iterator[CapturedPart]:
         """What was added up since the last call, a layer at a time; only the last part counts the chunks."""
         while self.inputs:
-            layer, arrays = self.inputs.popitem()
-            yield CapturedPart(0, {layer: arrays}, {})
+            layer, inputs = self.inputs.popitem()
+            whole = {
+                name: {what: unpack(sums) if what in TRIANGLES else sums for what, sums in of.items()}
+                for name, of in inputs.items()
+            }
+            yield CapturedPart(0, {layer: whole}, {})
         part = CapturedPart(self.chunks, {}, self.products)
         self.chunks, self.products = 0, {}
         yield part
@@ -175,10 +184,11 @@ class ActivationSums(GraphObserver):
 
     def _add(self, watched: Watched, what: str, values: np.ndarray) -> None:
         sums = self.inputs.setdefault(watched.layer, {}).setdefault(watched.name, {})
+        new = pack(values) if what in TRIANGLES else values
         if what in sums:
-            sums[what] += values
+            sums[what] += new
         else:
-            sums[what] = values.astype(np.float64)
+            sums[what] = new.astype(np.float64)
 
 
 def capture_moments(

@@ -381,3 +381,20 @@ def test_a_checkpoint_must_be_converted_first(tmp_path: Path) -> None:
     result = call("operate", "checkpoint", "-o", "o.gguf", "--metric", "inputs")
     assert result.exit_code == 2
     assert "surgery convert checkpoint checkpoint.gguf" in result.stderr
+
+
+def test_sums_beyond_what_memory_should_hold_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    parts = [{layer: {"attn_input": {"second_moment": np.cov(rng.random((5, 9)))}} for layer in range(2)} for _ in "ab"]
+    whole = MomentSums()
+    for part in parts:
+        whole.add(1, part, {})
+    monkeypatch.setattr("pipeline.observations.moments.MOST_IN_MEMORY", 130)
+    mapped = MomentSums()
+    for part in parts:
+        mapped.add(1, part, {})
+    found = [sums.inputs[1]["attn_input"]["second_moment"] for sums in (whole, mapped)]
+    assert [type(each) for each in found] == [np.ndarray, np.memmap]
+    expected = sum((part[1]["attn_input"]["second_moment"] for part in parts), np.zeros((5, 5)))
+    for sums in found:
+        np.testing.assert_array_equal(sums, pack(expected))

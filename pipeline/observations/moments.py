@@ -6,7 +6,12 @@ from functools import cached_property
 
 import numpy as np
 
+from native.triangle import pack, unpack
 from pipeline.errors import SurgeryError
+from pipeline.resources import on_disk
+
+__all__ = ["Inputs", "LayerMoments", "MomentSums", "fit", "pack", "unpack"]
+MOST_IN_MEMORY = 1 << 28  # bytes of sums; the others are in a temporary file
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ class MomentSums:
     chunks: int = 0
     inputs: Inputs = field(default_factory=dict)
     products: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    _held: int = field(default=0, init=False, repr=False)  # bytes of inputs
 
     def add(self, chunks: int, inputs: Inputs, products: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
         """Add sums over `chunks` more chunks, their matrices whole or packed."""
@@ -68,26 +74,21 @@ class MomentSums:
                 mine = self.inputs.setdefault(layer, {}).setdefault(name, {})
                 for what, values in arrays.items():
                     values = pack(values) if values.ndim == 2 else values
-                    mine[what] = mine[what] + values if what in mine and what != "rope" else values
+                    if what in mine and what != "rope":
+                        mine[what] += values
+                    else:
+                        mine[what] = self._kept(values)
         for name, (squares, counts) in products.items():
             before, counts_before = self.products.get(name, (np.zeros_like(squares), np.zeros_like(counts)))
             self.products[name] = before + squares, counts_before + counts
+
+    def _kept(self, values: np.ndarray) -> np.ndarray:
+        """An array to be added to: in memory for the first MOST_IN_MEMORY bytes, then in a temporary file."""
+        values = np.array(values, np.float64)
+        self._held += values.nbytes
+        return values if self._held <= MOST_IN_MEMORY else on_disk(values)
 
 
 def fit(mean: np.ndarray, *triangles: np.ndarray | None) -> bool:
     """Whether the triangles are of moments of what has this mean, (d,)."""
     return mean.ndim == 1 and all(t is None or t.shape == (mean.size * (mean.size + 1) // 2,) for t in triangles)
-
-
-def pack(matrix: np.ndarray) -> np.ndarray:
-    """The lower triangle of a symmetric matrix (d, d), row by row: (d (d + 1) / 2,)."""
-    return matrix[np.tril_indices(len(matrix))]
-
-
-def unpack(triangle: np.ndarray) -> np.ndarray:
-    """The symmetric matrix (d, d) whose lower triangle, row by row, is `triangle`."""
-    d = (int((8 * len(triangle) + 1) ** 0.5) - 1) // 2
-    matrix = np.empty((d, d), triangle.dtype)
-    rows, columns = np.tril_indices(d)
-    matrix[rows, columns] = matrix[columns, rows] = triangle
-    return matrix

@@ -7,7 +7,7 @@ of everything in it.
 
 import hashlib
 import struct
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,22 @@ CHECKSUM = "calibration.checksum"
 SENSITIVITY = "calibration.sensitivity"
 COVERED_TEXT = "calibration.covered_text"
 MATRICES = ("second_moment", "received")
+
+
+class Arrays(Mapping[str, np.ndarray]):
+    """Arrays by name, each made anew when it is asked for: all of them may be more than memory holds."""
+
+    def __init__(self, names: Collection[str], make: Callable[[str], np.ndarray]) -> None:
+        self._names, self._make = names, make
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._make(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 @dataclass(frozen=True)
@@ -173,7 +189,7 @@ def write_calibration(
         COVERED_TEXT: text,
     }
     metadata = [metadata_entry(key, value) for key, value in facts.items()]
-    _write(path, metadata, {name: np.ascontiguousarray(v, dtype) for name, v in arrays.items()}, force=force)
+    _write(path, metadata, Arrays(arrays, lambda name: np.ascontiguousarray(arrays[name], dtype)), force=force)
 
 
 def add_sensitivities(calibration: Calibration, values: Mapping[str, list[float]]) -> None:
@@ -181,7 +197,7 @@ def add_sensitivities(calibration: Calibration, values: Mapping[str, list[float]
     file = calibration.file
     metadata = [entry for key, entry in file.metadata.items() if key != CHECKSUM]
     metadata += [metadata_entry(f"{SENSITIVITY}.{role}", nats) for role, nats in values.items()]
-    _write(calibration.path, metadata, {name: file.read(name) for name in file.tensors}, force=True)
+    _write(calibration.path, metadata, Arrays(file.tensors, file.read), force=True)
 
 
 def copy_calibration(calibration: Calibration, output: Path, *, force: bool, sources: tuple[Path, ...]) -> None:
@@ -192,8 +208,7 @@ def copy_calibration(calibration: Calibration, output: Path, *, force: bool, sou
     file, name = calibration.file, "calibration.text_name"
     named = metadata_entry(name, calibration.origin.text_name)
     metadata = [named if key == name else entry for key, entry in file.metadata.items() if key != CHECKSUM]
-    arrays = {name: file.read(name) for name in file.tensors}
-    _write(output, metadata, arrays, force=force, sources=sources)
+    _write(output, metadata, Arrays(file.tensors, file.read), force=force, sources=sources)
 
 
 def _write(
@@ -299,7 +314,7 @@ def _open(path: Path) -> tuple[Calibration, int]:
             f"{path}: has version {file.get('calibration.version')} of the format, {FORMAT_VERSION} is read; calibrate again"
         )
     metadata = [entry for key, entry in file.metadata.items() if key != CHECKSUM]
-    if file.get(CHECKSUM) != _checksum(metadata, {name: file.read_raw(name) for name in file.tensors}):
+    if file.get(CHECKSUM) != _checksum(metadata, Arrays(file.tensors, file.read_raw)):
         raise SurgeryError(f"{path}: was edited or damaged, its checksum does not fit; calibrate again")
     source = CalibrationOrigin(
         **{
