@@ -26,6 +26,7 @@ from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
 from pipeline.quantization import quantized_types
 from tests.statistics import write_made_up_importance, write_made_up_statistics
+from tests.tiny_architectures import write_mixture
 from tests.tiny_model import TinyModel, write_tiny_model
 
 OURS = (SurgeryError, NativeError)
@@ -49,7 +50,13 @@ def gguf_models(folder: Path) -> Target:
         TinyModel(layers=3, without_attention=(1,), width=32, heads=2, kv_heads=2, feed_forward=32, type=q8),
     )
     seeds = [take_apart(write_tiny_model(folder / f"seed-{i}.gguf", kind)) for i, kind in enumerate(kinds)]
-    plans = (Plan(threshold=0.5), Plan(method="separate", threshold=None, rank=2), Plan(method="random", threshold=0.7))
+    seeds.append(take_apart(write_mixture(folder / "seed-mixture.gguf", 3, 2, shared=32)))
+    plans = (
+        Plan(threshold=0.5),
+        Plan("separate", rank=2),
+        Plan("random", threshold=0.7),
+        Plan("shared-gate-up", "all", rank=2),
+    )
 
     def read(path: Path) -> None:
         model = open_gguf(path)
