@@ -37,13 +37,18 @@ ATTENTION_INPUT = "attn_input"
 
 
 class Block(NamedTuple):
-    """Which of a layer's feed-forward blocks: its own, or one beside it, of a `family`; an expert has a number."""
+    """Which of a layer's feed-forward blocks: its own, or one beside it, of a `family`; an expert has a number.
+
+    Without a number, all experts of a family.
+    """
 
     family: str = ""
     expert: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.family.removesuffix('s')} {self.expert}" if self.expert is not None else f"{self.family} expert"
+        if self.expert is not None:
+            return f"{self.family.removesuffix('s')} {self.expert}"
+        return "shared expert" if self.family == "shared" else self.family
 
 
 OWN = Block()

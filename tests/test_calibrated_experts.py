@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from pipeline.targets import TARGETS
 from tests.captured import relative
 from tests.commands import call
 from tests.reference_llama import LayerTrace, gated, trace_llama
-from tests.tiny_architectures import write_mixture
+from tests.tiny_architectures import WIDTH, write_mixture
 
 pytestmark = pytest.mark.numerical
 
@@ -100,12 +101,38 @@ def test_under_metric_inputs_every_expert_is_the_reference(
     )
 
 
+def test_directions_that_experts_share_are_those_that_their_inputs_need(
+    mixture: GGUFModel, statistics: Calibration, trace: list[LayerTrace], tmp_path: Path
+) -> None:
+    """As shares of each expert's energy, what is lost is less than without statistics, and no less than by each alone."""
+    lost_by: dict[str, float] = {}
+    for name, method, metric in (("shared", "shared-experts", "inputs"), ("plain", "shared-experts", "weights")):
+        plan = Plan(method, "gate,up", rank=24, metric=metric, mean="none")
+        operate(mixture, tmp_path / "o.gguf", plan, calibration=statistics, force=True)
+        lost_by[name], lost_by["alone"], written = 0.0, 0.0, open_gguf(tmp_path / "o.gguf")
+        for layer, expert, inputs in given(mixture, trace):
+            x = inputs["up"]
+            if len(x) < WIDTH:
+                continue
+            before, after = (
+                [model.read(f"blk.{layer}.ffn_{role}_exps.weight")[expert] for role in ("gate", "up")]
+                for model in (mixture, written)
+            )
+            scales = [1 / np.linalg.norm(rows @ x.T) for rows in before]
+            rows, found = (np.vstack([r * s for r, s in zip(each, scales, strict=True)]) for each in (before, after))
+            lost_by[name] += np.linalg.norm((found - rows) @ x.T) ** 2
+            lost_by["alone"] += lost(rows, x, 24)
+    assert lost_by["alone"] < lost_by["shared"] < 0.9 * lost_by["plain"]
+
+
 def test_one_budget_is_spread_over_experts_by_what_their_errors_cost(
     mixture: GGUFModel, statistics: Calibration, tmp_path: Path
 ) -> None:
     assert {"gate.experts", "up.experts", "down.experts", "o"} <= set(statistics.probed)
     assert all(cost > 0 for cost in statistics.sensitivities("up.experts"))
     plan = Plan("shared-gate-up", "all", budget=0.5, metric="attention", mean="none")
+    together = operate(mixture, tmp_path / "t.gguf", replace(plan, method="shared-experts"), calibration=statistics)
+    assert 0.48 < together.factor_numbers / together.dense_numbers <= 0.5
     report = operate(mixture, tmp_path / "o.gguf", plan, calibration=statistics)
     assert 0.48 < report.factor_numbers / report.dense_numbers <= 0.5
     for group in report.groups:

@@ -78,6 +78,26 @@ def test_products_are_those_of_the_reference_for_every_expert(
     assert all(np.array_equal(source.read_raw(name), written.read_raw(name)) for name in untouched)
 
 
+@pytest.mark.parametrize("fused", [False, True], ids=["apart", "fused"])
+def test_all_experts_of_a_layer_may_share_components(tmp_path: Path, fused: bool) -> None:
+    source = open_gguf(write_mixture(tmp_path / "m.gguf", EXPERTS, USED, fused=fused, shared=32))
+    report = operate(source, tmp_path / "o.gguf", Plan("shared-experts", "ffn", rank=20))
+    written = open_gguf(tmp_path / "o.gguf")
+    stacked = [("experts", role, expert) for expert in range(EXPERTS) for role in ("gate", "up")]
+    alone = [[("experts", "down", expert)] for expert in range(EXPERTS)]
+    of_shared = [[("shared", role, 0) for role in roles] for roles in (("gate", "up"), ("down",))]
+    for layer in range(2):
+        before, after = matrices(source, layer), matrices(written, layer)
+        for members in (stacked, *alone, *of_shared):
+            rows, found = (np.vstack([each[member] for member in members]) for each in (before, after))
+            np.testing.assert_allclose(found, reference(rows, 20), atol=1e-4)
+    together = [group for group in report.groups if group.group == "gate+up.experts"]
+    assert [(group.rows, group.rank, group.expert_ranks) for group in together] == [(EXPERTS * 192, 20, ())] * 2
+    assert together[0].factor_numbers == 20 * (EXPERTS * 192 + WIDTH) + WIDTH  # one basis and one mean for all
+    assert written.get("surgery.ranks.gate+up.experts") == [20, 20]
+    assert together[0].shown_group == "gate+up of all experts together"
+
+
 def test_half_of_a_quantised_tensor_keeps_its_bytes(tmp_path: Path) -> None:
     kind = GGMLQuantizationType.Q8_0
     source = open_gguf(write_mixture(tmp_path / "m.gguf", EXPERTS, USED, fused=True, type=kind))
@@ -110,6 +130,8 @@ def test_a_share_of_the_variance_and_a_budget_give_each_expert_its_own_rank(mixt
     assert 0.39 < budget.factor_numbers / budget.dense_numbers <= 0.4
     numbers = sum(info.parameters for name, info in model.tensors.items() if "attn_" in name or "exps" in name)
     assert budget.dense_numbers == numbers - 2 * WIDTH  # attn_norm
+    shared = operate(model, tmp_path / "s.gguf", Plan("shared-experts", "ffn", budget=0.4))
+    assert 0.39 < shared.factor_numbers / shared.dense_numbers <= 0.4
     whole = operate(model, tmp_path / "w.gguf", Plan("separate", "ffn", threshold=1))
     assert (tmp_path / "w.gguf").read_bytes() == mixture.read_bytes()
     assert whole.factor_numbers == whole.dense_numbers

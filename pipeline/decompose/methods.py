@@ -7,13 +7,15 @@ from dataclasses import dataclass
 class Method:
     """`groups` are the roles that are stacked and share one basis; `random` replaces that basis by a random one.
 
-    The groups that `across_layers` names stack several layers, as the plan says which.
+    The groups that `across_layers` names stack several layers, as the plan says which; those that `across_experts`
+    names, all experts of a layer.
     """
 
     groups: tuple[str, ...]
     random: bool
     summary: str
     across_layers: tuple[str, ...] = ()
+    across_experts: tuple[str, ...] = ()
 
 
 SHARED_KV = ("q", "kv", "o", "gate", "up", "down")
@@ -23,6 +25,12 @@ METHODS = {
     "separate": Method(("q", "k", "v", *SHARED_KV[2:]), False, "a PCA for each projection"),
     "shared-gate-up": Method(
         ("q", "kv", "o", "gate+up", "down"), False, "as shared-kv; gate and up, which read the same, stacked, too"
+    ),
+    "shared-experts": Method(
+        ("q", "kv", "o", "gate+up", "down"),
+        False,
+        "as shared-gate-up; gate and up of all experts of a layer, which read the same, in one stack",
+        across_experts=("gate+up",),
     ),
     "cross-layer": Method(
         SHARED_KV,

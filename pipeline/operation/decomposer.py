@@ -24,7 +24,7 @@ class Decomposer:
 
         def work() -> Iterator[tuple[Group, Layer]]:
             for group in self.groups:
-                layer = self.layers.block(group.layer, group.block)  # held until its next group has it, too
+                layer = self.layers.block(*group.units[0])  # held until its next group has it, too
                 yield group, layer
 
         def decompose(item: tuple[Group, Layer]) -> tuple[Group, Decomposition | None]:

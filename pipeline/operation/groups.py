@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pipeline.attention import Projection
 from pipeline.decompose.methods import METHODS, Method
 from pipeline.errors import UsageError
+from pipeline.feed_forward import Blocks
 from pipeline.layers import AttentionLayers
 from pipeline.operation.plan import Plan
 from pipeline.projection import OWN, Block, stack_name, stacks
@@ -25,9 +26,15 @@ class Group:
         return ".".join(filter(None, (stack_name(self.roles), self.block.family)))
 
     @property
+    def units(self) -> tuple[tuple[int, Block], ...]:
+        """The layers and feed-forward blocks whose projections are members, most often one; OWN also for attention."""
+        return tuple(dict.fromkeys((projection.layer, projection.block) for projection in self.members))
+
+    @property
     def block(self) -> Block:
-        """The feed-forward block that the members are of; OWN also for those of attention."""
-        return self.members[0].block
+        """The feed-forward block that the members are of, or, of several experts, their family."""
+        blocks = {block for _, block in self.units}
+        return self.members[0].block if len(blocks) == 1 else Block(self.members[0].block.family)
 
     @property
     def layer(self) -> int:
@@ -44,9 +51,9 @@ class Group:
         layers = f"layer{'s' if len(self.layers) > 1 else ''} {', '.join(map(str, self.layers))}"
         return layers if self.block == OWN else f"{self.block} of {layers}"
 
-    def of_layer(self, number: int) -> list[Projection]:
-        """The members that a layer has."""
-        return [projection for projection in self.members if projection.layer == number]
+    def of_unit(self, unit: tuple[int, Block]) -> list[Projection]:
+        """The members that one of the `units` has."""
+        return [projection for projection in self.members if (projection.layer, projection.block) == unit]
 
     @property
     def rows(self) -> int:
@@ -85,9 +92,8 @@ def plan_groups(layers: AttentionLayers, together: Iterable[tuple[int, ...]], pl
     for sharing in together:
         for numbers, roles in _shared(layers.projections, sharing, METHODS[plan.method]):
             groups.append(Group(roles, tuple(layers.projections[number][role] for number in numbers for role in roles)))
-        for block in layers.blocks_beside(sharing):
-            for roles in (roles for name in METHODS[plan.method].groups for roles in stacks(block, name)):
-                groups.append(Group(roles, tuple(block[role] for role in roles)))
+        for number in sharing:
+            groups += _beside(layers.beside.get(number, {}), METHODS[plan.method])
     groups = [group for group in groups if group.targets(plan)]
     if not groups:
         raise UsageError.of(
@@ -105,6 +111,21 @@ def plan_groups(layers: AttentionLayers, together: Iterable[tuple[int, ...]], pl
                 f"{members} of {group.described_layers} has {group.full_rank} components at the most",
             )  # fmt: skip
     return groups
+
+
+def _beside(blocks: Blocks, method: Method) -> Iterator[Group]:
+    """The groups of the feed-forward blocks that a layer has beside its own, of each alone or of all experts of a family."""
+    together: dict[tuple[str, str], list[Group]] = {}
+    for block, projections in blocks.items():
+        for name in method.groups:
+            for roles in stacks(projections, name):
+                group = Group(roles, tuple(projections[role] for role in roles))
+                if name in method.across_experts and block.expert is not None:
+                    together.setdefault((name, block.family), []).append(group)
+                else:
+                    yield group
+    for groups in together.values():
+        yield Group(groups[0].roles, tuple(projection for group in groups for projection in group.members))
 
 
 def _left(layers: AttentionLayers) -> str:

@@ -150,10 +150,10 @@ class Plan:
         return replace(self, threshold=1.0, rank=None, budget=None)
 
 
-def _touched(method: Method, roles: frozenset[str]) -> list[tuple[str, bool]]:
-    """The groups of a method that have any of the roles, and whether they span layers."""
+def _touched(method: Method, roles: frozenset[str]) -> list[tuple[str, bool, bool]]:
+    """The groups of a method that have any of the roles, and whether they span layers or experts."""
     return [
-        (group, group in method.across_layers) for group in method.groups
+        (group, group in method.across_layers, group in method.across_experts) for group in method.groups
         if any(roles & set(stack) for stack in STACKS[group])
     ]  # fmt: skip
 

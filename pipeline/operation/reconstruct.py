@@ -35,7 +35,7 @@ class GroupDecomposition:
         """The share of the variance that `rank` components keep, and the layer rebuilt from them."""
         rebuilt = self.components.reconstruct(rank)
         rows = LayerRows(
-            self.group.layer, self.stack, rebuilt if self.weighted is None else self.weighted.restore(rebuilt)
+            self.group.units[0], self.stack, rebuilt if self.weighted is None else self.weighted.restore(rebuilt)
         )
         return self.components.explained(rank), iter([rows])
 
@@ -81,9 +81,9 @@ def decompose_group(layers: AttentionLayers, group: Group, plans: Sequence[Plan]
     if all(plan.keeps_everything(group.full_rank) for plan in plans):
         return None
     plan = plans[0]
-    if len(group.layers) > 1:
+    if len(group.units) > 1:
         return decompose_across(layers, group, plans)
-    layer = layers.block(group.layer, group.block)
+    layer = layers.block(*group.units[0])
     stack, metric = layer.stacked(group.roles), layer_metric(plan.metric, layer, group.roles)
     if metric is None:
         return GroupDecomposition(group, stack, principal_components(stack, plan.mean, largest_share(plans)), None)
@@ -122,7 +122,7 @@ def _rebuild(decomposition: Decomposition, plan: Plan, rank: int) -> RebuiltGrou
 def _replaced(group: Group, plan: Plan, layers: Iterable[LayerRows]) -> Iterator[RebuiltMatrix]:
     for layer in layers:
         start = 0
-        for projection in group.of_layer(layer.number):
+        for projection in group.of_unit(layer.unit):
             rows = slice(start, start + projection.rows)
             start = rows.stop
             if projection.is_target(plan.roles):

@@ -18,8 +18,9 @@ class GroupResult:
     |A' - A| / |A| (Frobenius norms over all its layers, before rounding to the tensor's type); `factor_numbers` is what
     storing the factors instead of the product would take, `dense_numbers` what the matrices take.
 
-    A layer's experts are one result: each has `rows` by `columns`, its rank is in `expert_ranks`, of which `rank` is the
-    largest, `explained` is the mean over them, and all else is of all of them together.
+    A layer's experts, where they share nothing, are one result: each has `rows` by `columns`, its rank is in
+    `expert_ranks`, of which `rank` is the largest, `explained` is the mean over them, and all else is of all of them
+    together.
     """
 
     layer: int
@@ -46,7 +47,9 @@ class GroupResult:
         name, _, family = self.group.partition(".")
         if not family:
             return shown_name(name)
-        return f"{name} of {len(self.expert_ranks)} {family}" if self.expert_ranks else f"{name} of the {family} expert"
+        if self.expert_ranks:
+            return f"{name} of {len(self.expert_ranks)} {family}"
+        return f"{name} of the shared expert" if family == "shared" else f"{name} of all {family} together"
 
 
 @dataclass(frozen=True)
