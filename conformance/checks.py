@@ -33,6 +33,7 @@ from pipeline.targets import TARGETS
 
 N_CTX, CHUNKS = 128, 4
 RANK = 4
+ALL_METHODS = ("shared-gate-up", "shared-experts")  # with which all targets are operated on
 EXACT = 1e-6  # nats a token: what evaluating a model against itself may give
 MOVED = 2 * EXACT  # what operating at RANK has to cost at least, or the check could not fail
 
@@ -78,7 +79,8 @@ def operate_rank(subject: Subject) -> str:
 
 
 def operate_all(subject: Subject) -> str:
-    return _compare_with_reference(subject, Plan("shared-gate-up", "all", rank=RANK), "all")
+    found = [_compare_with_reference(subject, Plan(method, "all", rank=RANK), "all") for method in ALL_METHODS]
+    return " and ".join(found)
 
 
 def _compare_with_reference(subject: Subject, plan: Plan, name: str) -> str:

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
-from conformance.checks import CHECKS, CHUNKS, EXACT, MOVED, N_CTX, RANK
+from conformance.checks import ALL_METHODS, CHECKS, CHUNKS, EXACT, MOVED, N_CTX, RANK
 from conformance.known import MEANT, reason_for
 from conformance.outcome import Outcome
 
+METHODS = " and ".join(f"`{method}`" for method in ALL_METHODS)
 INTRODUCTION = f"""# Architectures
 
 Written by `make conformance`, which builds llama.cpp's own programs from the sources of the pinned llama-cpp-python
@@ -17,7 +18,7 @@ vocabulary of single characters and attention that the output depends on, and as
 | check | what has to be so |
 |---|---|
 | inspect | the layers and what they are made of are found; layers that are left alone are listed |
-| operate, --rank, all | products of every operated tensor with random inputs are those of a plain singular value decomposition at that rank, to 1e-5 of their size; all else keeps its bytes; `all` has `--targets all` and the method `shared-gate-up`, each expert by itself |
+| operate, --rank, all | products of every operated tensor with random inputs are those of a plain singular value decomposition at that rank, to 1e-5 of their size; all else keeps its bytes; `all` has `--targets all`, with the methods {METHODS} |
 | eval | KL divergence from itself below {EXACT:g} nats; perplexity is llama-perplexity's to 0.1 % ({CHUNKS} chunks of {N_CTX} tokens) |
 | eval operated | rank {RANK} costs more than {MOVED:g} nats; KL divergence is llama-perplexity's to 2 % (it keeps logits in 16 bits) |
 | calibrate | sums of squares and counts of every weight, experts too, are llama-imatrix's to 0.1 %, both without flash attention (what is computed with it alone, MiniMax M3's indexer, is in neither) |

@@ -96,9 +96,7 @@ def test_under_metric_inputs_every_expert_is_the_reference(
             before, after = (model.read(name)[expert].astype(np.float64) for model in (mixture, written))
             error = np.linalg.norm((after - before) @ x.T) ** 2
             assert error == pytest.approx(lost(before, x, rank), rel=0.02, abs=1e-4 * np.linalg.norm(before @ x.T) ** 2)
-    assert report.notes[0].startswith(
-        "no token was routed to 4 of the experts of layer 0; 4 of the experts of layer 1:"
-    )
+    assert report.notes[0].startswith("no token was routed to experts 4 of layers 0-1:")
 
 
 def test_directions_that_experts_share_are_those_that_their_inputs_need(
@@ -165,7 +163,7 @@ def test_where_they_are_too_many_the_layers_moments_are_scaled_to_each_one(
         assert relative(layer.moments("down").inputs, squares["down"]) < 5e-3
         assert relative(layer.moments("gate").inputs, whole * np.outer(scale, scale)) < 5e-3
     report = operate(mixture, tmp_path / "o.gguf", Plan(targets="ffn", metric="inputs", rank=9), calibration=taken)
-    assert any("too many experts" in note for note in report.notes)
+    assert any("8 of 10 experts have too few" in note for note in report.notes)
     assert all(0 < group.explained <= 1 for group in report.groups)
     down = [model.read("blk.0.ffn_down_exps.weight")[1] for model in (mixture, open_gguf(tmp_path / "o.gguf"))]
     roots = np.diag(np.sqrt(layers.block(0, Block("experts", 1)).moments("down").inputs))
@@ -177,12 +175,12 @@ def test_where_they_are_too_many_the_layers_moments_are_scaled_to_each_one(
 def test_the_commands_say_how_experts_fared(mixture: GGUFModel, english: Path) -> None:
     chosen = ("--text", english, "--chunks", 1, "--targets", "all", "--no-probes")
     facts = json.loads(call("calibrate", mixture.path, *chosen, "-o", "s.gguf", "--json").stdout)
-    assert any("no token was routed to 4" in note for note in facts["notes"])
+    assert any("no token was routed to experts 4" in note for note in facts["notes"])
     made = call(
         "operate", mixture.path, "-o", "o.gguf", "--targets", "ffn", "--metric", "inputs", "--calibration", "s.gguf"
     )
     assert made.exit_code == 0, made.output
-    assert "no token was routed to 4 of the experts of layer 0" in made.stdout
+    assert "no token was routed to experts 4 of layers 0-1" in made.stdout
     assert [line.split()[:5] for line in made.stdout.splitlines()[1:4]] == [
         ["0", role, "of", "5", "experts"] for role in ROLES
     ]  # fmt: skip

@@ -50,27 +50,28 @@ def share_of_tokens(calibration: Calibration, projection: Projection) -> float:
 
 
 def expert_notes(calibration: Calibration, blocks: Iterable[Mapping[str, Projection]]) -> tuple[str, ...]:
-    """What there is to know of the statistics of experts among feed-forward blocks: who saw no token, or too few."""
-    unseen: dict[str, list[int]] = {}
-    few: dict[str, list[int]] = {}
+    """What there is to know of the statistics of experts among feed-forward blocks: who saw no token, how many too few."""
+    unseen: dict[tuple[str, int], list[int]] = {}
+    few, count = 0, 0
     for projections in blocks:
         down = projections["down"]
         if down.block.expert is None:
             continue
-        where = f"of the {down.block.family} of layer {down.layer}"
+        count += 1
         if not _tokens(calibration, down):
-            unseen.setdefault(where, []).append(down.block.expert)
+            unseen.setdefault((down.block.family, down.layer), []).append(down.block.expert)
         elif not all(_has_own(calibration, projection) for projection in projections.values()):
-            few.setdefault(where, []).append(down.block.expert)
-    cases = {
-        "no token was routed to": (unseen, "taken to be given what the layer's experts are on the whole"),
-        "too few tokens, or too many experts, for second moments of their own:": (
-            few,
-            "those of what the layer's experts are given, scaled to the mean squares of what is routed to each",
-        ),
-    }
-    return tuple(
-        f"{said} {'; '.join(f'{number_ranges(numbers)} {where}' for where, numbers in found.items())}: {instead}"
-        for said, (found, instead) in cases.items()
-        if found
-    )
+            few += 1
+    layers: dict[tuple[str, str], list[int]] = {}  # many may lack the same experts
+    for (family, layer), experts in unseen.items():
+        layers.setdefault((family, number_ranges(experts)), []).append(layer)
+    notes = []
+    if layers:
+        who = "; ".join(f"{family} {numbers} of layers {number_ranges(of)}" for (family, numbers), of in layers.items())
+        notes.append(f"no token was routed to {who}: taken to be given what the layer's experts are on the whole")
+    if few:
+        notes.append(
+            f"{few:,} of {count:,} experts have too few tokens, or are too many, for second moments of their own: those of"
+            " what the layer's experts are given, scaled to the mean squares of what is routed to each"
+        )
+    return tuple(notes)
