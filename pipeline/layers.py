@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from pipeline.attention import Projection, find_projections, of_layer, read_projection
-from pipeline.errors import SurgeryError
+from pipeline.errors import SurgeryError, UsageError
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.observations.experts import moments_of, share_of_tokens
 from pipeline.observations.moments import LayerMoments
@@ -116,7 +116,7 @@ class AttentionLayers(Mapping[int, Layer]):
     def __init__(self, model: GGUFModel, calibration: Calibration | None = None, roles: Collection[str] = QKV) -> None:
         """Raises as `find_projections` does."""
         attention = find_projections(model, roles)
-        self.model, self.calibration = model, calibration
+        self.model, self.calibration, self.targets = model, calibration, frozenset(roles)
         self.projections, self.skipped, self.beside = attention.layers, attention.skipped, attention.beside
         self._held: WeakValueDictionary[tuple[int, Block], Layer] = WeakValueDictionary()
         self._lock = threading.Lock()
@@ -136,6 +136,24 @@ class AttentionLayers(Mapping[int, Layer]):
     def blocks_beside(self, numbers: Iterable[int]) -> Iterator[Mapping[str, Projection]]:
         """The projections of each feed-forward block that layers have beside their own."""
         return chain.from_iterable(self.beside.get(number, {}).values() for number in numbers)
+
+    @property
+    def unprobed(self) -> list[str]:
+        """The kinds of projections that are targets and whose sensitivities the statistics lack."""
+        probed = self.calibration.probed if self.calibration else ()
+        blocks = chain(self.projections.values(), self.blocks_beside(self))
+        projections = chain.from_iterable(block.values() for block in blocks)
+        kinds = dict.fromkeys(each.kind for each in projections if each.is_target(self.targets))
+        return [kind for kind in kinds if kind not in probed]
+
+    def require_sensitivities(self) -> None:
+        """Raise UsageError unless the statistics say what errors of all these projections cost."""
+        assert self.calibration is not None  # whoever takes a plan sees to it
+        if self.unprobed:
+            raise UsageError.of(
+                "calibration", self.calibration.path,
+                f"does not say what errors of {', '.join(self.unprobed)} cost; make it with surgery calibrate",
+            )  # fmt: skip
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.projections)

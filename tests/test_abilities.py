@@ -79,7 +79,7 @@ def test_statistics_are_taken_on_chunks_that_learned_positions_allow(
     model = open_gguf(write_gpt2(tmp_path / "gpt2.gguf"))
     taken = calibrate(model, read_text(str(english)), chunks=2)
     assert (taken.origin.chunk_size, taken.origin.chunk_count) == (LEARNED_POSITIONS, 2)
-    assert taken.has_sensitivities
+    assert taken.probed
 
 
 def test_a_vocabulary_that_cannot_spell_the_text(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def everything(tiny: Path, english: Path, tmp_path_factory: pytest.TempPathFacto
     """Statistics of the tiny model of all that its layers read, with what errors cost: read-only."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SURGERY_CACHE", str(tmp_path_factory.mktemp("statistics")))
-        return calibrate(open_gguf(tiny), read_text(str(english)), chunks=1, chunk_size=TOKENS, roles={"o"})
+        return calibrate(open_gguf(tiny), read_text(str(english)), chunks=1, chunk_size=TOKENS, roles=TARGETS)
 
 
 @pytest.fixture(scope="module")

@@ -234,7 +234,7 @@ def test_two_at_once_take_the_statistics_once(tiny: Path, english: Path, own_cac
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(take, range(3)))
     assert len({calibration.path for calibration in found}) == 1
-    assert all(calibration.has_sensitivities for calibration in found)
+    assert all(calibration.probed for calibration in found)
     assert sorted(set(notes)) == ["", "another process takes them; waiting for it"]
     assert notes.count("") == 3  # 0, 1 and 2 chunks, by one of them
     assert [path.name for path in own_cache.iterdir()] == [found[0].path.name]
@@ -324,7 +324,7 @@ def test_the_commands_and_the_cache(tiny: Path, english: Path) -> None:
     assert call("quantize", tiny, "q.gguf", "IQ4_NL", "--imatrix", "i.gguf").exit_code == 0
     assert "surgery.calibration.text_sha256" in call("inspect", "a.gguf").output
     unprobed = call("operate", tiny, "-o", "c.gguf", "--metric", "attention", "--calibration", "s.gguf")
-    assert "lacks sensitivities" in unprobed.stderr
+    assert "does not say what errors of q, k, v cost; make it with surgery calibrate" in unprobed.stderr
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,15 @@ from pipeline.calibration.calibrate import calibrate
 from pipeline.calibration.metrics import attention_metric, layer_metric
 from pipeline.calibration.output_blocks import output_blocks
 from pipeline.calibration.sensitivity import weakest_error
+from pipeline.errors import UsageError
+from pipeline.files.journal import add_record, read_journal
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
 from pipeline.inputs.texts import read_text
 from pipeline.layers import AttentionLayers
+from pipeline.observations.statistics_file import Calibration
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
+from pipeline.progress import silent
 from tests.tiny_architectures import write_mixture
 from tests.tiny_model import TinyModel, tensors_of, with_number, write_tiny_model
 
@@ -113,7 +117,7 @@ def test_k_and_v_are_balanced_by_what_their_errors_were_measured_to_cost(
     calibration = calibrate(
         model, read_text(str(english)), chunks=2, probing=lambda done, total, note: heard.append(total - done)
     )
-    assert heard == [5, 4, 3, 2, 1, 0]
+    assert heard == [6, 5, 4, 3, 2, 1, 0]
     layer = AttentionLayers(model, calibration)[1]
     metric = layer_metric("attention", layer, "kv")
     assert metric is not None
@@ -128,6 +132,64 @@ def test_k_and_v_are_balanced_by_what_their_errors_were_measured_to_cost(
         assert attention_metric(layer, role).error(error) == pytest.approx(1, rel=1e-2)
     again = calibrate(model, read_text(str(english)), chunks=2)
     assert again.sensitivity("v", 1) == calibration.sensitivity("v", 1)
+
+
+def test_probing_goes_on_where_it_was_interrupted(
+    model: GGUFModel, english: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, made = read_text(str(english)), []
+
+    def stop(done: float, total: float, note: str) -> None:
+        made.append(note)
+        if done == 3 and note == "" and len(made) < 5:
+            raise KeyboardInterrupt
+
+    def take(folder: str) -> Calibration:
+        monkeypatch.setenv("SURGERY_CACHE", str(tmp_path / folder))
+        return calibrate(model, text, chunks=1, chunk_size=256, probing=stop if folder == "broken" else silent)
+
+    whole = take("whole")
+    with pytest.raises(KeyboardInterrupt):
+        take("broken")
+    (journal,) = (tmp_path / "broken").glob("*.probes.jsonl")
+    kept = list(read_journal(journal))
+    assert {(each["kind"], each["layer"]) for each in kept} == {("q", 0), ("k", 0), ("v", 0)}
+    # a probe that is known is not made again: what it cost is believed
+    for each in kept:
+        add_record(changed := journal.with_suffix(".changed"), each | {"nats": 2 * each["nats"]})
+    changed.rename(journal)
+    resumed = take("broken")
+    assert "going on" in made
+    assert not journal.exists()
+    for role in "qkv":
+        first, second = zip(whole.sensitivities(role), resumed.sensitivities(role), strict=True)
+        assert first[1] == pytest.approx(2 * first[0], rel=1e-3)
+        assert second[1] == pytest.approx(second[0], rel=1e-3)
+
+
+def test_only_what_is_asked_for_is_probed(
+    model: GGUFModel, english: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SURGERY_CACHE", str(tmp_path))
+    totals: list[float] = []
+
+    def take(roles: str) -> Calibration:
+        return calibrate(
+            model, read_text(str(english)),
+            chunks=1, chunk_size=256, roles=roles, probing=lambda done, total, note: totals.append(total),
+        )  # fmt: skip
+
+    first = take("kv")
+    assert set(first.probed) == {"k", "v"}
+    assert set(totals) == {4}
+    totals.clear()
+    both = take("qkv")
+    assert set(totals) == {2}
+    assert set(both.probed) == {"q", "k", "v"}
+    assert both.sensitivities("v") == first.sensitivities("v")
+    assert both.path == first.path
+    with pytest.raises(UsageError, match="does not say what errors of q cost"):
+        operate(model, tmp_path / "out.gguf", Plan(metric="attention", threshold=0.5), calibration=first)
 
 
 @pytest.mark.parametrize("method", ["shared-kv", "separate"])

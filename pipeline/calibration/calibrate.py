@@ -17,6 +17,7 @@ from pipeline.errors import SurgeryError, UsageError
 from pipeline.files.open_file import lock
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.inputs.texts import Text, named
+from pipeline.layers import AttentionLayers
 from pipeline.observations.moments import MomentSums
 from pipeline.observations.statistics_file import (
     FORMAT_VERSION,
@@ -54,10 +55,10 @@ def calibrate(
 
     An interrupted run goes on where it last saved its sums; while another process takes the same ones, this waits for
     them. Of what is observed beside q, k and v all is, if `roles`, members of TARGETS, are beyond these.
-    `sensitivities`, which metric `attention` needs, are measured as well. Chunks have `chunk_size` tokens, or as
-    many as the model has learned positions; `progress` counts chunks, `probing` projections. Raises UsageError for a
-    number of chunks out of range, NativeError when llama.cpp cannot load or run the model, SurgeryError when the text
-    is shorter than a chunk.
+    The `sensitivities` of `roles`, which metric `attention` needs, are measured as well, unless they are known. Chunks
+    have `chunk_size` tokens, or as many as the model has learned positions; `progress` counts chunks, `probing`
+    projections. Raises UsageError for a number of chunks out of range, NativeError when llama.cpp cannot load or run
+    the model, SurgeryError when the text is shorter than a chunk.
     """
     if chunks < 1:
         raise UsageError.of("chunks", chunks, "expected at least 1")
@@ -76,7 +77,7 @@ def calibrate(
     )
     path = cached_path(wanted)
     calibration = cached_calibration(path)
-    if calibration is None or (sensitivities and not calibration.has_sensitivities):
+    if calibration is None or (sensitivities and AttentionLayers(model, calibration, roles).unprobed):
 
         def waiting() -> None:
             progress(0, chunks, "another process takes them; waiting for it")
@@ -86,8 +87,13 @@ def calibrate(
             if calibration is None:
                 _capture(model, text, wanted, watched_inputs(attention), path, threads, progress)
                 calibration = open_calibration(path)
-            if sensitivities and not calibration.has_sensitivities:
-                add_sensitivities(calibration, measure_sensitivities(model, calibration, text, threads, probing))
+            if sensitivities and (missing := AttentionLayers(model, calibration, roles).unprobed):
+                journal = path.with_suffix(".probes.jsonl")
+                nats = measure_sensitivities(
+                    model, calibration, text, missing, journal, threads=threads, progress=probing
+                )
+                add_sensitivities(calibration, nats)
+                journal.unlink()
                 calibration = open_calibration(path)
     # the same text may have had another name, or been named from another folder, when they were taken
     return replace(calibration, origin=replace(calibration.origin, text_name=text.name))

@@ -38,7 +38,8 @@ def mix(calibrations: Sequence[Calibration]) -> Calibration:
     )
     path = cached_path(source)
     kept = cached_calibration(path)
-    if kept and kept.has_sensitivities == all(each.has_sensitivities for each in calibrations):
+    probed = [role for role in first.probed if all(role in other.probed for other in others)]
+    if kept and set(probed) <= set(kept.probed):
         return replace(kept, origin=source)
     sums = read_sums(first, first.origin.chunk_count)
     for other in others:
@@ -47,8 +48,8 @@ def mix(calibrations: Sequence[Calibration]) -> Calibration:
     text = "\n\n".join(calibration.text.content for calibration in calibrations)
     write_calibration(path, source, sums, rope=first.rope, text=text, force=True)
     mixed = open_calibration(path)
-    if all(calibration.has_sensitivities for calibration in calibrations):
-        add_sensitivities(mixed, {role: _mean_sensitivities(calibrations, role) for role in first.probed})
+    if probed:
+        add_sensitivities(mixed, {role: _mean_sensitivities(calibrations, role) for role in probed})
         mixed = open_calibration(path)
     return mixed
 

@@ -6,9 +6,7 @@ longer text begins with the shorter one.
 
 import hashlib
 import json
-import os
 import time
-import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -19,6 +17,7 @@ from native.model import ContextOptions
 from native.writing import WritingOptions, WrittenWave, write_waves
 from pipeline.calibration.cache import cache_folder
 from pipeline.errors import SurgeryError, UsageError
+from pipeline.files.journal import add_record, read_journal
 from pipeline.files.open_file import lock
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.inputs.texts import Text
@@ -112,7 +111,7 @@ def _write_missing(
             model.require_unchanged(by_name=True)  # llama.cpp opened it by its name
             _require_variety(model, event)
             waves[event.first, len(event.texts)] = event.texts
-            _append(ledger, event)
+            add_record(ledger, {"first": event.first, "texts": event.texts})
             done += len(event.texts) * recipe.tokens
             continue
         heard += 1
@@ -145,22 +144,8 @@ def ledger_path(model: GGUFModel, recipe: WritingOptions) -> Path:
 
 
 def read_waves(ledger: Path) -> Waves:
-    """The texts of each wave, by its first row and number of rows; a line that was not finished counts for nothing."""
-    waves: Waves = {}
-    for line in ledger.read_bytes().splitlines() if ledger.exists() else ():
-        checksum, _, content = line.partition(b" ")
-        if checksum == b"%08x" % zlib.crc32(content):
-            wave = json.loads(content)
-            waves[wave["first"], len(wave["texts"])] = wave["texts"]
-    return waves
-
-
-def _append(ledger: Path, wave: WrittenWave) -> None:
-    content = json.dumps({"first": wave.first, "texts": wave.texts}).encode()
-    with ledger.open("ab") as file:  # a line of its own, also after one that was not finished
-        file.write(b"\n%08x %s\n" % (zlib.crc32(content), content))
-        file.flush()
-        os.fsync(file.fileno())
+    """The texts of each wave that was finished, by its first row and number of rows."""
+    return {(wave["first"], len(wave["texts"])): wave["texts"] for wave in read_journal(ledger)}
 
 
 def _require_variety(model: GGUFModel, wave: WrittenWave) -> None:

@@ -6,8 +6,12 @@ energy under the metric; divergence over share is the projection's sensitivity. 
 different layers, are in one unit, and a predicted damage in nats a token.
 """
 
-from collections.abc import Generator
+from collections.abc import Callable, Collection, Generator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import cache, partial
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 
@@ -18,12 +22,13 @@ from pipeline.attention import Projection
 from pipeline.calibration.metrics import attention_metric
 from pipeline.decompose.principal_components import principal_components
 from pipeline.decompose.weighted import weigh_rows
+from pipeline.files.journal import add_record, read_journal
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.inputs.texts import Text
 from pipeline.layers import AttentionLayers, Layer
 from pipeline.observations.experts import share_of_tokens
 from pipeline.observations.statistics_file import Calibration
-from pipeline.progress import Progress
+from pipeline.progress import Progress, silent
 
 SHARES = {
     "q": 0.01, "q_a": 0.01, "q_b": 0.01, "k": 0.01, "k_b": 0.01, "kv_a": 0.05, "v": 0.15, "v_b": 0.15,
@@ -32,43 +37,107 @@ SHARES = {
 """The probe's error as a share of the energy: such that it costs some hundredths of a nat."""
 PROBE_TOKENS = 256
 STRONGER = 8.0  # times the share, where the probe drowns in rounding
+MOST = 0.1  # nats that such a probe may cost
 SMALLEST = 1e-9  # nats: what rounding costs at least, as it may come out negative
 PROBED_EXPERTS = 4
 NEGLIGIBLE = 1e-9  # a share that costs nothing but what rounding differently costs
 
 
-def measure_sensitivities(
-    model: GGUFModel, calibration: Calibration, text: Text, threads: int, progress: Progress
-) -> dict[str, list[float]]:
-    """For each kind the nats that an error of all its energy would cost, by layer; 0 for layers that do not have it.
+@dataclass(frozen=True)
+class Probe:
+    """What an error of a `share` of the energy of a layer's projection, or experts, of a kind cost: nats a token."""
 
-    Of a layer's experts PROBED_EXPERTS, to which the most tokens are routed, are probed together, and the cost is that of
-    all: it is taken to grow with the tokens that are routed to what has the error. `progress` counts probes. Raises
-    NativeError when llama.cpp cannot run the model.
+    kind: str
+    layer: int
+    share: float
+    nats: float
+
+
+def measure_sensitivities(
+    model: GGUFModel,
+    calibration: Calibration,
+    text: Text,
+    kinds: Collection[str],
+    journal: Path,
+    *,
+    threads: int = 0,
+    progress: Progress = silent,
+) -> dict[str, list[float]]:
+    """For each of the `kinds` of projections the nats that an error of all its energy would cost, by layer.
+
+    0 for layers that do not have it. Of a layer's experts PROBED_EXPERTS, to which the most tokens are routed, are
+    probed together, and the cost is that of all: it is taken to grow with the tokens that are routed to what has the
+    error. Each probe is kept in `journal`, and those that are there are not made again; `progress` counts probes.
+    Raises NativeError when llama.cpp cannot run the model.
     """
     layers = AttentionLayers(model, calibration, calibration.roles)
     options = ContextOptions(n_ctx=PROBE_TOKENS, n_batch=PROBE_TOKENS, threads=threads)
     middle = calibration.origin.chunk_count * calibration.origin.chunk_size // PROBE_TOKENS // 2
-    probes = isolated(probe_errors, str(model.path), text.content, middle, options)
-    next(probes)
-    subjects = _subjects(layers)
-    result = {projections[0].kind: [0.0] * (max(layers) + 1) for projections in subjects}
-    rounding: dict[str, float] = {}
-    try:
+    probes = _Probes(isolated(probe_errors, str(model.path), text.content, middle, options), layers, journal)
+    subjects = [projections for projections in _subjects(layers) if projections[0].kind in kinds]
+    result = {kind: [0.0] * (max(layers) + 1) for kind in kinds}
+    with closing(probes):
         for done, projections in enumerate(subjects):
-            first, *others = projections
-            kind, number = first.kind, first.layer
-            layer = layers.block(number, first.block)  # held until the next subject has it, too
-            errors = [weakest_error(layer, first.role)]
-            errors += [weakest_error(layers.block(number, each.block), each.role) for each in others]
-            if kind not in rounding:
-                rounding[kind] = max(_cost(probes, model, projections, errors, NEGLIGIBLE), SMALLEST)
-            nats = _sensitivity(probes, model, projections, errors, rounding[kind])
-            result[kind][number] = nats / _share_of_tokens(calibration, projections)
-            progress(done + 1, len(subjects), "")
-    finally:
-        probes.close()
+            progress(done, len(subjects), "going on" if probes.kept and not done else "")
+            nats = probes.sensitivity(projections)
+            result[projections[0].kind][projections[0].layer] = nats / _share_of_tokens(calibration, projections)
+        progress(len(subjects), len(subjects), "")
     return result
+
+
+class _Probes:
+    """Probes of a model's projections, layer after layer: those in a journal, or made now by talking to llama.cpp."""
+
+    def __init__(self, costs: Generator[float, WeightError, None], layers: AttentionLayers, journal: Path) -> None:
+        self._costs, self._layers, self._journal = costs, layers, journal
+        self.kept = [Probe(**record) for record in read_journal(journal)]
+        self._share: dict[str, float] = {}  # of the last probe of each kind
+        self._rounding: dict[str, float] = {}
+        self._layer: Layer | None = None  # of the last probe, held: the next one is often of the same
+        self._begun = False
+
+    def close(self) -> None:
+        self._costs.close()
+
+    def sensitivity(self, projections: list[Projection]) -> float:
+        """The nats that an error of all the energy of a projection, or of experts of a layer, would cost.
+
+        A share that drowned in rounding is multiplied by STRONGER, in the layers that follow, too, as long as that
+        costs no more than MOST: damage grows with the share while it is small.
+        """
+        kind, least = projections[0].kind, SHARES[projections[0].role]
+        cost = partial(self._cost, projections, cache(lambda: self._errors(projections)))
+        if kind not in self._rounding:
+            self._rounding[kind] = max(cost(NEGLIGIBLE), SMALLEST)
+        rounding, share = self._rounding[kind], self._share.get(kind, least)
+        nats = cost(share)
+        if share == least and nats < 3 * rounding:
+            share *= STRONGER
+            nats = cost(share)
+        elif share > least and nats > MOST:
+            share = least
+            nats = cost(share)
+        self._share[kind] = share
+        return max(nats - rounding, rounding / 20) / share
+
+    def _cost(self, projections: list[Projection], errors: Callable[[], list[np.ndarray]], share: float) -> float:
+        """The nats that errors of projections of one tensor cost when each is scaled to `share` of the one's energy."""
+        first = projections[0]
+        for probe in self.kept:
+            if (probe.kind, probe.layer, probe.share) == (first.kind, first.layer, share):
+                return probe.nats
+        if not self._begun:
+            next(self._costs)
+            self._begun = True
+        nats = self._costs.send(_weight_error(self._layers.model, projections, errors(), share))
+        add_record(self._journal, asdict(Probe(first.kind, first.layer, share, nats)))
+        return nats
+
+    def _errors(self, projections: list[Projection]) -> list[np.ndarray]:
+        first, *others = projections
+        self._layer = self._layers.block(first.layer, first.block)
+        errors = [weakest_error(self._layer, first.role)]
+        return errors + [weakest_error(self._layers.block(each.layer, each.block), each.role) for each in others]
 
 
 def _subjects(layers: AttentionLayers) -> list[list[Projection]]:
@@ -98,31 +167,17 @@ def _share_of_tokens(calibration: Calibration, projections: list[Projection]) ->
     return sum(share_of_tokens(calibration, projection) for projection in projections)
 
 
-Probes = Generator[float, WeightError, None]
-
-
-def _sensitivity(
-    probes: Probes, model: GGUFModel, projections: list[Projection], errors: list[np.ndarray], rounding: float
-) -> float:
-    share = SHARES[projections[0].role]
-    nats = _cost(probes, model, projections, errors, share)
-    if nats < 3 * rounding:
-        share *= STRONGER
-        nats = _cost(probes, model, projections, errors, share)
-    return max(nats - rounding, rounding / 20) / share
-
-
-def _cost(
-    probes: Probes, model: GGUFModel, projections: list[Projection], errors: list[np.ndarray], share: float
-) -> float:
-    """The nats that `errors` of `projections` of one tensor cost when each is scaled to `share` of the one's energy."""
+def _weight_error(
+    model: GGUFModel, projections: list[Projection], errors: list[np.ndarray], share: float
+) -> WeightError:
+    """The `errors` of projections of one tensor, each scaled to `share` of the projection's energy."""
     tensor = projections[0].tensor
     experts = tuple(projection.block.expert for projection in projections if projection.block.expert is not None)
     shape = model.tensors[tensor].shape
     whole = np.zeros((len(experts), *shape[1:]) if experts else shape, np.float32)
     for place, projection, error in zip(whole if experts else [whole], projections, errors, strict=True):
         projection.put(place, error * np.sqrt(share))
-    return probes.send(WeightError(tensor, whole, experts))
+    return WeightError(tensor, whole, experts)
 
 
 def weakest_error(layer: Layer, role: str) -> np.ndarray:

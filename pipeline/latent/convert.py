@@ -11,7 +11,6 @@ import numpy as np
 
 from native.model import default_threads
 from pipeline import __version__
-from pipeline.errors import UsageError
 from pipeline.files.output_file import check_output
 from pipeline.gguf_file.encode import encode_rows
 from pipeline.gguf_file.metadata import MetadataEntry, metadata_entry
@@ -137,8 +136,7 @@ def convert_to_latent(
     choose_layout(plan, source)
     check_output(output, force=force, sources=model.paths)
     require_fit(calibration, model)
-    if not calibration.has_sensitivities:
-        raise UsageError.of("calibration", calibration.path, "lacks sensitivities; make it with surgery calibrate")
+    AttentionLayers(model, calibration, plan.roles).require_sensitivities()
     attention = AttentionLayers(model, calibration)
     if plan.cache_bytes is not None:
         plan = choose_within_bytes(plan, source, attention.values())

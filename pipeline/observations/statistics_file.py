@@ -93,10 +93,6 @@ class Calibration:
         return target_roles(self.origin.targets)
 
     @property
-    def has_sensitivities(self) -> bool:
-        return bool(self.probed)
-
-    @property
     def probed(self) -> list[str]:
         """The roles whose sensitivities were measured."""
         return [key.removeprefix(f"{SENSITIVITY}.") for key in self.file.metadata if key.startswith(SENSITIVITY)]
@@ -107,7 +103,7 @@ class Calibration:
 
     def sensitivity(self, role: str, layer: int) -> float:
         """That of one layer. 1 if it was not measured."""
-        return float(self.sensitivities(role)[layer]) if self.has_sensitivities else 1.0
+        return float(self.sensitivities(role)[layer]) if role in self.probed else 1.0
 
     def layer(self, number: int, name: str = ATTENTION_INPUT) -> LayerMoments:
         """The moments of an input of a layer, read now. Raises SurgeryError for one that was not observed."""

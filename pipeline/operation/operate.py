@@ -65,6 +65,8 @@ def operate_family(
     started = time.perf_counter()
     plans = list(outputs.values())
     layers = AttentionLayers(model, _required_calibration(model, plans[0], calibration), plans[0].roles)
+    if plans[0].metric == "attention":
+        layers.require_sensitivities()
     together = layer_groups(layers, parse_layers(plans[0].layers, layers, skipped=layers.skipped), plans[0])
     for plan in plans:  # the groups are the same, but each plan is checked
         groups = plan_groups(layers, together, plan)
@@ -99,6 +101,4 @@ def _required_calibration(model: GGUFModel, plan: Plan, calibration: Calibration
     if calibration is None:
         raise UsageError.of("metric", plan.metric, "needs calibration statistics")
     require_fit(calibration, model, plan.roles)
-    if plan.metric == "attention" and not calibration.has_sensitivities:
-        raise UsageError.of("calibration", calibration.path, "lacks sensitivities; make it with surgery calibrate")
     return calibration
