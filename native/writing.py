@@ -26,12 +26,12 @@ BLOCK = 256  # tokens that are skipped or not as one when one is sampled
 class WritingOptions:
     """How rows are written: `tokens` of text each, sampled at `temperature` > 0; row i's seed is (`seed`, i).
 
-    A passage begins with any token of text, all alike, after BOS where the vocabulary adds it, and has at most
-    `passage` tokens.
+    A passage begins with any token of text, all alike, after BOS where the vocabulary adds it. Those of row i have at
+    most `passages`[i % len(passages)] tokens.
     """
 
     tokens: int = 512
-    passage: int = 128
+    passages: tuple[int, ...] = (128,)
     temperature: float = 1.0
     seed: int = 0
 
@@ -56,9 +56,10 @@ def write_waves(
     """
     with load_model(path) as model:
         vocabulary = Vocabulary(model)
-        learned = model.n_ctx_train or writing.passage  # positions; 0 says nothing
-        writing = replace(writing, passage=max(1, min(writing.passage, learned - len(vocabulary.bos))))
-        options = replace(options, n_ctx=writing.passage + len(vocabulary.bos), n_batch=512)
+        learned = model.n_ctx_train or max(writing.passages)  # positions; 0 says nothing
+        longest = max(1, learned - len(vocabulary.bos))
+        writing = replace(writing, passages=tuple(min(tokens, longest) for tokens in writing.passages))
+        options = replace(options, n_ctx=max(writing.passages) + len(vocabulary.bos), n_batch=512)
         together = _rows_together(model, options)
         yield together
         for first in range(0, rows, together):
@@ -105,6 +106,7 @@ class _Row:
     """A row that is being written: its passages so far, and what its sequence is to be given before sampling goes on."""
 
     random: np.random.Generator
+    longest: int  # tokens that a passage of it may have
     passages: list[list[int]] = field(default_factory=list)
     given: deque[int] = field(default_factory=deque)
     decoded: int = 0  # tokens of the passage, with BOS
@@ -125,7 +127,11 @@ class _Row:
 def _write_wave(
     context: Context, vocabulary: Vocabulary, writing: WritingOptions, first: int, count: int
 ) -> Generator[int | WrittenWave, None, None]:
-    rows = [_Row(np.random.default_rng([writing.seed, first + i])) for i in range(count)]
+    lengths = writing.passages
+    rows = [
+        _Row(np.random.default_rng([writing.seed, number]), lengths[number % len(lengths)])
+        for number in range(first, first + count)
+    ]
     for row in rows:
         row.begin(vocabulary)
     work = np.empty(context.model.n_vocab, np.float32)
@@ -139,17 +145,17 @@ def _write_wave(
             if not rows[i].given:
                 require_finite(context.model, scores)
                 token = sample(scores, writing.temperature, rows[i].random.random(), vocabulary.barred, work)
-                _go_on(context, i, rows[i], token, vocabulary, writing.passage)
+                _go_on(context, i, rows[i], token, vocabulary)
         yield sum(row.written for row in rows)
         going = [i for i in going if rows[i].written < writing.tokens]
     texts = ["\n\n".join(_text(context.model, passage) for passage in row.passages) for row in rows]
     yield WrittenWave(first, texts, [[token for passage in row.passages for token in passage] for row in rows])
 
 
-def _go_on(context: Context, sequence: int, row: _Row, token: int, vocabulary: Vocabulary, longest: int) -> None:
+def _go_on(context: Context, sequence: int, row: _Row, token: int, vocabulary: Vocabulary) -> None:
     """Take a sampled token: it continues the row's passage, or ends it and the next is begun."""
     passage = row.passages[-1]
-    if not vocabulary.ends[token] and len(passage) < longest:
+    if not vocabulary.ends[token] and len(passage) < row.longest:
         passage.append(token)
         row.given.append(token)
         return

@@ -75,7 +75,7 @@ def test_a_token_is_drawn_by_inverting_the_cumulative_distribution(size: int, te
 
 def test_what_is_written_has_the_models_own_frequencies(tiny: Path, tmp_path: Path) -> None:
     path = saying(tiny, tmp_path / "saying.gguf", {97: 6.0, 98: 5.0})
-    (wave,) = waves_of(path, 16, tokens=128, passage=128)
+    (wave,) = waves_of(path, 16, tokens=128, passages=(128,))
     drawn = np.array([row[1:] for row in wave.tokens]).ravel()  # without the first, which any token may be
     with load_model(str(path)) as loaded:
         probabilities = np.exp([6.0 if t == 97 else 5.0 if t == 98 else 0.0 for t in range(loaded.n_vocab - 1)])
@@ -105,6 +105,13 @@ def test_a_passage_that_ends_makes_room_for_the_next(tiny: Path, tmp_path: Path)
     assert all("\n\n" in text for text in wave.texts)
 
 
+def test_rows_take_turns_in_how_long_their_passages_are(tiny: Path, tmp_path: Path) -> None:
+    path = saying(tiny, tmp_path / "saying.gguf", {97: 6.0, 98: 5.0})
+    (wave,) = waves_of(path, 4, passages=(8, 1000))
+    assert [text.count("\n\n") for text in wave.texts] == [2, 0, 2, 0]
+    assert waves_of(path, 34, passages=(8, 1000), done=[(0, 32)])[0].texts[0].count("\n\n") == 2
+
+
 def test_a_model_that_ends_at_once_is_named(tiny: Path, tmp_path: Path) -> None:
     path = saying(tiny, tmp_path / "silent.gguf", {END: 40.0})
     with pytest.raises(NativeError, match=r"silent\.gguf: ends every text at once"):
@@ -123,6 +130,15 @@ def test_a_model_that_repeats_one_token_is_refused(tiny: Path, tmp_path: Path, o
     with pytest.raises(SurgeryError, match=r"stuck\.gguf: writes one token over and over .*token 120"):
         write_self_text(open_gguf(path), chunks=1)
     assert not list(own_cache.iterdir())
+
+
+def test_a_long_passage_is_probed_not_the_middle_of_what_was_written(model: GGUFModel) -> None:
+    text = write_self_text(model, chunks=3)
+    rows = text.content.split(text.coherent or "?")
+    assert len(rows) == 2 and all(rows)  # the second of three
+    short, long = len(rows[0].split("\n\n")), len((text.coherent or "").split("\n\n"))
+    assert long < short
+    assert write_self_text(model, chunks=1).coherent == rows[0].strip("\n")  # there is no other
 
 
 def test_a_text_is_kept_and_a_longer_one_begins_with_it(model: GGUFModel) -> None:

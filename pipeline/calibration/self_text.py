@@ -25,7 +25,7 @@ from pipeline.progress import Progress, silent
 from pipeline.revision import revisions
 
 SELF_TEXT = "self"
-RECIPE = WritingOptions(tokens=528, passage=132)
+RECIPE = WritingOptions(tokens=528, passages=(132, 528))
 """Chosen by measurement, see docs/log.md."""
 REPETITIVE = 0.5  # the share of a wave that its most frequent token may have
 TRIAL = 8  # decodes after which the time for all is estimated
@@ -71,7 +71,8 @@ def write_self_text(
 
         with lock(ledger.with_suffix(".lock"), waiting):
             texts = _write_missing(model, recipe, ledger, chunks, threads, progress, announce, most_seconds)
-    return Text(name, "\n\n".join(texts))
+    coherent = RECIPE.passages.index(max(RECIPE.passages))  # the first row of the longest passages
+    return Text(name, "\n\n".join(texts), coherent=texts[min(coherent, len(texts) - 1)])
 
 
 def _all_rows(waves: Waves, rows: int) -> list[str] | None:

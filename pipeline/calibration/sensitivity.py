@@ -73,7 +73,8 @@ def measure_sensitivities(
     layers = AttentionLayers(model, calibration, calibration.roles)
     options = ContextOptions(n_ctx=PROBE_TOKENS, n_batch=PROBE_TOKENS, threads=threads)
     middle = calibration.origin.chunk_count * calibration.origin.chunk_size // PROBE_TOKENS // 2
-    probes = _Probes(isolated(probe_errors, str(model.path), text.content, middle, options), layers, journal)
+    where = (text.content, middle) if text.coherent is None else (text.coherent, 0)
+    probes = _Probes(isolated(probe_errors, str(model.path), *where, options), layers, journal)
     subjects = [projections for projections in _subjects(layers) if projections[0].kind in kinds]
     result = {kind: [0.0] * (max(layers) + 1) for kind in kinds}
     with closing(probes):

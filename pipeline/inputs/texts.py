@@ -26,10 +26,14 @@ TELLING_LINE = 40  # characters; shorter lines stand in unrelated code, too
 
 @dataclass(frozen=True)
 class Text:
-    """A text, its name on the command line and the SHA-256 of its UTF-8 bytes."""
+    """A text, its name on the command line and the SHA-256 of its UTF-8 bytes.
+
+    `coherent` is a part of it that hangs together, where others of that length may not.
+    """
 
     name: str
     content: str
+    coherent: str | None = None
 
     @property
     def sha256(self) -> str:
