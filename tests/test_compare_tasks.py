@@ -2,6 +2,10 @@
 
 import json
 import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -129,6 +133,37 @@ def test_nothing_is_asked_twice(asked: Asked, tiny: Path, english: Path) -> None
         assert db.execute("SELECT count(*) FROM replies").fetchone()[0] == 2 * whole
     again = run(asked.folder, tiny, english, asked.grid)
     assert (again.questions_total, again.cells_total) == (0, 0)
+
+
+def replies(folder: Path) -> int:
+    """All replies in the ledger, read while another process writes it."""
+    try:
+        with closing(sqlite3.connect(f"file:{folder / LEDGER}?mode=ro", uri=True)) as db:
+            return int(db.execute("SELECT count(*) FROM replies").fetchone()[0])
+    except sqlite3.OperationalError:
+        return 0  # not laid out yet
+
+
+def test_a_killed_process_asks_no_more_than_a_round_again(tiny: Path, english: Path, tmp_path: Path) -> None:
+    folder, endings = tmp_path / "study", 4 * 100
+    command = [
+        sys.executable, "-m", "pipeline", "compare", str(tiny), "-o", str(folder), "--text", str(english),
+        "--methods", "shared-kv", "--ranks", "4", "--quants", "source", "--ctx", "64", "--chunks", "2",
+        "--answer-tokens", "0", "--hellaswag", str(write_hellaswag(tmp_path / "items.txt", 100)),
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while replies(folder) <= endings:  # the source's, and some of the cell's
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    before = replies(folder)
+    result = CliRunner().invoke(cli, [*command[3:], "--json"])
+    assert result.exit_code == 0, result.output
+    whole = CliRunner().invoke(cli, [*command[3:6], str(tmp_path / "whole"), *command[7:], "--json"])
+    assert before < replies(folder) == replies(tmp_path / "whole")
+    tasks, expected = (json.loads(each.stdout)["cells"][0]["tasks"] for each in (result, whole))
+    assert tasks == expected
 
 
 def copied(asked: Asked, name: str) -> Path:
