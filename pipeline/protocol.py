@@ -24,7 +24,7 @@ class Operation(Protocol):
 
     @property
     def roles(self) -> frozenset[str]:
-        """Of which projections, members of `pipeline.targets.TARGETS`, these statistics are."""
+        """Of which projections, members of `pipeline.targets.TARGETS`, it must know what errors cost, or what they read."""
 
     @property
     def label(self) -> str:

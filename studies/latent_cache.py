@@ -56,7 +56,13 @@ def half_cache_speeds(calibration: str, threads: int) -> dict[str, list[Speed]]:
     with tempfile.TemporaryDirectory(prefix="surgery-") as folder:
         source, latent, half = (Path(folder) / f"{name}.gguf" for name in ("source", "latent", "half"))
         quantize(model, source, "F16", threads=threads)
-        convert_to_latent(model, latent, LatentPlan(cache=192), obtain_calibration(model, calibration), threads=threads)
+        convert_to_latent(
+            model,
+            latent,
+            LatentPlan(cache=192),
+            obtain_calibration(model, calibration, roles=LatentPlan.roles),
+            threads=threads,
+        )
         quantize(open_gguf(latent), half, "F16", threads=threads)
         found = speeds_at_depths([(source, options), (half, options)], DEPTHS)
     return dict(zip(("source F16", "latent 192 F16"), found, strict=True))

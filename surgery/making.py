@@ -105,7 +105,7 @@ def convert_to_latent(
     source, path = open_model(model), Path(output)
     check_latent(source, plan)
     check_output(path, force=force, sources=source.paths)
-    moments = statistics(source, calibration, plan.metric, threads)
+    moments = statistics(source, calibration, plan.metric, threads, plan.roles)
     return convert.convert_to_latent(source, path, plan, moments, threads=threads, force=force, progress=progress)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from native.errors import NativeError
 from native.isolated import isolated
@@ -14,7 +15,7 @@ from native.scoring import score_tokens
 from pipeline.calibration.calibrate import calibrate
 from pipeline.calibration.metrics import attention_metric, layer_metric
 from pipeline.calibration.output_blocks import output_blocks
-from pipeline.calibration.sensitivity import weakest_error
+from pipeline.calibration.sensitivity import steadied, weakest_error
 from pipeline.errors import UsageError
 from pipeline.files.journal import add_record, read_journal
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
@@ -163,8 +164,15 @@ def test_probing_goes_on_where_it_was_interrupted(
     assert not journal.exists()
     for role in "qkv":
         first, second = zip(whole.sensitivities(role), resumed.sensitivities(role), strict=True)
-        assert first[1] == pytest.approx(2 * first[0], rel=1e-3)
-        assert second[1] == pytest.approx(second[0], rel=1e-3)
+        assert first[1] / first[0] == pytest.approx(2**0.75, rel=1e-3)  # of two layers, drawn halfway to their mean
+        assert second[1] / second[0] == pytest.approx(2**0.25, rel=1e-3)
+
+
+def test_what_errors_cost_is_drawn_halfway_to_the_geometric_mean() -> None:
+    costs = np.array([0.5, 2.0, 32.0])
+    expected = np.exp((np.log(costs) + np.log(stats.gmean(costs))) / 2)
+    assert steadied([0.5, 0.0, 2.0, 32.0]) == pytest.approx([expected[0], 0, *expected[1:]])
+    assert steadied([0.0, 0.0]) == [0, 0]
 
 
 def test_only_what_is_asked_for_is_probed(

@@ -6,7 +6,7 @@ energy under the metric; divergence over share is the projection's sensitivity. 
 different layers, are in one unit, and a predicted damage in nats a token.
 """
 
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -35,7 +35,8 @@ SHARES = {
     "o": 0.1, "gate": 0.1, "up": 0.1, "down": 0.1,
 }  # fmt: skip
 """The probe's error as a share of the energy: such that it costs some hundredths of a nat."""
-PROBE_TOKENS = 256
+STEADINESS = 0.5
+"""How far what errors cost is drawn to their mean over layers, as logarithms: much is the text's, see docs/log.md."""
 STRONGER = 8.0  # times the share, where the probe drowns in rounding
 MOST = 0.1  # nats that such a probe may cost
 SMALLEST = 1e-9  # nats: what rounding costs at least, as it may come out negative
@@ -71,9 +72,9 @@ def measure_sensitivities(
     Raises NativeError when llama.cpp cannot run the model.
     """
     layers = AttentionLayers(model, calibration, calibration.roles)
-    options = ContextOptions(n_ctx=PROBE_TOKENS, n_batch=PROBE_TOKENS, threads=threads)
-    middle = calibration.origin.chunk_count * calibration.origin.chunk_size // PROBE_TOKENS // 2
-    where = (text.content, middle) if text.coherent is None else (text.coherent, 0)
+    chunks, n_ctx = calibration.origin.chunk_count, calibration.origin.chunk_size
+    options = ContextOptions(n_ctx=n_ctx, n_batch=n_ctx, threads=threads)
+    where = (text.content, chunks // 2) if text.coherent is None else (text.coherent, 0)
     probes = _Probes(isolated(probe_errors, str(model.path), *where, options), layers, journal)
     subjects = [projections for projections in _subjects(layers) if projections[0].kind in kinds]
     result = {kind: [0.0] * (max(layers) + 1) for kind in kinds}
@@ -83,7 +84,14 @@ def measure_sensitivities(
             nats = probes.sensitivity(projections)
             result[projections[0].kind][projections[0].layer] = nats / _share_of_tokens(calibration, projections)
         progress(len(subjects), len(subjects), "")
-    return result
+    return {kind: steadied(nats) for kind, nats in result.items()}
+
+
+def steadied(nats: Sequence[float]) -> list[float]:
+    """What errors of one kind cost by layer, drawn to their geometric mean by STEADINESS; 0 stays 0."""
+    measured = [cost for cost in nats if cost]
+    mean = float(np.exp(np.mean(np.log(measured)))) if measured else 0.0
+    return [mean**STEADINESS * cost ** (1 - STEADINESS) if cost else 0.0 for cost in nats]
 
 
 class _Probes:

@@ -68,7 +68,7 @@ def command(
     check_latent(source, plan)  # before anything takes long
     check_output(output, force=force, sources=source.paths)
     with calibration_progress(source, calibration) as watch:
-        statistics = obtain_calibration(source, calibration, threads=threads, watch=watch)
+        statistics = obtain_calibration(source, calibration, roles=plan.roles, threads=threads, watch=watch)
     with ProgressReport("sampling", unit="chunks") as sampling, ProgressReport("converting", unit="layers") as report:
         result = convert_to_latent(
             source, output, plan, statistics, threads=threads, force=force,

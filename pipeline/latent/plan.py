@@ -11,7 +11,6 @@ from pipeline.choices import check_choices, choice, choices_of
 from pipeline.errors import UsageError
 from pipeline.latent.source import LatentSource
 from pipeline.latent.source_rope import LARGEST_DEVIATION
-from pipeline.targets import QKV
 
 METHOD = "latent"
 OUTTYPES = ("auto", "f32", "f16", "bf16")
@@ -56,7 +55,7 @@ class LatentPlan:
 
     method: ClassVar[str] = METHOD
     metric: ClassVar[str] = "attention"  # what it needs of a calibration
-    roles: ClassVar[frozenset[str]] = QKV
+    roles: ClassVar[frozenset[str]] = frozenset("kv")  # whose errors are weighed against each other
 
     def __post_init__(self) -> None:
         check_choices(self)
