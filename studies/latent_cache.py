@@ -6,7 +6,6 @@ Measures studies/latent_cache.yaml, then how fast a half cache runs behind a fil
 docs/latent-cache.json, docs/latent-cache.svg and the tables in docs/latent.md.
 """
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,14 @@ from pipeline.json_text import plain
 from pipeline.latent.convert import convert_to_latent
 from pipeline.latent.plan import LatentPlan
 from pipeline.quantization import quantize
-from studies.documents import document, markdown
+from studies.documents import document, markdown, write_json
 from studies.measured import Study, bars, cell_of, loss, measured, study_options
 from studies.pictures import divergence_axis, drawn
 
-SIZES = (256, 224, 192, 160)
-CACHE_TYPES = {"f16": "tab:blue", "q8_0": "tab:orange", "q4_0": "tab:red"}
+SIZES = (256, 192, 160)
+CACHE_TYPES = {
+    "f16": "tab:blue", "q8_0": "tab:orange", "q5_0": "tab:green", "iq4_nl": "tab:purple", "q4_0": "tab:red",
+}  # fmt: skip
 DEPTHS = (0, 4096, 16384)
 CONTEXTS = (4096, 32768)
 
@@ -46,8 +47,7 @@ def main(docs: Path, with_speed: bool, calibration: str, threads: int, **options
     if with_speed:
         speeds = half_cache_speeds(calibration, threads)
         document(docs / "latent.md", "latent-speed", speed_table(speeds))
-        path = docs / "latent-cache.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"speed": plain(speeds)}, indent=1) + "\n")
+        write_json(docs / "latent-speed.json", plain(speeds))
 
 
 def half_cache_speeds(calibration: str, threads: int) -> dict[str, list[Speed]]:
@@ -74,21 +74,25 @@ def cache_bytes(study: dict[str, Any], cell: CellResult | BaseResult) -> float:
 
 
 def table(results: StudyResult) -> str:
-    """The cells with half of their 95 % intervals over chunks."""
+    """The cells by their bytes, KL divergence with half of its 95 % interval over chunks, a column a text."""
     rows = [
         [
             cell.label,
             *(f"{cache_bytes(results.study, cell) * n / 2**20:.1f}" for n in CONTEXTS),
-            f"{cache_bytes(results.study, cell) / cache_bytes(results.study, results.base):.0%}",
-            loss(cell),
-            f"{cell.ppl:.2f}",
+            f"{share_of_bytes(results, cell):.0%}",
+            *map(loss, cell.texts),
             f"{cell.same_top:.1%}",
-            f"{(cell.file_bytes or 0) / 1e6:.1f}",
         ]
-        for cell in results.cells
+        for cell in sorted(results.cells, key=lambda cell: -share_of_bytes(results, cell))
     ]  # fmt: skip
     sizes = [f"cache at {n:,} tokens, MiB" for n in CONTEXTS]
-    return markdown(["model", *sizes, "share", "KL divergence", "perplexity", "same top token", "file, MB"], rows)
+    texts = [text.text for text in results.cells[0].texts]
+    return markdown(["model", *sizes, "share", *texts, "same top token"], rows)
+
+
+def share_of_bytes(results: StudyResult, cell: CellResult) -> float:
+    """Its cache's bytes as a share of the source's in F16."""
+    return cache_bytes(results.study, cell) / cache_bytes(results.study, results.base)
 
 
 def speed_table(speeds: dict[str, list[Speed]]) -> str:
@@ -103,11 +107,11 @@ def speed_table(speeds: dict[str, list[Speed]]) -> str:
 
 
 def draw(results: StudyResult, path: Path) -> None:
-    """KL divergence over bytes of cache for a token, a line a cache type."""
+    """KL divergence, mean over the texts, over the share of the cache's bytes, a line a cache type."""
     with drawn(path) as axes:
         for kind, colour in CACHE_TYPES.items():
             line = [cell_of(results, cache=size, quant="source", cache_type=kind) for size in SIZES]
-            sizes = [cache_bytes(results.study, cell) / 1024 for cell in line]
+            sizes = [share_of_bytes(results, cell) for cell in line]
             means, reach = bars(line)
             axes.errorbar(sizes, means, reach, color=colour, marker="o", markersize=4, label=f"latent, {kind} cache")
             if kind == "f16":
@@ -115,11 +119,12 @@ def draw(results: StudyResult, path: Path) -> None:
             alone = cell_of(results, method="none", quant="source", cache_type=kind)
             means, reach = bars([alone])
             axes.errorbar(
-                [cache_bytes(results.study, alone) / 1024], means, reach, color=colour, marker="*", markersize=11,
+                [share_of_bytes(results, alone)], means, reach, color=colour, marker="*", markersize=11,
                 linestyle="none", label=f"source, {kind} cache",
             )  # fmt: skip
         divergence_axis(axes)
-        axes.set_xlabel("KiB of cache for a token")
+        axes.set_xlabel("share of the bytes of the source's F16 cache")
+        axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
 
 
 if __name__ == "__main__":
