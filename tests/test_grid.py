@@ -63,7 +63,7 @@ def test_the_plans_of_the_studies_are_grids() -> None:
     assert counts == {
         "shared_structure": 20,
         "cross_layer": 36,
-        "latent_cache": 20,
+        "latent_cache": 23,
         "calibration_texts": 2,
         "front": 4,
         "variations": 7,
