@@ -16,23 +16,26 @@ from pipeline.json_text import as_json
 from studies.documents import document, markdown, write_json
 from studies.measured import Study, loss, measured_plan, study_options
 
-CONTEXTS = (512, 2048)
+CHUNK = 512  # tokens, of which --chunks counts
 
 
 @click.command(cls=Study)
 @study_options
 @click.option("--home", required=True, help="The text to calibrate on besides what the model writes.")
-def main(home: str, docs: Path, studies: Path, chunks: int, calibration: str, **options: Any) -> None:
+@click.option("--ctx", "contexts", multiple=True, default=(512, 2048), show_default=True, help="Tokens of a chunk.")
+def main(
+    home: str, docs: Path, studies: Path, chunks: int, calibration: str, contexts: tuple[int, ...], **options: Any
+) -> None:
     """Measure what each calibration loses on each text, and print a table for each context."""
     results = {
         n_ctx: {
             name: measured_plan(
                 "calibration-texts", studies / f"calibration-texts-{n_ctx}-{number}",
-                calibration=name, chunks=max(2, chunks * CONTEXTS[0] // n_ctx), n_ctx=n_ctx, **options,
+                calibration=name, chunks=max(2, chunks * CHUNK // n_ctx), n_ctx=n_ctx, **options,
             )
             for number, name in enumerate((calibration, home, f"{calibration},{home}"))
         }
-        for n_ctx in CONTEXTS
+        for n_ctx in contexts
     }  # fmt: skip
     found = {n_ctx: {name: as_json(study) for name, study in of.items()} for n_ctx, of in results.items()}
     write_json(docs / "calibration-texts.json", found)
