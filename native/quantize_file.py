@@ -23,6 +23,8 @@ FILE_TYPES: dict[str, int] = {
     and match[1] not in NOT_OFFERED
     and number in READABLE
 }
+UNWEIGHED = {"F32", "F16", "BF16", "Q8_0"}
+"""The file types none of whose tensors an importance matrix changes (ggml-quants.c)."""
 PROGRESS_LINE = re.compile(r"\[\s*(\d+)/\s*(\d+)\]")
 SIZE_LINE = re.compile(r"quant size\s*=\s*([\d.]+) MiB")
 FALLBACK_LINE = re.compile(r"warning: (\S+).*-> falling back to\s+(\S+)")

@@ -16,6 +16,7 @@ from native.quantize_file import (
     FILE_TYPES,
     PROGRESS_LINE,
     SIZE_LINE,
+    UNWEIGHED,
     file_type,
     quantize_file,
 )
@@ -114,6 +115,14 @@ def known_type(kind: str) -> str:
         return file_type(kind)
     except NativeError as error:
         raise UsageError(f"{error}{suggestion(kind, FILE_TYPES)}") from None
+
+
+def require_weighing(kind: str) -> None:
+    """Raise UsageError for a type in which an importance matrix would change nothing."""
+    if known_type(kind) in UNWEIGHED:
+        raise UsageError(
+            f"`importance_matrix`: changes nothing in {known_type(kind)}; leave it out", argument="importance_matrix"
+        )
 
 
 def quantized_types(model: GGUFModel) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from pipeline.calibration.calibrate import DEFAULT_CHUNKS
-from pipeline.calibration.obtain import CalibrationWatch, obtain_calibration
+from pipeline.calibration.obtain import CalibrationWatch, obtain_calibration, split_names
 from pipeline.files.output_file import check_output
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.inputs.models import open_source
@@ -19,7 +19,7 @@ from pipeline.operation.operate_and_quantize import operate_and_quantize
 from pipeline.operation.plan import Plan
 from pipeline.operation.report import OperationReport
 from pipeline.progress import Progress, silent
-from pipeline.quantization import Quantization, known_type
+from pipeline.quantization import Quantization, known_type, require_weighing
 from pipeline.quantization import quantize as quantize_file
 from pipeline.targets import QKV, target_roles
 
@@ -78,7 +78,7 @@ def operate(
     source, path = open_model(model), Path(output)
     if quant:
         known_type(quant)
-    check_output(path, force=force, sources=source.paths)
+    check_output(path, force=force, sources=_inputs(source, calibration))
     check_plan(source, plan)
     moments = None if plan.metric == "weights" else statistics(source, calibration, plan.metric, threads, plan.roles)
     if quant:
@@ -104,7 +104,7 @@ def convert_to_latent(
     """
     source, path = open_model(model), Path(output)
     check_latent(source, plan)
-    check_output(path, force=force, sources=source.paths)
+    check_output(path, force=force, sources=_inputs(source, calibration))
     moments = statistics(source, calibration, plan.metric, threads, plan.roles)
     return convert.convert_to_latent(source, path, plan, moments, threads=threads, force=force, progress=progress)
 
@@ -121,13 +121,25 @@ def quantize(
 ) -> Quantization:
     """Write `output`: `model` in a type of llama.cpp's quantiser such as Q4_K_M; `progress` counts tensors.
 
-    Raises UsageError for an unknown type.
+    Raises UsageError for an unknown type, and for an importance matrix that changes nothing in it.
     """
     matrix = None if importance_matrix is None else Path(importance_matrix)
+    source = open_model(model)
+    if matrix:
+        require_weighing(kind)
+        check_output(Path(output), force=force, sources=[path for path in (*source.paths, matrix) if path.exists()])
     return quantize_file(
-        open_model(model), Path(output), kind,
+        source, Path(output), kind,
         importance_matrix=matrix, threads=threads, force=force, progress=progress,
     )  # fmt: skip
+
+
+def _inputs(model: GGUFModel, calibration: Statistics) -> list[Path]:
+    """The files that an operation reads, none of which may be its output."""
+    if isinstance(calibration, Calibration):
+        return [*model.paths, calibration.path]
+    named = [Path(name).expanduser() for name in split_names(str(calibration), "calibration")]
+    return [*model.paths, *(path for path in named if path.exists())]
 
 
 def statistics(

@@ -59,6 +59,19 @@ def test_errors_name_the_argument_and_no_option(choices: dict[str, Any], argumen
     assert "--" not in str(caught.value)
 
 
+def test_what_is_read_is_never_written_over(tiny: Path, english: Path) -> None:
+    text = Path("text.txt")
+    text.write_text(english.read_text())
+    for output in (tiny, text):
+        with pytest.raises(api.UsageError, match="is the input itself"):
+            api.operate(tiny, output, api.Plan(metric="inputs"), calibration=f"self,{text}", force=True)
+        with pytest.raises(api.UsageError, match="is the input itself"):
+            api.convert_to_latent(tiny, output, calibration=text, force=True)
+        with pytest.raises(api.UsageError, match="is the input itself"):
+            api.quantize(tiny, output, "Q4_0", importance_matrix=text, force=True)
+    assert text.read_text() == english.read_text()
+
+
 class Found(Tabular):
     def rows(self) -> list[dict[str, Any]]:
         return [{"layer": "<1>", "share": 0.123456}, {"layer": "2", "share": None}]

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,5 +50,6 @@ def test_a_worker_that_dies_costs_only_its_cell(cluster: Any, tiny: Path, englis
 
 def test_no_scheduler_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.compare.cluster.SECONDS_TO_CONNECT", 1)
-    with pytest.raises(UsageError, match="no Dask scheduler answers there"):
-        ClusterRunner("tcp://127.0.0.1:9")
+    silent = socket.create_server(("127.0.0.1", 0))  # something listens, but says nothing
+    with silent, pytest.raises(UsageError, match="no Dask scheduler answers there"):
+        ClusterRunner(f"tcp://127.0.0.1:{silent.getsockname()[1]}")

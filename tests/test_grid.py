@@ -1,11 +1,14 @@
 """Grids: presets, files, and what makes no sense."""
 
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 import studies
+from pipeline.cli.grid_options import chosen_grids
 from pipeline.cli.main import cli
 from pipeline.compare.cell import Cell
 from pipeline.compare.grid import PRESETS, Grid, grid_cells, load_grids, save_grids
@@ -52,7 +55,7 @@ def test_quantised_caches_alone() -> None:
     assert Grid(methods=("none", "shared-kv"), thresholds=(0.9,)).plans() == [Plan(threshold=0.9)]
     result = CliRunner().invoke(cli, ["compare", "x.gguf", "-o", "s", "--methods", "none", "--thresholds", "0.9"])
     assert (result.exit_code, len(result.output.splitlines())) == (2, 1)
-    assert "--thresholds: no method of the grid has ranks" in result.output
+    assert "--thresholds: none of the --methods uses it" in result.output
     shown = "".join(CliRunner().invoke(cli, ["compare", "--help"]).output.split())  # however it is wrapped
     assert "0.99,0.9,0.5" in shown
     assert "[default:shared-kv,separate]" in shown
@@ -69,6 +72,24 @@ def test_the_plans_of_the_studies_are_grids() -> None:
         "variations": 7,
         "where": 51,
     }
+
+
+def test_options_overrule_the_blocks_that_use_them(tmp_path: Path) -> None:
+    two = [GRID, Grid(methods=("random",), thresholds=(0.9,), quants=("source",))]
+    save_grids(tmp_path / "two.yaml", two, force=False)
+
+    def chosen(**options: Any) -> list[Grid]:
+        names = [field.name for field in fields(Grid)]
+        return chosen_grids({**dict.fromkeys(names), "preset": None, "plan_file": tmp_path / "two.yaml", **options})
+
+    assert chosen() == two
+    assert chosen(seeds=(1, 2)) == [GRID, replace(two[1], seeds=(1, 2))]
+    assert chosen(ranks=(4,)) == [replace(grid, thresholds=(), ranks=(4,)) for grid in two]
+    assert chosen(methods=("none",)) == [replace(grid, methods=("none",), thresholds=()) for grid in two]
+    with pytest.raises(UsageError, match="`caches`: none of the `methods` uses it"):
+        chosen(caches=(0.3,))
+    with pytest.raises(UsageError, match="`seeds`: none of the `methods` uses it"):
+        replace(GRID, seeds=(1,)).plans()
 
 
 def test_an_empty_grid() -> None:

@@ -237,5 +237,5 @@ def test_a_grid_crosses_groupings_with_the_method_that_has_them() -> None:
     ]
     assert "shared by all" in Cell(cross("all")).label
     assert effective_plan(cross("all", targets="q")) == Plan(targets="q")
-    with pytest.raises(UsageError, match="`group_layers`: no method of the grid"):
+    with pytest.raises(UsageError, match="`group_layers`: none of the `methods` uses it"):
         Grid(methods=("separate",), group_layers=("2",), thresholds=(0.5,)).plans()

@@ -201,6 +201,14 @@ def test_random_control_uses_the_rank_of_shared_kv_and_loses_more(embedded: Path
     assert not np.allclose(one.read(name), other.read(name), atol=0.1 * np.abs(one.read(name)).max())
 
 
+def test_random_subspaces_of_matrices_of_one_shape_are_different(tiny: Path, tmp_path: Path) -> None:
+    plan = Plan(method="random", rank=5, targets="gate+up", mean="none", layers="1", outtype="f32")
+    model, _ = perform(tiny, tmp_path / "r.gguf", plan)
+    gate, up = (model.read(f"blk.1.ffn_{role}.weight") for role in ("gate", "up"))
+    for together in (np.vstack([gate, up]), np.hstack([gate, up])):
+        assert np.linalg.matrix_rank(together, tol=1e-3 * np.linalg.norm(together, 2)) == 10
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("value", [3e38, 1e19])
 @pytest.mark.parametrize("plan", [Plan(threshold=0.5), Plan("cross-layer", threshold=0.5, group_layers="all")])

@@ -10,7 +10,7 @@ import click
 from pipeline.calibration.calibrate import DEFAULT_CHUNKS
 from pipeline.calibration.obtain import CalibrationWatch, obtain_calibration, written_text
 from pipeline.calibration.self_text import is_self
-from pipeline.cli.options import force_option, json_option, model_argument, threads_option
+from pipeline.cli.options import force_option, json_option, model_argument, refuse_idle, threads_option
 from pipeline.cli.output import ProgressReport, counted, duration, echo, print_json, warn
 from pipeline.cli.parameters import WholeNumber
 from pipeline.cli.sections import SurgeryCommand
@@ -94,10 +94,12 @@ def command(
         if path is not None:
             check_output(path, force=force, sources=source.paths)
     if show_text:
-        if output or imatrix_output:
-            raise UsageError("--show-text: writes no file; leave -o and --imatrix-output out, or --show-text")
+        refuse_idle(("output", "imatrix_output"), "is not written by --show-text; leave one of them out")
+        refuse_idle(("probes", "targets", "force"), "changes nothing of --show-text; leave one of them out")
         print_own_text(source, text, chunks, threads, as_json)
         return
+    if not (output or imatrix_output):
+        refuse_idle(["force"], "is for -o and --imatrix-output; what is calibrated anew is decided by model and text")
     with calibration_progress(source, text) as watch:
         calibration = obtain_calibration(
             source, text,

@@ -3,18 +3,25 @@
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
+from native.quantize_file import UNWEIGHED
 from pipeline.choices import choices_of
 from pipeline.cli.calibrate import calibration_for_metric
-from pipeline.cli.choices import given_choices
-from pipeline.cli.grid_options import grid_options
-from pipeline.cli.options import calibration_option, force_option, json_option, texts_option, threads_option
+from pipeline.cli.grid_options import chosen_grids, grid_options
+from pipeline.cli.options import (
+    calibration_option,
+    force_option,
+    json_option,
+    refuse_idle,
+    texts_option,
+    threads_option,
+)
 from pipeline.cli.output import counted, echo, warn
 from pipeline.cli.parameters import Choice, Number, WholeNumber
 from pipeline.cli.program import program
@@ -22,10 +29,16 @@ from pipeline.cli.sections import SurgeryCommand
 from pipeline.cli.study_display import StudyDisplay
 from pipeline.cli.study_table import show_estimate, show_study
 from pipeline.cli.task_options import task_options
-from pipeline.compare.cell import Cell
+from pipeline.compare.cell import AS_IT_IS, Cell
 from pipeline.compare.cluster import ClusterRunner
 from pipeline.compare.estimate import estimate_study
-from pipeline.compare.grid import PRESETS, Grid, grid_cells, grid_tasks, load_grids, needed_roles, save_grids
+from pipeline.compare.grid import (
+    PRESETS,
+    grid_cells,
+    grid_tasks,
+    needed_roles,
+    save_grids,
+)
 from pipeline.compare.measuring import StopRule
 from pipeline.compare.operations import kind_of
 from pipeline.compare.results import ledger_results, study_results
@@ -33,7 +46,7 @@ from pipeline.compare.run import run_here, run_study
 from pipeline.compare.source_subspaces import look_into_source
 from pipeline.compare.study import StudySettings, open_study
 from pipeline.compare.tasks import open_tasks
-from pipeline.decompose.methods import METHODS, METRICS
+from pipeline.decompose.methods import METRICS
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.inputs.models import open_model
@@ -101,10 +114,13 @@ def command(model: str | None, folder: Path | None, status_of: Path | None, as_j
     surgery report STUDY.
     """
     if status_of is not None:
+        others = {str(param.name) for param in click.get_current_context().command.params} - {"status_of", "as_json"}
+        refuse_idle(sorted(others), "changes nothing of --status; leave one of them out")
         show_study(study_results(status_of), as_json)
         return
     grids = chosen_grids(options)
     cells = grid_cells(grids)
+    refuse_idle_options(cells, options)
     if options["save_plan"]:
         save_grids(options["save_plan"], grids, force=options["force"])
         echo(f"wrote {options['save_plan']}: {counted(len(cells), 'cell')}, for --plan", err=as_json)
@@ -127,8 +143,9 @@ def command(model: str | None, folder: Path | None, status_of: Path | None, as_j
         return
     if folder is None:
         raise UsageError("-o: name a folder for the study")
-    if any(cell.quant != "source" for cell in cells) and (types := quantized_types(source)):
+    if any(cell.quant != AS_IT_IS for cell in cells) and (types := quantized_types(source)):
         warn(f"{source.name} is quantised already ({', '.join(types)}); quantising it again adds loss to loss")
+    runner = ClusterRunner(options["scheduler"]) if options["scheduler"] else run_here
     calibrate = partial(calibration_for, source, cells, settings, options)
     with (
         open_tasks(source, choices, threads=settings.threads, warn=warn) as tasks,
@@ -142,7 +159,6 @@ def command(model: str | None, folder: Path | None, status_of: Path | None, as_j
         )
         if options["force_rerun"]:
             study.forget(cells)
-        runner = ClusterRunner(options["scheduler"]) if options["scheduler"] else run_here
         with StudyDisplay() as display:
             progress = run_study(study, cells, display.watch, runner)
             if any(cell.plan for cell in cells):
@@ -154,18 +170,16 @@ def command(model: str | None, folder: Path | None, status_of: Path | None, as_j
         raise SurgeryError(f"{counted(len(progress.failures), 'cell')} failed; first {progress.failures[0]}")
 
 
-def chosen_grids(options: dict[str, Any]) -> list[Grid]:
-    """The grids of a preset, a file or neither, with what the options say put in their place."""
-    if options["preset"] and options["plan_file"]:
-        raise UsageError("give one of --preset and --plan; options overrule either")
-    given = given_choices(options, [field.name for field in fields(Grid)])
-    grids = load_grids(options["plan_file"]) if options["plan_file"] else PRESETS[options["preset"] or "quick"]
-    rules = {"thresholds", "ranks", "budgets"}
-    if (idle := rules & given.keys()) and not any(method in METHODS for method in given.get("methods", METHODS)):
-        raise UsageError(f"--{min(idle)}: no method of the grid has ranks; add one, such as shared-kv, to --methods")
-    cleared = dict.fromkeys(rules, ()) if rules & given.keys() else {}
-    defaults = {} if options["plan_file"] or options["preset"] else {"methods": Grid.methods}
-    return [replace(grid, **{**defaults, **cleared, **given}) for grid in grids]
+def refuse_idle_options(cells: Sequence[Cell], options: dict[str, Any]) -> None:
+    """Raise UsageError for an option that nothing asked for would use."""
+    if not options["save_plan"]:
+        refuse_idle(["force"], "is for --save-plan; --force-rerun measures cells again")
+    if not any(cell.calibrated for cell in cells):
+        refuse_idle(["calibration"], "is used by --metrics inputs and attention and by method latent; add one of them")
+    if not any(cell.quant not in (AS_IT_IS, *UNWEIGHED) for cell in cells):
+        refuse_idle(["imatrix"], "changes nothing in any of --quants; add one such as Q4_K_M")
+    if not options["answer_tokens"]:
+        refuse_idle(["prompt"], "nothing is answered with --answer-tokens 0; leave one of them out")
 
 
 def study_settings(options: dict[str, Any]) -> StudySettings:

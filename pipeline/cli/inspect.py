@@ -17,6 +17,7 @@ from pipeline.cli.options import (
     given,
     json_option,
     model_argument,
+    refuse_idle,
     refuse_idle_calibration,
     threads_option,
 )
@@ -24,7 +25,6 @@ from pipeline.cli.output import ProgressReport, echo, print_json
 from pipeline.cli.parameters import WholeNumber
 from pipeline.cli.pictures import draw, planned_pictures
 from pipeline.cli.sections import SurgeryCommand
-from pipeline.errors import UsageError
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.inputs.models import resolve_model
 from pipeline.inputs.texts import EVALUATION_TEXT
@@ -105,9 +105,7 @@ def command(
     as_json: bool,
 ) -> None:
     """Show MODEL's architecture, heads, tensor types, parameter counts and projections, and what its layers read."""
-    refuse_idle_options(with_spectrum or with_overlap, with_damage)
-    if given("targets") and not with_spectrum:
-        raise UsageError("--targets: is for --spectrum; add it")
+    refuse_idle_options(with_spectrum, with_overlap, with_damage)
     roles = target_roles(targets)
     refuse_idle_calibration(metric)
     wanted = {"spectrum": with_spectrum, "overlap-k-v": with_overlap, "overlap-layers": with_overlap}
@@ -159,14 +157,16 @@ def looked_into(lens: Lens, roles: Collection[str], with_spectrum: bool, with_ov
     return found
 
 
-def refuse_idle_options(looked_into: bool, with_damage: bool) -> None:
+def refuse_idle_options(with_spectrum: bool, with_overlap: bool, with_damage: bool) -> None:
     """Raise UsageError for an option that nothing asked for would use."""
-    for option in ("threshold", "text", "chunks", "study"):
-        if given(option) and not with_damage:
-            raise UsageError(f"--{option}: is for --damage; add it")
-    for option in ("metric", "calibration", "plots"):
-        if given(option) and not (looked_into or with_damage):
-            raise UsageError(f"--{option}: is for --spectrum, --overlap and --damage; add one of them")
+    if not with_damage:
+        refuse_idle(("threshold", "text", "chunks", "study"), "is for --damage; add it")
+    if not (with_spectrum or with_overlap or with_damage):
+        refuse_idle(("metric", "calibration", "plots"), "is for --spectrum, --overlap and --damage; add one of them")
+    if not with_spectrum:
+        refuse_idle(["targets"], "is for --spectrum; add it")
+    if not given("plots"):
+        refuse_idle(["force"], "is for --plots; add it")
 
 
 def charts_of(summary: dict[str, Any], metric: str) -> dict[str, Any]:

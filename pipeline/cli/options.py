@@ -1,6 +1,6 @@
 """Options and arguments that several commands share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import click
 from click.core import ParameterSource
 
 from pipeline.cache_types import CACHE_TYPES
-from pipeline.cli.parameters import Choice, WholeNumber
+from pipeline.cli.parameters import Choice, WholeNumber, parameter_name
 from pipeline.errors import UsageError
 from pipeline.inputs.texts import AUTO_TEXT, EMBEDDED_TEXTS, EVALUATION_TEXT
 
@@ -26,8 +26,25 @@ threads_option = click.option(
     help="Processors to use; 0 for all.",
     show_default=True,
 )
+
+
+def _usable_gpu_layers(ctx: click.Context, param: click.Parameter, layers: int) -> int:
+    """Raises UsageError for layers on a GPU where llama.cpp would leave all on the processor, without a word."""
+    if layers:
+        from native.build import uses_gpu
+
+        if not uses_gpu():
+            raise UsageError(f"--gpu-layers {layers}: llama.cpp was built without a GPU, or finds none; leave it out")
+    return layers
+
+
 gpu_layers_option = click.option(
-    "--gpu-layers", default=0, show_default=True, type=WholeNumber(-1), help="Layers to put on a GPU; -1 for all."
+    "--gpu-layers",
+    default=0,
+    show_default=True,
+    type=WholeNumber(-1),
+    callback=_usable_gpu_layers,
+    help="Layers to put on a GPU; -1 for all.",
 )
 
 
@@ -62,13 +79,21 @@ def calibration_option(text: str) -> Callable[[Any], Any]:
 
 def refuse_idle_calibration(metric: str) -> None:
     """Raise UsageError when --calibration was given for a metric that does without."""
-    if metric == "weights" and given("calibration"):
-        raise UsageError("--calibration: is used by --metric inputs and --metric attention alone; add one of them")
+    if metric == "weights":
+        refuse_idle(["calibration"], "is used by --metric inputs and --metric attention alone; add one of them")
 
 
 def given(option: str) -> bool:
     """Whether the user wrote this option of the running command."""
     return click.get_current_context().get_parameter_source(option) == ParameterSource.COMMANDLINE
+
+
+def refuse_idle(options: Iterable[str], reason: str) -> None:
+    """Raise UsageError for the first of these options of the running command that was given: it would change nothing."""
+    names = {str(param.name): parameter_name(param) for param in click.get_current_context().command.params}
+    for option in options:
+        if given(option):
+            raise UsageError(f"{names[option]}: {reason}")
 
 
 def list_option(name: str, kind: Any, text: str) -> Callable[[Any], Any]:

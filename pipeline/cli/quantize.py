@@ -8,7 +8,7 @@ from pipeline.cli.options import force_option, json_option, threads_option
 from pipeline.cli.output import ProgressReport, counted, echo, print_json, warn
 from pipeline.cli.sections import SurgeryCommand
 from pipeline.inputs.models import open_model
-from pipeline.quantization import Quantization, known_type, quantize, quantized_types
+from pipeline.quantization import Quantization, known_type, quantize, quantized_types, require_weighing
 
 
 @click.command("quantize", cls=SurgeryCommand)
@@ -24,6 +24,8 @@ def command(
 ) -> None:
     """Quantise MODEL to OUTPUT as TYPE: Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_0, IQ4_XS, F16 and all others of llama.cpp."""
     known_type(type_name)
+    if imatrix:
+        require_weighing(type_name)
     source = open_model(model)
     if types := quantized_types(source):
         warn(f"{source.path.name} is quantised already ({', '.join(types)}); quantising it again adds loss to loss")

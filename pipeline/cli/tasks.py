@@ -12,6 +12,7 @@ from pipeline.cli.options import (
     gpu_layers_option,
     json_option,
     model_argument,
+    refuse_idle,
     threads_option,
 )
 from pipeline.cli.output import ProgressReport, echo, print_json, warn
@@ -82,8 +83,10 @@ def command(
         require_same_vocabulary(*opened)
     if not choices:
         raise UsageError("nothing to do; add --tasks, such as --tasks passkey or --tasks piqa,arc_easy")
-    if plots and NAME not in choices.tasks:
-        raise UsageError("--plots: is for --tasks passkey; add it")
+    if NAME not in choices.tasks:
+        refuse_idle(("plots", "seed"), "is for --tasks passkey; add it")
+    if not plots:
+        refuse_idle(["force"], "is for --plots; add it")
     pictures = planned_pictures(plots, ["passkeys"], force=force) if plots else []
     suites = load_suites(choices, seed=seed, max_length=ctx)
     usual = ContextOptions(threads=threads, gpu_layers=gpu_layers)

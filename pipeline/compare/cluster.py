@@ -3,6 +3,7 @@
 A worker measures a whole cell, so one that dies costs that cell alone, which is then given to another.
 """
 
+import socket
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +15,13 @@ from pipeline.errors import SurgeryError, UsageError
 if TYPE_CHECKING:
     from pipeline.compare.run import CellEvent
 
-SECONDS_TO_CONNECT = 30
+SECONDS_TO_CONNECT = 10
 
 
 class ClusterRunner:
     """A `pipeline.compare.run.Runner` on the cluster of a Dask scheduler.
 
-    Raises UsageError when dask is not installed or the scheduler does not answer.
+    Raises UsageError when dask is not installed, and for an address at which nothing answers.
     """
 
     def __init__(self, address: str) -> None:
@@ -28,6 +29,7 @@ class ClusterRunner:
             from dask.distributed import Client
         except ImportError:
             raise UsageError("`scheduler`: needs Dask; run: pip install 'surgery[cluster]'") from None
+        _require_answer(address)
         try:
             self.client: Any = Client(address, timeout=SECONDS_TO_CONNECT, set_as_default=False)
         except (OSError, ValueError) as error:
@@ -53,6 +55,20 @@ class ClusterRunner:
         finally:
             self.client.cancel(list(futures))
             self.client.close()
+
+
+def _require_answer(address: str) -> None:
+    """Raise UsageError unless something listens there: Dask itself would try for long, and leave a broken client."""
+    scheme, _, place = address.rpartition("://")
+    host, _, port = place.rpartition(":")
+    if scheme not in ("", "tcp", "tls") or not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UsageError.of("scheduler", address, "expected an address such as tcp://10.0.0.1:8786")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_TO_CONNECT).close()
+    except OSError as error:
+        raise UsageError.of(
+            "scheduler", address, f"no Dask scheduler answers there ({error.strerror or error})"
+        ) from None
 
 
 def measure_whole_cell(job: CellJob) -> list[CellProgress]:

@@ -10,11 +10,12 @@ from pipeline.cache_types import CACHE_TYPES
 from pipeline.choices import CHOICE, Choice, choices_of
 from pipeline.compare.cell import AS_IT_IS, NO_METHOD, Cell
 from pipeline.compare.operations import KINDS, KNOWN_METHODS, kind_of
-from pipeline.decompose.methods import METRICS
-from pipeline.errors import UsageError
+from pipeline.decompose.methods import METHODS, METRICS
+from pipeline.errors import UsageError, no_file
 from pipeline.files.output_file import complete_or_absent
+from pipeline.latent.plan import METHOD as LATENT_METHOD
 from pipeline.latent.plan import LatentPlan
-from pipeline.operation.plan import Plan
+from pipeline.operation.plan import RANK_RULES, Plan
 from pipeline.protocol import Operation
 from pipeline.quantization import known_type
 from pipeline.tasks.choices import TaskChoices, chosen_tasks
@@ -72,12 +73,29 @@ class CellChoices:
     )
 
 
+WHOSE: dict[str, frozenset[str]] = {
+    **dict.fromkeys((f"{rule}s" for rule in RANK_RULES), frozenset(METHODS)),
+    **dict.fromkeys(("targets", "metrics", "means", "layers"), frozenset(METHODS)),
+    "group_layers": frozenset(name for name, method in METHODS.items() if method.across_layers),
+    "seeds": frozenset(name for name, method in METHODS.items() if method.random),
+    "caches": frozenset([LATENT_METHOD]),
+}
+"""The methods that have a choice, of those that not all have."""
+
+
 @dataclass(frozen=True)
 class Grid(TaskChoices, CellChoices):
     """Choices whose product is measured, see `CellChoices`, and the tasks that all cells of a study are asked."""
 
+    def uses(self, name: str) -> bool:
+        """Whether one of the methods has the choice `name`."""
+        return name not in WHOSE or not WHOSE[name].isdisjoint(self.methods)
+
     def plans(self) -> list[Operation]:
-        """The operations. Raises UsageError for a value that no plan can have."""
+        """The operations. Raises UsageError for a value that no plan can have, or that none of the methods uses."""
+        for name in WHOSE:
+            if not self.uses(name) and list(getattr(self, name)) != list(getattr(CellChoices, name)):
+                raise idle_choice(name)
         methods = tuple(method for method in self.methods if method != NO_METHOD)
         for method in methods:
             kind_of(method)
@@ -93,6 +111,12 @@ class Grid(TaskChoices, CellChoices):
             Cell(plan and plan.for_cache(cache), quant, cache)
             for plan, quant, cache in product((None, *self.plans()), quants, self.cache_types)
         ]
+
+
+def idle_choice(name: str) -> UsageError:
+    """A choice that was made and that no method of a grid uses."""
+    methods = ", ".join(sorted(WHOSE[name]))
+    return UsageError(f"`{name}`: none of the `methods` uses it; add one of {methods}, or leave it out", argument=name)
 
 
 def known_quant(name: str) -> str:
@@ -176,9 +200,13 @@ def load_grids(path: Path) -> list[Grid]:
     """Read a grid file: `grids`, a list of blocks, or one block. Raises UsageError that names what is wrong in it."""
     import yaml
 
+    if not path.is_file():
+        raise UsageError.of("plan_file", path, f"{no_file(path)}; expected a grid such as `save_plan` writes")
     try:
         content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise UsageError.of("plan_file", path, f"cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError.of("plan_file", path, f"cannot be read: {' '.join(str(error).split())}") from None
     blocks = content.get("grids") if isinstance(content, Mapping) and "grids" in content else [content]
     if not isinstance(blocks, list) or not all(isinstance(block, Mapping) for block in blocks):

@@ -102,6 +102,8 @@ class Plan:
             raise UsageError.of(
                 "group_layers", self.group_layers, f"`method={self.method!r}` shares nothing between layers"
             )
+        if self.seed and not METHODS[self.method].random:
+            raise UsageError.of("seed", self.seed, f"`method={self.method!r}` draws nothing at random")
 
     def keeps_everything(self, full_rank: int) -> bool:
         """Whether a group that has `full_rank` components loses nothing, so that its bytes can stay as they are."""
@@ -143,7 +145,7 @@ class Plan:
         mine = _touched(METHODS[plan.method], plan.roles)  # methods differ in these alone
         same = next(name for name, method in METHODS.items() if _touched(method, plan.roles) == mine)
         groups = plan.group_layers if METHODS[same].across_layers else None
-        return replace(plan, method=same, group_layers=groups, seed=0)
+        return replace(plan, method=same, group_layers=groups)
 
     def family(self) -> "Plan":
         """A plan that is equal for all plans which one decomposition serves."""
@@ -162,17 +164,14 @@ def low_rank_plans(choices: Mapping[str, Any]) -> list[Plan]:
     """All combinations of a grid's `choices`, such as `thresholds`. Raises UsageError for a value that no plan can have."""
     methods = [method for method in choices["methods"] if method in METHODS]
     rules = [{rule: value} for rule in RANK_RULES for value in choices[f"{rule}s"]]
-    sharing = [method for method in methods if METHODS[method].across_layers]
-    if choices["group_layers"] and not sharing:
-        raise UsageError("`group_layers`: no method of the grid shares components between layers")
     return [
         Plan(
             method=method, targets=targets, metric=metric, mean=mean, seed=seed,
             layers=choices["layers"], group_layers=groups, **rule,
         )
-        for method, targets, metric, mean, seed, rule in product(
-            methods, choices["targets"], choices["metrics"], choices["means"], choices["seeds"], rules
+        for method, targets, metric, mean, rule in product(
+            methods, choices["targets"], choices["metrics"], choices["means"], rules
         )
-        for groups in (choices["group_layers"] if method in sharing else ()) or (None,)
-        if METHODS[method].random or seed == choices["seeds"][0]
+        for seed in (choices["seeds"] if METHODS[method].random else (0,))
+        for groups in (choices["group_layers"] if METHODS[method].across_layers else ()) or (None,)
     ]  # fmt: skip

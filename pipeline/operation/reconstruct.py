@@ -40,9 +40,9 @@ class GroupDecomposition:
         return self.components.explained(rank), iter([rows])
 
     def randomised(self, rank: int, seed: int) -> "GroupDecomposition":
-        """The control: the basis replaced by a random one of this rank."""
-        expert = () if self.group.block.expert is None else (self.group.block.expert,)
-        sequence = np.random.SeedSequence([seed, self.group.layer, len(self.stack), *expert])
+        """The control: the basis replaced by a random one of this rank, drawn for this group of this layer."""
+        name = f"{self.group.block} {self.group.name}"
+        sequence = np.random.SeedSequence([seed, self.group.layer, *name.encode()])
         return replace(self, components=random_subspace(self.components, rank, sequence))
 
 
