@@ -3,6 +3,7 @@
 A worker measures a whole cell, so one that dies costs that cell alone, which is then given to another.
 """
 
+import asyncio
 import socket
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -58,17 +59,25 @@ class ClusterRunner:
 
 
 def _require_answer(address: str) -> None:
-    """Raise UsageError unless something listens there: Dask itself would try for long, and leave a broken client."""
+    """Raise UsageError unless Dask answers there: its client would try for long, or wait for ever on what is silent."""
+    from distributed import comm
+
+    dask: Any = comm  # of which only some is typed
     scheme, _, place = address.rpartition("://")
     host, _, port = place.rpartition(":")
     if scheme not in ("", "tcp", "tls") or not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise UsageError.of("scheduler", address, "expected an address such as tcp://10.0.0.1:8786")
+
+    async def greet() -> None:
+        (await asyncio.wait_for(dask.connect(address, timeout=SECONDS_TO_CONNECT), SECONDS_TO_CONNECT + 1)).abort()
+
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_TO_CONNECT).close()
-    except OSError as error:
-        raise UsageError.of(
-            "scheduler", address, f"no Dask scheduler answers there ({error.strerror or error})"
-        ) from None
+        socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_TO_CONNECT).close()  # a refusal at once
+        if scheme != "tls":  # whose certificates the client knows
+            asyncio.run(greet())
+    except (OSError, ValueError, asyncio.TimeoutError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or "it says nothing"
+        raise UsageError.of("scheduler", address, f"no Dask scheduler answers there ({reason})") from None
 
 
 def measure_whole_cell(job: CellJob) -> list[CellProgress]:
