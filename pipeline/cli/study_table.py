@@ -13,6 +13,8 @@ from pipeline.compare.found import CellResult, StudyResult
 from pipeline.json_text import as_json as as_json_object
 from pipeline.visible import visible
 
+LESS_TELLING = ("with quantising", "chunks", "perplexity", "same top", "MB factored", "status")
+"""The columns that a narrow terminal does without, the first one first."""
 FEW_CHUNKS = 8  # of a text: fewer say little about the interval itself
 
 
@@ -43,7 +45,8 @@ def show_study(results: StudyResult, as_json: bool) -> None:
         "chunks",
         "status",
     )
-    print_table(headings, [table_row(cell, texts) for cell in cells])
+    dispensable = [headings.index(name) for name in (*LESS_TELLING, *headings[3 : 3 + len(texts)])]
+    print_table(headings, [table_row(cell, texts) for cell in cells], dispensable=dispensable)
     print_study_tasks(results)
     failures: defaultdict[str, list[str]] = defaultdict(list)
     for cell in cells:
