@@ -26,7 +26,8 @@ FILE_TYPES: dict[str, int] = {
 UNWEIGHED = {"F32", "F16", "BF16", "Q8_0"}
 """The file types none of whose tensors an importance matrix changes (ggml-quants.c)."""
 PROGRESS_LINE = re.compile(r"\[\s*(\d+)/\s*(\d+)\]")
-SIZE_LINE = re.compile(r"quant size\s*=\s*([\d.]+) MiB")
+TYPE_LINE = re.compile(r"\[\s*\d+/\s*\d+\] (.+?)\s+- \[[^\]]*\], type = .* -> .*MiB \((\w+)\)")
+"""Of a dry run: a tensor that becomes of another type, and which."""
 FALLBACK_LINE = re.compile(r"warning: (\S+).*-> falling back to\s+(\S+)")
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gguf import GGML_QUANT_SIZES
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from native.errors import NativeError
 from native.isolated import isolated
@@ -15,14 +15,14 @@ from native.quantize_file import (
     FALLBACK_LINE,
     FILE_TYPES,
     PROGRESS_LINE,
-    SIZE_LINE,
+    TYPE_LINE,
     UNWEIGHED,
     file_type,
     quantize_file,
 )
 from pipeline.errors import SurgeryError, UsageError, suggestion
 from pipeline.files.output_file import check_output, complete_or_absent
-from pipeline.gguf_file.reader import GGUFModel, open_gguf
+from pipeline.gguf_file.reader import GGUFModel, open_gguf, tensor_nbytes
 from pipeline.observations.importance_matrix import Match, match_importance, read_importance_matrix
 from pipeline.progress import Progress, silent
 
@@ -98,15 +98,18 @@ def quantize(
 
 
 def quantized_bytes(model: GGUFModel, kind: str) -> int:
-    """About how many bytes the tensors of `model` would take as `kind`, from a dry run of llama.cpp's quantiser."""
-    sizes: list[float] = []
+    """How many bytes the file of `model` would have as `kind`, but for a few of metadata: from a dry run of the quantiser."""
+    types: dict[str, str] = {}
 
     def on_log(line: str) -> None:
-        sizes.extend(float(mebibytes) for mebibytes in SIZE_LINE.findall(line))
+        types.update(TYPE_LINE.findall(line))
 
     for _ in isolated(quantize_file, str(model.path), os.devnull, known_type(kind), dry_run=True, on_log=on_log):
         pass
-    return round(sizes[-1] * 2**20)
+    changed = [
+        (info, GGMLQuantizationType[types[info.name].upper()]) for info in model.tensors.values() if info.name in types
+    ]
+    return model.file_bytes + sum(tensor_nbytes(info.shape, kind) - info.nbytes for info, kind in changed)
 
 
 def known_type(kind: str) -> str:

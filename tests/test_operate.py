@@ -15,6 +15,7 @@ from pipeline import layers
 from pipeline.attention import read_projection
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
+from pipeline.operation.kind import LOW_RANK
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
 from pipeline.operation.report import OperationReport
@@ -207,6 +208,14 @@ def test_random_subspaces_of_matrices_of_one_shape_are_different(tiny: Path, tmp
     gate, up = (model.read(f"blk.1.ffn_{role}.weight") for role in ("gate", "up"))
     for together in (np.vstack([gate, up]), np.hstack([gate, up])):
         assert np.linalg.matrix_rank(together, tol=1e-3 * np.linalg.norm(together, 2)) == 10
+
+
+@pytest.mark.parametrize("layers", ["all", "1"])
+def test_the_size_of_a_file_is_known_before_it_is_written(tiny: Path, tmp_path: Path, layers: str) -> None:
+    plan, source = Plan(rank=5, layers=layers, outtype="f16"), open_gguf(tiny)
+    model, _ = perform(tiny, tmp_path / "o.gguf", plan)
+    expected = source.file_bytes + LOW_RANK.growth(source, plan)
+    assert 0 <= model.file_bytes - expected < 4096  # what was done, as metadata
 
 
 @pytest.mark.filterwarnings("error")

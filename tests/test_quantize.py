@@ -23,7 +23,7 @@ from pipeline.operation.operate import operate, operate_family
 from pipeline.operation.operate_and_quantize import operate_and_quantize
 from pipeline.operation.patch import write_patched
 from pipeline.operation.plan import Plan
-from pipeline.quantization import quantize, quantized_types
+from pipeline.quantization import quantize, quantized_bytes, quantized_types
 from tests.commands import call, call_json
 from tests.same_weights import assert_same_weights
 from tests.statistics import write_made_up_importance
@@ -236,3 +236,10 @@ def test_numbers_that_stand_alone_are_not_quantised(tmp_path: Path) -> None:
 def test_quantised_sources_are_known(tiny: Path, embedded: Path) -> None:
     assert quantized_types(open_gguf(tiny)) == []
     assert quantized_types(open_gguf(embedded)) == ["Q4_1", "Q8_0"]
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K_M"])
+def test_the_size_of_a_file_is_known_before_it_is_quantised(wide: Path, tmp_path: Path, kind: str) -> None:
+    source = open_gguf(wide)
+    written = quantize(source, tmp_path / "q.gguf", kind).output_bytes
+    assert 0 <= written - quantized_bytes(source, kind) < 1024  # the type, as metadata

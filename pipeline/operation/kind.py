@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from pipeline.attention import parse_layers
 from pipeline.decompose.methods import METHODS
 from pipeline.gguf_file.encode import output_type
 from pipeline.gguf_file.reader import GGUFModel, open_gguf, tensor_nbytes
@@ -40,7 +41,8 @@ def _cell_file(file: CellFile, output: Path) -> Path:
 
 def _growth(model: GGUFModel, plan: Plan) -> int:
     layers = AttentionLayers(model, roles=plan.roles)
-    operated = {p.tensor for group in plan_groups(layers, [tuple(layers)], plan) for p in group.targets(plan)}
+    chosen = tuple(parse_layers(plan.layers, layers, skipped=layers.skipped))
+    operated = {p.tensor for group in plan_groups(layers, [chosen], plan) for p in group.targets(plan)}
     infos = [model.tensors[name] for name in operated]
     return sum(tensor_nbytes(info.shape, output_type(info, plan.outtype)) - info.nbytes for info in infos)
 
