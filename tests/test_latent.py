@@ -17,14 +17,17 @@ from pipeline.calibration.calibrate import calibrate
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.gguf_file.metadata import metadata_entry
-from pipeline.gguf_file.reader import open_gguf
+from pipeline.gguf_file.reader import TensorInfo, open_gguf
 from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
 from pipeline.inputs.texts import read_text
 from pipeline.latent.architecture import LATENT_SHARE
 from pipeline.latent.byte_budget import choose_within_bytes, predicted_losses, relative_noise
 from pipeline.latent.convert import LatentReport, convert_to_latent
+from pipeline.latent.kind import LATENT
+from pipeline.latent.new_types import importances, new_types
 from pipeline.latent.plan import LatentPlan, bits_per_number, choose_layout
 from pipeline.latent.source import require_convertible
+from pipeline.latent.weights import LatentWeights
 from pipeline.layers import AttentionLayers
 from pipeline.observations.statistics_file import Calibration, add_sensitivities, open_calibration
 from tests.conftest import SurgeryProcess
@@ -181,6 +184,63 @@ def test_a_quantised_source_keeps_its_types(
     text = tokens(100)
     difference = logits(tmp_path / "o.gguf", text) - logits(source, text)
     assert np.abs(difference).mean() < 0.05  # llama.cpp rounds activations that meet quantised weights
+
+
+@pytest.mark.parametrize("type_", ["F16", "Q4_1"])
+def test_new_matrices_keep_the_sources_type(
+    make_tiny: Callable[[TinyModel], Path], english: Path, tmp_path: Path, type_: str
+) -> None:
+    """Where their rows are whole blocks: those of 16 numbers become F16. A float type keeps every byte of `auto`."""
+    source = make_tiny(TinyModel(kv_heads=1, type=gguf.GGMLQuantizationType[type_]))
+    calibration = statistics_of(source, english, tmp_path, chunks=1)
+    files = {}
+    for outtype in ("auto", "keep"):
+        path = tmp_path / f"{outtype}.gguf"
+        convert_to_latent(open_gguf(source), path, LatentPlan(cache=1, outtype=outtype), calibration)
+        files[outtype] = open_gguf(path)
+    types = {name: files["keep"].tensors[f"blk.1.{name}.weight"].type.name for name in ("attn_q", "attn_kv_a_mqa")}
+    assert types == {"attn_q": type_, "attn_kv_a_mqa": type_}
+    assert {files["keep"].tensors[f"blk.1.attn_{name}_b.weight"].type.name for name in "kv"} == {"F16"}
+    text = tokens(100)
+    before, after = (logits(tmp_path / f"{outtype}.gguf", text) for outtype in ("auto", "keep"))
+    if type_ == "F16":
+        assert np.array_equal(before, after)
+    else:
+        assert files["keep"].paths[0].stat().st_size < files["auto"].paths[0].stat().st_size
+        assert np.abs(after - before).mean() < 0.5 * np.std(before)
+
+
+def test_a_file_that_keeps_types_is_hardly_larger_than_its_source(embedded: Path) -> None:
+    """As many bits for each new number as for the old ones; q's rotary numbers are what is new."""
+    model = open_gguf(embedded)
+    layers, width, heads, head, rank, rotary = 30, 576, 9, 64, 128, 64
+    numbers = width * heads * (head + rotary) + width * (rank + rotary) + 2 * heads * rank * head
+    norms = 4 * rank * layers
+    growth = LATENT.growth(model, LatentPlan(cache=192, outtype="keep"))
+    assert growth == layers * (numbers - width * (9 + 3 + 3) * head) * 5 // 8 + norms
+    assert growth < 0.075 * embedded.stat().st_size < LATENT.growth(model, LatentPlan(cache=192)) / 4
+
+
+def test_types_are_those_of_what_is_replaced_or_of_llama_cpp_where_rows_are_too_short() -> None:
+    kinds = gguf.GGMLQuantizationType
+    source = {"q": kinds.Q4_K, "k": kinds.Q4_K, "v": kinds.Q6_K}
+    replaced = {role: TensorInfo(role, (512, 512), kind, Path(), 0) for role, kind in source.items()}
+    shapes = {"attn_q": (1024, 512), "attn_kv_a_mqa": (192, 512), "attn_kv_a_norm": (128,)}
+    shapes |= {"attn_k_b": (8, 128, 64), "attn_v_b": (8, 64, 120)}
+    types = new_types(replaced, shapes, "keep")
+    assert [kind.name for kind in types.values()] == ["Q4_K", "Q6_K", "F32", "Q5_0", "F16"]
+
+
+def test_importance_is_the_mean_square_of_what_each_matrix_reads() -> None:
+    rng = np.random.default_rng(0)
+    x, queries, latent = rng.standard_normal((500, 8)) * np.arange(8), rng.standard_normal((3, 4, 8)), np.eye(2, 8, 5)
+    empty = np.zeros((3, 4, 2))
+    weights = LatentWeights(latent, np.zeros((2, 8)), empty, empty, empty, np.zeros(1))
+    measured = importances(weights, queries, x.T @ x / len(x))
+    assert measured["attn_q"] == pytest.approx(np.mean(x**2, axis=0))
+    assert measured["attn_q"].min() > 0  # quantisers with an importance matrix divide by it
+    assert measured["attn_k_b"] == pytest.approx(np.mean(np.einsum("nd,hbd->nhb", x, queries) ** 2, axis=0).ravel())
+    assert measured["attn_v_b"] == pytest.approx(np.tile(np.mean((x @ latent.T) ** 2, axis=0), 3))
 
 
 def with_extra(source: Path, output: Path, key: str = "", value: object = None, tensor: str = "") -> Path:

@@ -9,11 +9,12 @@ ffn_down) is multiplied, and if the embeddings are the output matrix as well, th
 from collections.abc import Iterator
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFValueType
+from gguf import GGUFValueType
 
 from pipeline.gguf_file.metadata import MetadataEntry, metadata_entry
-from pipeline.gguf_file.reader import FLOAT_TYPES, GGUFModel
+from pipeline.gguf_file.reader import GGUFModel
 from pipeline.gguf_file.writer import TensorDeclaration
+from pipeline.latent.new_types import new_types
 from pipeline.latent.plan import CacheLayout
 from pipeline.latent.scaled import scaled_type
 from pipeline.latent.source import LatentSource
@@ -108,24 +109,17 @@ def declare_tensors(
             "attn_k_b": (source.heads, layout.rank, nope),
             "attn_v_b": (source.heads, source.head_size, layout.rank),
         }
-        kind = new_type(model.tensors[roles["q"].tensor].type, outtype)
+        types = new_types({role: model.tensors[each.tensor] for role, each in roles.items()}, shapes, outtype)
         for name, shape in shapes.items():
             full = f"blk.{layer}.{name}.weight"
-            new[full] = TensorDeclaration(full, shape, kind if len(shape) > 1 else GGMLQuantizationType.F32)
+            new[full] = TensorDeclaration(full, shape, types[name])
     return [*stay, *new.values()], new
 
 
-def new_type(source_type: GGMLQuantizationType, outtype: str) -> GGMLQuantizationType:
-    """The type of new matrices: `auto` keeps a float type and makes a quantised one F16."""
-    if outtype != "auto":
-        return GGMLQuantizationType[outtype.upper()]
-    return source_type if source_type in FLOAT_TYPES else GGMLQuantizationType.F16
-
-
 def layer_tensors(
-    source: LatentSource, layer: int, queries: np.ndarray, weights: LatentWeights, latent_square: float
+    source: LatentSource, queries: np.ndarray, weights: LatentWeights, latent_square: float
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Each new tensor of a layer by name, float32.
+    """Each new tensor of a layer by its name in the layer, float32.
 
     queries: the source's q, (heads, b, d); `latent_square`: the mean square of the latent over the calibration text
     """
@@ -145,4 +139,4 @@ def layer_tensors(
         "attn_v_b": weights.value,
     }
     for name, values in tensors.items():
-        yield f"blk.{layer}.{name}.weight", np.ascontiguousarray(values, np.float32)
+        yield name, np.ascontiguousarray(values, np.float32)

@@ -31,6 +31,7 @@ from pipeline.latent.architecture import (
 from pipeline.latent.byte_budget import choose_within_bytes
 from pipeline.latent.equalise import equalise_rotary
 from pipeline.latent.layer import align_layer, compress_layer, measured_distances, output_projection, sampled_attention
+from pipeline.latent.new_types import importances
 from pipeline.latent.plan import CacheLayout, LatentPlan, bits_per_number, choose_layout
 from pipeline.latent.queries import refit_queries
 from pipeline.latent.samples import sample_inputs
@@ -158,8 +159,8 @@ def convert_to_latent(
         for number, (tensors, layer) in zip(source.layers, fitted, strict=True):
             progress(number, len(source.layers), "")
             layers.append(layer)
-            for name, values in tensors.items():
-                writer.put(name, encode_rows(name, values, new[name].type))
+            for name, (values, importance) in tensors.items():
+                writer.put(name, encode_rows(name, values, new[name].type, importance))
         progress(len(source.layers), len(source.layers), "")
     return LatentReport(
         str(output), plan, layout, source.cached_numbers, source.slots.first(layout.pairs).deviation, tuple(layers), output.stat().st_size,
@@ -169,17 +170,25 @@ def convert_to_latent(
 
 def _fit_layer(
     source: LatentSource, layer: Layer, layout: CacheLayout, inputs: np.ndarray
-) -> tuple[dict[str, np.ndarray], LatentLayer]:
-    """A layer's new tensors, float32, fitted to the source's attention over sampled `inputs`, float32 (chunks, n, d)."""
+) -> tuple[dict[str, tuple[np.ndarray, np.ndarray | None]], LatentLayer]:
+    """A layer's new tensors, float32, fitted to the source's attention over sampled `inputs`, float32 (chunks, n, d).
+
+    Each with its columns' importance, None for norms.
+    """
     attention = sampled_attention(source, layer, inputs)
     aligned = align_layer(source, layer, layout, measured_distances(attention))
     weights, kept = compress_layer(source, aligned, layout.rank, layer.number)
-    equalise_rotary(weights, attention.q.astype(np.float64), layer.moments("k").inputs)
+    queries, moment = attention.q.astype(np.float64), layer.moments("k").inputs
+    equalise_rotary(weights, queries, moment)
     before, after = refit_queries(weights, attention)
     refit_values(weights, attention, output_projection(source, layer))
-    square = float(np.sum((weights.latent @ layer.moments("k").inputs) * weights.latent)) / layout.rank
-    tensors = layer_tensors(source, layer.number, attention.q.astype(np.float64), weights, square)
-    return dict(tensors), LatentLayer(layer.number, kept, before, after)
+    square = float(np.sum((weights.latent @ moment) * weights.latent)) / layout.rank
+    counts = importances(weights, queries, moment)
+    tensors = {
+        f"blk.{layer.number}.{name}.weight": (values, counts.get(name))
+        for name, values in layer_tensors(source, queries, weights, square)
+    }
+    return tensors, LatentLayer(layer.number, kept, before, after)
 
 
 def _carry_over(

@@ -9,11 +9,11 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from pipeline.cache_types import CACHE_TYPES
 from pipeline.choices import check_choices, choice, choices_of
 from pipeline.errors import UsageError
+from pipeline.gguf_file.encode import OUTTYPES
 from pipeline.latent.source import LatentSource
 from pipeline.latent.source_rope import LARGEST_DEVIATION
 
 METHOD = "latent"
-OUTTYPES = ("auto", "f32", "f16", "bf16")
 BLOCK = 32  # numbers in a block of a quantised cache, of which a token's must be a whole number
 FEW_BITS = 8  # a number: with fewer, what keeping position apart saves is more than its fit loses far behind
 
@@ -39,8 +39,8 @@ class LatentPlan:
         expected="an even number, at least 2", low=2,
     )  # fmt: skip
     outtype: str = choice(
-        "auto", str, "Type of the new matrices. auto: the source's if it is a float type, else F16. All others keep"
-        " theirs.",
+        "auto", str, "Type of the new matrices. auto: the source's if it is a float type, else F16; keep: the source's, whatever it"
+        " is. All others keep theirs.",
         names=OUTTYPES,
     )  # fmt: skip
     cache_type: str = choice(
