@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -133,6 +134,33 @@ def test_under_its_metric_a_model_loses_less_than_by_its_weights(statistics: Pat
         error = open_gguf(tmp_path / metric).read("blk.0.attn_q.weight") - model.read("blk.0.attn_q.weight")
         errors[metric] = np.sum((error @ moment) * error)
     assert errors["inputs"] < errors["weights"]
+
+
+def test_progress_says_which_step_of_how_many(
+    tiny: Path, english: Path, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.cli.output.SECONDS_BETWEEN_PLAIN_LINES", -1)
+
+    def steps(*arguments: Any) -> list[str]:
+        lines = call(*arguments, "--force").stderr.splitlines()
+        shown = [line.split(":")[1].strip() for line in lines if line.startswith("step ")]
+        numbers = [line.split(":")[0] for line in lines if line.startswith("step ")]
+        return list(dict.fromkeys(f"{number} {name}" for number, name in zip(numbers, shown, strict=True)))
+
+    text = tmp_path / "short.txt"
+    text.write_text(english.read_text()[:4000])
+    operation = ("operate", tiny, "-o", tmp_path / "o.gguf", "--rank", "4", "--threads", "1")
+    assert steps(*operation) == []  # one step has no number
+    assert steps(*operation, "--calibration", text, "--metric", "attention", "--quant", "Q8_0") == [
+        f"step 1 of 4 calibrating on {text}",
+        "step 2 of 4 probing what errors cost",
+        "step 3 of 4 operating",
+        "step 4 of 4 quantising",
+    ]
+    again = steps(*operation, "--calibration", text, "--metric", "inputs")
+    assert again == ["step 2 of 2 operating"]  # the statistics are there already
+    latent = steps("latent", tiny, "-o", tmp_path / "l.gguf", "--calibration", text, "--threads", "1")
+    assert latent == ["step 3 of 4 sampling", "step 4 of 4 converting"]
 
 
 def test_calibrating_twice_runs_the_model_once(tiny: Path, english: Path, own_cache: Path) -> None:

@@ -1,7 +1,8 @@
 """`surgery calibrate`: what a model's attention sees, over a text."""
 
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from pipeline.calibration.calibrate import DEFAULT_CHUNKS
 from pipeline.calibration.obtain import CalibrationWatch, obtain_calibration, written_text
 from pipeline.calibration.self_text import is_self
 from pipeline.cli.options import force_option, json_option, model_argument, refuse_idle, threads_option
-from pipeline.cli.output import ProgressReport, counted, duration, echo, print_json, warn
+from pipeline.cli.output import Steps, counted, duration, echo, print_json, warn
 from pipeline.cli.parameters import WholeNumber
 from pipeline.cli.sections import SurgeryCommand
 from pipeline.errors import UsageError
@@ -100,10 +101,11 @@ def command(
         return
     if not (output or imatrix_output):
         refuse_idle(["force"], "is for -o and --imatrix-output; what is calibrated anew is decided by model and text")
-    with calibration_progress(source, text) as watch:
+    metric = "attention" if probes else "inputs"
+    with calibration_progress(source, text, metric, Steps(calibration_steps(text, metric))) as watch:
         calibration = obtain_calibration(
             source, text,
-            chunks=chunks, metric="attention" if probes else "inputs", roles=roles, threads=threads, watch=watch,
+            chunks=chunks, metric=metric, roles=roles, threads=threads, watch=watch,
             argument="text",
         )  # fmt: skip
     if output is not None:
@@ -129,7 +131,7 @@ def print_own_text(model: GGUFModel, name: str, chunks: int, threads: int, as_js
     """Print what `model` wrote, or writes now. Raises UsageError for a text that is not its own."""
     if not (is_self(name) or name == AUTO_TEXT):
         raise UsageError(f"--show-text: shows what a model writes, and --text {name} is not that; add --text self")
-    with calibration_progress(model, name) as watch:
+    with calibration_progress(model, name, "inputs", Steps(1)) as watch:
         text = written_text(model, name, chunks, threads, watch)
     if as_json:
         print_json({"model": model.name, "text": text.name, "text_sha256": text.sha256, "content": text.content})
@@ -159,23 +161,40 @@ def describe(calibration: Calibration, output: Path | None, imatrix: Path | None
 
 
 def calibration_for_metric(
-    model: GGUFModel, name: str, metric: str, threads: int, roles: Collection[str] = QKV
+    model: GGUFModel, name: str, metric: str, threads: int, roles: Collection[str] = QKV, steps: Steps | None = None
 ) -> Calibration | None:
-    """What `obtain_calibration` gives, with progress; None for the metric `weights`, which does without."""
+    """What `obtain_calibration` gives, with progress; None for the metric `weights`, which does without.
+
+    `steps` are those of the command, of which calibrating has the first; without it they are those of calibrating alone.
+    """
     if metric == "weights":
         return None
-    with calibration_progress(model, name) as watch:
+    with calibration_progress(model, name, metric, steps or Steps(calibration_steps(name, metric))) as watch:
         return obtain_calibration(model, name, metric=metric, roles=roles, threads=threads, watch=watch)
 
 
+def calibration_steps(text: str, metric: str) -> int:
+    """How many steps calibrating has at most: writing, taking statistics, probing."""
+    return 0 if metric == "weights" else writes(text) + 1 + (metric == "attention")
+
+
+def writes(text: str) -> bool:
+    """Whether the model may have to write what it is calibrated on."""
+    return any(is_self(name) or name == AUTO_TEXT for name in map(str.strip, text.split(",")))
+
+
 @contextmanager
-def calibration_progress(model: GGUFModel, text: str) -> Iterator[CalibrationWatch]:
+def calibration_progress(model: GGUFModel, text: str, metric: str, steps: Steps) -> Iterator[CalibrationWatch]:
     """How far writing, calibrating and probing are, shown; it is said that it takes a while, unless it is cached."""
-    with (
-        ProgressReport(f"{model.name} is writing", unit="tokens") as writing,
-        ProgressReport(f"calibrating on {text}", unit="chunks") as capturing,
-        ProgressReport("probing what errors cost", unit="projections") as probing,
-    ):
+    with ExitStack() as shown:
+        watch = CalibrationWatch(instead=warn)
+        if writes(text):
+            writing = shown.enter_context(steps.next(f"{model.name} is writing", unit="tokens"))
+            watch = replace(watch, writing=writing.update)
+        capturing = shown.enter_context(steps.next(f"calibrating on {text}", unit="chunks"))
+        if metric == "attention":
+            probing = shown.enter_context(steps.next("probing what errors cost", unit="projections"))
+            watch = replace(watch, probing=probing.update)
 
         def announce(tokens: int, seconds: float) -> None:
             echo(
@@ -189,4 +208,4 @@ def calibration_progress(model: GGUFModel, text: str) -> Iterator[CalibrationWat
                 echo(f"calibrating {model.name} on {text}: {counted(round(total), 'chunk')}, once", err=True)
             capturing.update(done, total, note)
 
-        yield CalibrationWatch(update, probing.update, writing.update, announce, warn)
+        yield replace(watch, capturing=update, announce=announce)

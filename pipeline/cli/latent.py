@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from pipeline.calibration.obtain import obtain_calibration
-from pipeline.cli.calibrate import calibration_progress
+from pipeline.cli.calibrate import calibration_progress, calibration_steps
 from pipeline.cli.choices import plan_options
 from pipeline.cli.options import (
     calibration_option,
@@ -18,7 +18,7 @@ from pipeline.cli.options import (
     output_option,
     threads_option,
 )
-from pipeline.cli.output import ProgressReport, echo, print_json, print_table, warn
+from pipeline.cli.output import Steps, echo, print_json, print_table, warn
 from pipeline.cli.program import program
 from pipeline.cli.sections import SurgeryCommand
 from pipeline.errors import UsageError
@@ -67,9 +67,10 @@ def command(
     source = open_model(model)
     check_latent(source, plan)  # before anything takes long
     check_output(output, force=force, sources=source.paths)
-    with calibration_progress(source, calibration) as watch:
+    steps = Steps(calibration_steps(calibration, "attention") + 2)
+    with calibration_progress(source, calibration, "attention", steps) as watch:
         statistics = obtain_calibration(source, calibration, roles=plan.roles, threads=threads, watch=watch)
-    with ProgressReport("sampling", unit="chunks") as sampling, ProgressReport("converting", unit="layers") as report:
+    with steps.next("sampling", unit="chunks") as sampling, steps.next("converting", unit="layers") as report:
         result = convert_to_latent(
             source, output, plan, statistics, threads=threads, force=force,
             sampling=sampling.update, progress=report.update,

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from pipeline.attention import number_ranges
-from pipeline.cli.calibrate import calibration_for_metric
+from pipeline.cli.calibrate import calibration_for_metric, calibration_steps
 from pipeline.cli.choices import metric_options, plan_options
 from pipeline.cli.options import (
     force_option,
@@ -17,7 +17,7 @@ from pipeline.cli.options import (
     refuse_idle_calibration,
     threads_option,
 )
-from pipeline.cli.output import ProgressReport, echo, print_json, print_table, warn
+from pipeline.cli.output import Steps, echo, print_json, print_table, warn
 from pipeline.cli.program import program
 from pipeline.cli.quantize import print_quantization
 from pipeline.cli.sections import SurgeryCommand
@@ -84,12 +84,13 @@ def command(
         warn(note)
     check_output(output, force=force, sources=source.paths)
     check_plan(source, plan)
-    statistics = calibration_for_metric(source, calibration, plan.metric, threads, plan.roles)
+    steps = Steps(calibration_steps(calibration, plan.metric) + 1 + bool(quant))
+    statistics = calibration_for_metric(source, calibration, plan.metric, threads, plan.roles, steps)
     if quant and (types := quantized_types(source)):
         warn(f"{source.name} is quantised already ({', '.join(types)}); quantising it again adds loss to loss")
     with (
-        ProgressReport("operating", unit="groups") as writing,
-        ProgressReport("quantising", unit="tensors") as quantising,
+        steps.next("operating", unit="groups") as writing,
+        steps.next("quantising", unit="tensors") as quantising,
     ):
         if quant:
             report, quantization = operate_and_quantize(

@@ -169,3 +169,15 @@ class ProgressReport:
         speed = self._speed()
         left = f", {(self.total - self.done) / speed:,.0f} s left" if speed else ""
         return f"{self.label}: {self.done / scale:,.0f} of {self.total / scale:,.0f} {unit}{note and f', {note}'}{left}"
+
+
+class Steps:
+    """Numbers the progress of a command that has `total` steps; one whose result is there already is passed over."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.begun = total, 0
+
+    def next(self, label: str, *, unit: str) -> ProgressReport:
+        """The progress of the step that follows, such as `step 2 of 3: operating`."""
+        self.begun += 1
+        return ProgressReport(f"step {self.begun} of {self.total}: {label}" if self.total > 1 else label, unit=unit)
