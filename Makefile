@@ -27,6 +27,9 @@ PLAYS ?= shakespeare.txt
 ONLY ?=
 OUT ?= $(patsubst %.gguf,%,$(notdir $(MODEL)))-$(METHOD)$(if $(GROUP_LAYERS),-$(subst :,-,$(subst /,+,$(GROUP_LAYERS))))-$(TARGETS)-$(THRESHOLD)-$(MEAN)$(if $(filter-out weights,$(METRIC)),-$(METRIC))$(if $(QUANT),-$(QUANT)).gguf
 
+# Options for what was set; defaults here are those of surgery compare, which refuses what no method of the grid uses.
+GIVEN = $(if $(filter file,$(origin $(2))),,--$(1) "$($(2))" )
+
 # What may be set on make's command line, all that has a default here: a mistyped name would change nothing.
 SETTINGS := $(shell sed -n 's/^\([A-Z_]*\) ?=.*/\1/p' $(firstword $(MAKEFILE_LIST)))
 OF_THE_COMPILER = SHELL CC CXX CFLAGS CXXFLAGS LDFLAGS CMAKE_ARGS FORCE_CMAKE
@@ -100,7 +103,7 @@ eval: $(OUT) $(if $(HUB),$(BASE)) ## what OUT lost against MODEL on TEXT, over C
 	@$(SURGERY) eval "$(OUT)" --base "$(BASE)" --text "$(TEXT)" --chunks "$(CHUNKS)" --threads "$(THREADS)"
 
 compare: $(VENV)/installed-report $(if $(HUB),$(BASE)) ## METHODS x THRESHOLDS x QUANTS, measured on TEXT; the report is in STUDY
-	@$(SURGERY) compare "$(BASE)" -o "$(STUDY)" --methods "$(METHODS)" --thresholds "$(THRESHOLDS)" --quants "$(QUANTS)" --metrics "$(METRIC)" --targets "$(TARGETS)" --means "$(MEAN)" --text "$(TEXT)" --chunks "$(CHUNKS)" --threads "$(THREADS)"
+	@$(SURGERY) compare "$(BASE)" -o "$(STUDY)" $(call GIVEN,methods,METHODS)$(call GIVEN,thresholds,THRESHOLDS)$(call GIVEN,quants,QUANTS)$(call GIVEN,metrics,METRIC)$(call GIVEN,targets,TARGETS)$(call GIVEN,means,MEAN)--text "$(TEXT)" --chunks "$(CHUNKS)" --threads "$(THREADS)"
 	@$(SURGERY) report "$(STUDY)"
 
 latent: $(VENV)/installed $(if $(HUB),$(BASE)) ## MODEL with a smaller KV cache: CACHE, CALIBRATION (a text like what it will read)

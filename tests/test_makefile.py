@@ -1,12 +1,16 @@
 """make's own part: what may be set, and what is told of compiling."""
 
+import re
 import runpy
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from pipeline.compare.grid import PRESETS, Grid
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,6 +28,19 @@ def test_settings_reach_the_commands() -> None:
     assert '--threshold "0.3"' in shown
     assert '--threads "1"' in shown
     assert '--max-tokens "7"' in make("run", "MAX_TOKENS=7").stdout
+
+
+def test_compare_is_told_only_what_was_set_since_it_refuses_what_is_idle() -> None:
+    shown = make("compare", "METHODS=none").stdout
+    assert '--methods "none"' in shown
+    assert "--thresholds" not in shown
+    defaults = dict(re.findall(r"^([A-Z]+) \?= (.*)$", (ROOT / "Makefile").read_text(), re.M))
+    (quick,) = PRESETS["quick"]
+    quick = replace(quick, methods=Grid.methods)  # as without --preset
+    for name in ("METHODS", "THRESHOLDS", "QUANTS"):
+        assert defaults[name].split() == [str(choice) for choice in getattr(quick, name.lower())]
+    single = quick.metrics, quick.targets, quick.means
+    assert single == tuple((defaults[name],) for name in ("METRIC", "TARGETS", "MEAN"))
 
 
 @pytest.mark.parametrize(("setting", "meant"), [("TRESHOLD=0.3", "; did you mean THRESHOLD?"), ("xyz=1", "")])
