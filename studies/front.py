@@ -6,6 +6,7 @@ Measures studies/front.yaml and writes docs/front.json and README's table, with 
 """
 
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import click
@@ -38,16 +39,16 @@ def lines(results: StudyResult, calibration: str) -> dict[str, CellResult]:
 
 
 def table(results: StudyResult, calibration: str) -> str:
-    """KL divergence with its 95 % interval over chunks, a column a text."""
+    """KL divergence with half of its 95 % interval over chunks, a column a text."""
     rows = [
-        [name, *(f"{text.kld_mean:.2f} ({text.kld_low:.2f} to {text.kld_high:.2f})" for text in cell.texts)]
+        [name, *(f"{text.kld_mean:.2f} ± {(text.kld_high - text.kld_low) / 2:.2f}" for text in cell.texts)]
         for name, cell in lines(results, calibration).items()
     ]
-    return markdown([f"KL divergence, {results.study['model']}", *(text.text for text in results.cells[0].texts)], rows)
+    return markdown(["KL divergence", *(text.text for text in results.cells[0].texts)], rows)
 
 
 def answers(results: StudyResult) -> str:
-    """How each of the last two goes on after the study's question, and the source, as far as ANSWER_TOKENS reach."""
+    """How the source and each of the last two begin to answer the study's question."""
     *_, plain, calibrated = lines(results, "").values()
     said: dict[str, BaseResult | CellResult] = {
         "the source": results.base,
@@ -58,8 +59,9 @@ def answers(results: StudyResult) -> str:
 
 
 def _answer(model: BaseResult | CellResult) -> str:
-    """One line, in which nothing is taken for Markdown."""
-    text = " ".join("".join(model.answer or ["(none)"]).split())
+    """Its first sentence, as far as it fits on a line, in which nothing is taken for Markdown."""
+    said, ended, _ = "".join(model.answer or ["(none)"]).partition(". ")
+    text = shorten(said + ended, 160, placeholder=" …")
     return "".join("\\" + letter if letter in "\\`*_<>[]" else letter for letter in text)
 
 

@@ -49,4 +49,5 @@ def test_every_table_that_a_study_makes_has_its_place() -> None:
 
 def test_readme_fits_a_page() -> None:
     before, _, _ = (ROOT / "README.md").read_text().partition("\n| command |")
-    assert 300 < len(before.split()) <= 600
+    words = [word for word in before.split() if any(map(str.isalnum, word))]  # without a table's lines and signs
+    assert 300 < len(words) <= 600
