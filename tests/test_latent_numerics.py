@@ -17,6 +17,7 @@ from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
 from pipeline.latent import queries, values
 from pipeline.latent.compression import compress
 from pipeline.latent.equalise import equalise_rotary, equalising_scales
+from pipeline.latent.narrow import narrow_queries
 from pipeline.latent.rope import Rope
 from pipeline.latent.rotary import align_keys, as_complex, as_real, mean_turns, multiplication
 from pipeline.latent.scaled import SCALE_OFFSETS, read_scaled, scaled_type
@@ -115,6 +116,23 @@ def latent_weights(rank: int) -> LatentWeights:
         normal(rank, WIDTH), normal(2 * PAIRS, WIDTH), normal(HEADS, 2 * PAIRS, rank),
         normal(HEADS, 2 * PAIRS, 2 * PAIRS), normal(HEADS, 2 * PAIRS, rank), Rope(PAIRS, 100.0).frequencies(),
     )  # fmt: skip
+
+
+def test_narrowed_queries_lose_what_the_least_singular_values_are() -> None:
+    weights, inputs, kept = latent_weights(rank=5), moment(WIDTH), 3
+    q = RNG.standard_normal((HEADS, 2 * PAIRS, WIDTH))
+    rows, onto = narrow_queries(weights, q, inputs, kept)
+    assert (rows.shape, onto.shape) == ((HEADS, kept, WIDTH), (HEADS, kept, 5))
+    root = np.linalg.cholesky(inputs)
+    for head in range(HEADS):
+        scores = root.T @ q[head].T @ weights.latent_query[head] @ weights.latent @ root
+        off = root.T @ rows[head].T @ onto[head] @ weights.latent @ root - scores
+        least = np.linalg.norm(np.linalg.svd(scores, compute_uv=False)[kept:])
+        assert least <= np.linalg.norm(off) * (1 + 1e-9)
+        assert np.linalg.norm(off) == pytest.approx(least, rel=0.02)  # the smallest eigenvalues are lifted
+    same, alike = narrow_queries(weights, q, inputs, 2 * PAIRS)
+    assert same is q
+    assert alike is weights.latent_query
 
 
 def noise_of_one_block(scales: np.ndarray, energy: np.ndarray, cost: np.ndarray) -> float:

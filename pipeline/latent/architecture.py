@@ -60,7 +60,7 @@ def latent_metadata(model: GGUFModel, source: LatentSource, layout: CacheLayout)
         "attention.kv_lora_rank": layout.rank,
         "attention.key_length": layout.cached_numbers,
         "attention.value_length": layout.rank,
-        "attention.key_length_mla": source.head_size + 2 * layout.pairs,
+        "attention.key_length_mla": layout.features + 2 * layout.pairs,
         "attention.value_length_mla": source.head_size,
         "rope.dimension_count": 2 * layout.pairs,
         "leading_dense_block_count": len(source.layers),
@@ -100,7 +100,7 @@ def declare_tensors(
         elif t.name not in replaced and t.name != FACTORS:
             stay.append(TensorDeclaration(t.name, t.shape, scaled_type(t.type) if grows(t.name) else t.type))
     new = {}
-    nope, rope = source.head_size, 2 * layout.pairs
+    nope, rope = layout.features, 2 * layout.pairs
     for layer, roles in source.layers.items():
         shapes = {
             "attn_q": (source.heads * (nope + rope), source.width),
@@ -117,25 +117,31 @@ def declare_tensors(
 
 
 def layer_tensors(
-    source: LatentSource, queries: np.ndarray, weights: LatentWeights, latent_square: float
+    source: LatentSource,
+    queries: np.ndarray,
+    narrow: np.ndarray,
+    latent_query: np.ndarray,
+    weights: LatentWeights,
+    latent_square: float,
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Each new tensor of a layer by its name in the layer, float32.
 
-    queries: the source's q, (heads, b, d); `latent_square`: the mean square of the latent over the calibration text
+    queries: the source's q, (heads, b, d); narrow, latent_query: what `narrow_queries` makes of them; latent_square: the
+    mean square of the latent over the calibration text
     """
     epsilon = source.epsilon * RESIDUAL_SCALE**2
     before_norm = np.sqrt(LATENT_SHARE * epsilon / latent_square)
     after_norm = np.sqrt(epsilon * (1 + LATENT_SHARE)) / before_norm
     rotary = np.einsum("hbp,hbd->hpd", weights.rotary_query, queries)
-    key_length = source.head_size + len(weights.rotary_key)
+    key_length = narrow.shape[1] + len(weights.rotary_key)
     # llama.cpp divides scores by the root of key_length_mla, the source by that of its head size
     scale = np.sqrt(key_length / source.head_size) / source.slots.rope.score_scale
-    q = np.concatenate([queries, rotary], axis=1) * scale
+    q = np.concatenate([narrow, rotary], axis=1) * scale
     tensors = {
         "attn_q": q.reshape(-1, q.shape[-1]),
         "attn_kv_a_mqa": np.vstack([before_norm * weights.latent, weights.rotary_key]),
         "attn_kv_a_norm": np.full(len(weights.latent), after_norm),
-        "attn_k_b": weights.latent_query.transpose(0, 2, 1),
+        "attn_k_b": latent_query.transpose(0, 2, 1),
         "attn_v_b": weights.value,
     }
     for name, values in tensors.items():

@@ -31,6 +31,7 @@ from pipeline.latent.architecture import (
 from pipeline.latent.byte_budget import choose_within_bytes
 from pipeline.latent.equalise import equalise_rotary
 from pipeline.latent.layer import align_layer, compress_layer, measured_distances, output_projection, sampled_attention
+from pipeline.latent.narrow import narrow_queries
 from pipeline.latent.new_types import importances
 from pipeline.latent.plan import CacheLayout, LatentPlan, bits_per_number, choose_layout
 from pipeline.latent.queries import refit_queries
@@ -183,10 +184,11 @@ def _fit_layer(
     before, after = refit_queries(weights, attention)
     refit_values(weights, attention, output_projection(source, layer))
     square = float(np.sum((weights.latent @ moment) * weights.latent)) / layout.rank
-    counts = importances(weights, queries, moment)
+    narrow, latent_query = narrow_queries(weights, queries, moment, layout.features)
+    counts = importances(weights, narrow, moment)
     tensors = {
         f"blk.{layer.number}.{name}.weight": (values, counts.get(name))
-        for name, values in layer_tensors(source, queries, weights, square)
+        for name, values in layer_tensors(source, queries, narrow, latent_query, weights, square)
     }
     return tensors, LatentLayer(layer.number, kept, before, after)
 

@@ -51,8 +51,9 @@ def _fitting(kind: GGMLQuantizationType, columns: int) -> GGMLQuantizationType:
 def importances(weights: LatentWeights, queries: np.ndarray, inputs: np.ndarray) -> dict[str, np.ndarray]:
     """How much each column of the new matrices counts: the mean square of what it is multiplied with, float32.
 
-    queries: the source's q, (heads, b, d); inputs: the second moment of the layer's inputs, (d, d). Heads one after the
-    other, as `encode_rows` takes them. Of attended latents, which are means of tokens', the tokens' stand for their own.
+    queries: what `attn_k_b` reads, made of a layer's inputs, (heads, m, d); inputs: the second moment of these, (d, d).
+    Heads one after the other, as `encode_rows` takes them. Of attended latents, which are means of tokens', the tokens'
+    stand for their own.
     """
     latents = np.einsum("rd,de,re->r", weights.latent, inputs, weights.latent, optimize=True)
     squares = {

@@ -40,7 +40,7 @@ class LatentPlan:
     )  # fmt: skip
     outtype: str = choice(
         "auto", str, "Type of the new matrices. auto: the source's if it is a float type, else F16; keep: the source's, whatever it"
-        " is. All others keep theirs.",
+        " is, and narrower queries, for a file of about the source's size. All others keep theirs.",
         names=OUTTYPES,
     )  # fmt: skip
     cache_type: str = choice(
@@ -106,11 +106,13 @@ def latent_plans(choices: Mapping[str, Any]) -> list[LatentPlan]:
 class CacheLayout:
     """What a token caches in a layer: `rank` numbers of latent, then 2 `pairs` numbers that RoPE rotates.
 
+    features: how many numbers of each head's query the latent's query is made of, see `pipeline.latent.narrow`
     position_apart: whether the keys' position is kept apart from their content, see `pipeline.latent.position`
     """
 
     rank: int
     pairs: int
+    features: int
     position_apart: bool = False
 
     @property
@@ -157,4 +159,7 @@ def choose_layout(plan: LatentPlan, source: LatentSource) -> CacheLayout:
             f"{rank + 2 * pairs} numbers per token and layer are no whole blocks of {plan.cache_type}; choose a multiple of"
             f" {BLOCK}, or the cache type f16",
         )  # fmt: skip
-    return CacheLayout(rank, pairs, position_apart=has_few_bits(plan.cache_type))
+    features = source.head_size
+    if plan.outtype == "keep":  # half of them, in whole blocks: the rotary queries are as many numbers again
+        features = min(features, (features // 2 + BLOCK - 1) // BLOCK * BLOCK)
+    return CacheLayout(rank, pairs, features, position_apart=has_few_bits(plan.cache_type))
