@@ -5,7 +5,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from pipeline.gguf_file.reader import open_gguf
 from pipeline.inputs.texts import read_text
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
+from tests.databases import rows_of
 from tests.llama_task_files import write_hellaswag
 from tests.test_tasks import ITEMS as LETTERS
 from tests.test_tasks import write_task
@@ -136,12 +136,7 @@ def test_nothing_is_asked_twice(asked: Asked, tiny: Path, english: Path) -> None
 
 
 def replies(folder: Path) -> int:
-    """All replies in the ledger, read while another process writes it."""
-    try:
-        with closing(sqlite3.connect(f"file:{folder / LEDGER}?mode=ro", uri=True)) as db:
-            return int(db.execute("SELECT count(*) FROM replies").fetchone()[0])
-    except sqlite3.OperationalError:
-        return 0  # not laid out yet
+    return rows_of(folder / LEDGER, "replies")
 
 
 def test_a_killed_process_asks_no_more_than_a_round_again(tiny: Path, english: Path, tmp_path: Path) -> None:

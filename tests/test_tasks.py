@@ -21,6 +21,7 @@ from native.model import ContextOptions, load_model, open_context
 from pipeline.cli.main import cli
 from pipeline.errors import SurgeryError
 from pipeline.tasks.llama_files import read_hellaswag, read_multiple_choice, read_winogrande
+from tests.databases import rows_of
 from tests.llama_task_files import write_hellaswag, write_multiple_choice, write_winogrande
 from tests.tiny_model import TinyModel, with_number
 
@@ -200,13 +201,7 @@ def test_a_killed_run_goes_on_where_it_was(tiny: Path) -> None:
     file = Path(os.environ["SURGERY_CACHE"]) / "answers.sqlite"
 
     def answered() -> int:
-        if not file.exists():
-            return 0
-        try:
-            with sqlite3.connect(f"file:{file}?mode=ro", uri=True) as db:
-                return int(db.execute("SELECT count(*) FROM likelihoods").fetchone()[0])
-        except sqlite3.OperationalError:
-            return 0
+        return rows_of(file, "likelihoods")
 
     before = 0  # and not counted anew: what was killed may have to be recovered before it can be read
     for number in (signal.SIGKILL, signal.SIGINT):

@@ -99,7 +99,8 @@ class _Probes:
 
     def __init__(self, costs: Generator[float, WeightError, None], layers: AttentionLayers, journal: Path) -> None:
         self._costs, self._layers, self._journal = costs, layers, journal
-        self.kept = [Probe(**record) for record in read_journal(journal)]
+        probes = [Probe(**record) for record in read_journal(journal)]
+        self.kept = {(probe.kind, probe.layer, probe.share): probe.nats for probe in probes}
         self._share: dict[str, float] = {}  # of the last probe of each kind
         self._rounding: dict[str, float] = {}
         self._layer: Layer | None = None  # of the last probe, held: the next one is often of the same
@@ -132,9 +133,8 @@ class _Probes:
     def _cost(self, projections: list[Projection], errors: Callable[[], list[np.ndarray]], share: float) -> float:
         """The nats that errors of projections of one tensor cost when each is scaled to `share` of the one's energy."""
         first = projections[0]
-        for probe in self.kept:
-            if (probe.kind, probe.layer, probe.share) == (first.kind, first.layer, share):
-                return probe.nats
+        if (known := self.kept.get((first.kind, first.layer, share))) is not None:
+            return known
         if not self._begun:
             next(self._costs)
             self._begun = True

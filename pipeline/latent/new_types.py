@@ -12,7 +12,7 @@ from pipeline.latent.weights import LatentWeights
 REPLACES = {"attn_q": "q", "attn_kv_a_mqa": "kv", "attn_k_b": "k", "attn_v_b": "v"}
 """Whose place each new matrix takes; of two the one with more bits says its type."""
 
-NARROW = {
+FALLBACKS = {
     GGMLQuantizationType.Q4_K: GGMLQuantizationType.Q5_0,
     GGMLQuantizationType.Q5_K: GGMLQuantizationType.Q5_1,
     GGMLQuantizationType.Q6_K: GGMLQuantizationType.Q8_0,
@@ -42,7 +42,7 @@ def new_types(
 
 
 def _fitting(kind: GGMLQuantizationType, columns: int) -> GGMLQuantizationType:
-    for each in (kind, NARROW.get(kind, GGMLQuantizationType.IQ4_NL)):
+    for each in (kind, FALLBACKS.get(kind, GGMLQuantizationType.IQ4_NL)):
         if columns % GGML_QUANT_SIZES[each][0] == 0:
             return each
     return GGMLQuantizationType.F16
