@@ -206,7 +206,10 @@ def test_a_killed_run_goes_on_where_it_was(tiny: Path) -> None:
     before = 0  # and not counted anew: what was killed may have to be recovered before it can be read
     for number in (signal.SIGKILL, signal.SIGINT):
         started = time.monotonic()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's background jobs ignore
+        )  # fmt: skip
         while answered() <= before and time.monotonic() - started < 120:
             time.sleep(0.05)
         process.send_signal(number)
