@@ -27,7 +27,7 @@ PLAYS ?= shakespeare.txt
 ONLY ?=
 OUT ?= $(patsubst %.gguf,%,$(notdir $(MODEL)))-$(METHOD)$(if $(GROUP_LAYERS),-$(subst :,-,$(subst /,+,$(GROUP_LAYERS))))-$(TARGETS)-$(THRESHOLD)-$(MEAN)$(if $(filter-out weights,$(METRIC)),-$(METRIC))$(if $(QUANT),-$(QUANT)).gguf
 
-# Options for what was set; defaults here are those of surgery compare, which refuses what no method of the grid uses.
+# Options for what was set; defaults here are those of Surgery, which refuses what would change nothing.
 GIVEN = $(if $(filter file,$(origin $(2))),,--$(1) "$($(2))" )
 
 # What may be set on make's command line, all that has a default here: a mistyped name would change nothing.
@@ -86,7 +86,7 @@ install-hf: $(VENV)/installed-hf ## also torch, for checkpoints in its own forma
 install-report: $(VENV)/installed-report ## also what draws: surgery report, surgery inspect --plots; make compare sees to it
 
 gguf: $(VENV)/installed $(HUB) ## operate on MODEL: METHOD, GROUP_LAYERS, TARGETS, THRESHOLD, MEAN, METRIC, then QUANT; writes OUT
-	@$(SURGERY) operate "$(MODEL)" -o "$(OUT)" --force --method "$(METHOD)" $(if $(GROUP_LAYERS),--group-layers "$(GROUP_LAYERS)") --targets "$(TARGETS)" --threshold "$(THRESHOLD)" --mean "$(MEAN)" --metric "$(METRIC)" $(if $(QUANT),--quant "$(QUANT)") --threads "$(THREADS)"
+	@$(SURGERY) operate "$(MODEL)" -o "$(OUT)" --force $(call GIVEN,method,METHOD)$(if $(GROUP_LAYERS),--group-layers "$(GROUP_LAYERS)") --targets "$(TARGETS)" --threshold "$(THRESHOLD)" --mean "$(MEAN)" --metric "$(METRIC)" $(if $(QUANT),--quant "$(QUANT)") --threads "$(THREADS)"
 
 $(OUT): | $(VENV)/installed
 	@$(MAKE) --no-print-directory gguf

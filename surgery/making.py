@@ -16,7 +16,7 @@ from pipeline.observations.statistics_file import Calibration
 from pipeline.operation import operate as low_rank
 from pipeline.operation.layer_groups import check_plan
 from pipeline.operation.operate_and_quantize import operate_and_quantize
-from pipeline.operation.plan import Plan
+from pipeline.operation.plan import Plan, check_method
 from pipeline.operation.report import OperationReport
 from pipeline.progress import Progress, silent
 from pipeline.quantization import Quantization, known_type, require_weighing
@@ -79,6 +79,7 @@ def operate(
     if quant:
         known_type(quant)
     check_output(path, force=force, sources=_inputs(source, calibration))
+    check_method(plan, chosen=plan.method != Plan.method)
     check_plan(source, plan)
     moments = None if plan.metric == "weights" else statistics(source, calibration, plan.metric, threads, plan.roles)
     if quant:

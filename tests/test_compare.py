@@ -270,13 +270,14 @@ def test_a_hopeless_cell_is_stopped_and_goes_on_without_the_rule(tiny: Path, eng
 
 
 def test_cells_that_do_the_same_are_measured_once(tiny: Path, english: Path, tmp_path: Path) -> None:
-    grid = Grid(methods=("shared-kv", "separate"), targets=("q",), thresholds=(0.9, 1.0), quants=("source",))
+    methods, targets = ("shared-kv", "shared-gate-up"), ("kv", "gate+up")
+    grid = Grid(methods=methods, targets=targets, thresholds=(0.9, 1.0), quants=("source",))
     assert effective_plan(Plan(threshold=1)) is None
     assert effective_plan(Plan(threshold=1, mean="drop")) is not None
     progress = run(tmp_path / "study", tiny, english, grid)
-    assert progress.cells_total == 2  # of four; at threshold 1 both are the source
+    assert progress.cells_total == 4  # of eight; both do the same to k and v, and at threshold 1 all are the source
     cells = study_results(tmp_path / "study").cells
-    assert [cell.kld_mean == 0 for cell in cells] == [False, True, False, True]
+    assert [cell.kld_mean == 0 for cell in cells] == [False, True] * 4
 
 
 def test_the_commands_of_a_cell_make_its_file(study: Path, tiny: Path, tmp_path: Path) -> None:

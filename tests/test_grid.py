@@ -20,7 +20,7 @@ GRID = Grid(methods=("shared-kv",), thresholds=(0.9, 0.6), quants=("source", "Q8
 
 def test_presets_and_grid_files(tmp_path: Path) -> None:
     original = grid_cells(PRESETS["original"])
-    assert len(original) == 13
+    assert len(original) == 12
     assert {getattr(cell.plan, "targets", None) for cell in original} == {"q"}
     grids = [GRID, Grid(methods=("random",), ranks=(4,), seeds=(0, 1), quants=("source",))]
     save_grids(tmp_path / "grid.yaml", grids, force=False)

@@ -1,5 +1,6 @@
 """What `--targets` may name, which matrices that is in a model, and what is made of each."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,11 +8,15 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from sklearn.decomposition import PCA
 
 from pipeline.attention import find_projections
+from pipeline.cli.main import cli
+from pipeline.compare.grid import Grid
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
+from pipeline.operation.layer_groups import check_plan
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
 from pipeline.targets import TARGETS, parse_targets, settled_targets, target_roles
@@ -182,3 +187,31 @@ def test_methods_that_do_the_same_to_the_targets_are_one() -> None:
     )
     assert Plan("shared-gate-up", "up", rank=1).effective() != Plan("separate", "up", rank=1).effective()
     assert Plan("separate", "k", rank=1).effective() != Plan("shared-kv", "k", rank=1).effective()
+
+
+def test_a_method_that_shares_nothing_of_the_targets_is_refused(tiny: Path) -> None:
+    for plan, same in (
+        (Plan("shared-experts", "ffn"), "shared-gate-up"),
+        (Plan("cross-layer", "kv", group_layers="1"), "shared-kv"),
+    ):
+        with pytest.raises(UsageError, match=f"does to {plan.targets} of .* what {same} does"):
+            check_plan(open_gguf(tiny), plan)
+    check_plan(open_gguf(tiny), Plan("shared-gate-up", "ffn"))
+    for method, targets, same in (
+        ("shared-kv", "q+ffn", "separate"),
+        ("shared-gate-up", "qkv", "shared-kv"),
+        ("cross-layer", "o", "separate"),
+    ):
+        groups = "2" if method == "cross-layer" else None
+        refused = CliRunner().invoke(
+            cli, ["operate", str(tiny), "-o", "o.gguf", "--method", method, "--targets", targets]
+            + (["--group-layers", groups] if groups else []),
+        )  # fmt: skip
+        assert refused.exit_code == 2
+        assert f"--method '{method}': does to the targets {targets} what {same} does" in refused.stderr
+        with pytest.raises(UsageError, match=re.escape(f"does to the targets {targets} what {same} does")):
+            Grid(methods=(method,), targets=(targets,), group_layers=("2",) if groups else ()).cells()
+    assert [cell.method for cell in Grid(targets=("q",), ranks=(4,), quants=("source",)).cells()] == [
+        "none",
+        "separate",
+    ]

@@ -11,6 +11,7 @@ from pipeline.cli.calibrate import calibration_for_metric, calibration_steps
 from pipeline.cli.choices import metric_options, plan_options
 from pipeline.cli.options import (
     force_option,
+    given,
     json_option,
     model_argument,
     output_option,
@@ -27,7 +28,7 @@ from pipeline.inputs.models import gguf_name, is_checkpoint, open_source
 from pipeline.operation.layer_groups import check_plan
 from pipeline.operation.operate import operate
 from pipeline.operation.operate_and_quantize import operate_and_quantize
-from pipeline.operation.plan import Plan
+from pipeline.operation.plan import Plan, check_method
 from pipeline.operation.report import OperationReport
 from pipeline.quantization import known_type, quantized_types
 
@@ -67,6 +68,7 @@ def command(
     Everything else in the file stays byte-identical, and surgery.* metadata says what was done.
     """
     plan = Plan(**choices)
+    check_method(plan, chosen=given("method") or plan.method != Plan.method)
     if quant:
         known_type(quant)  # before anything takes long
     refuse_idle_calibration(plan.metric)

@@ -15,9 +15,10 @@ from pipeline.errors import UsageError, no_file
 from pipeline.files.output_file import complete_or_absent
 from pipeline.latent.plan import METHOD as LATENT_METHOD
 from pipeline.latent.plan import LatentPlan
-from pipeline.operation.plan import RANK_RULES, Plan
+from pipeline.operation.plan import RANK_RULES, Plan, idle_method, simpler_method
 from pipeline.protocol import Operation
 from pipeline.quantization import known_type
+from pipeline.targets import target_roles
 from pipeline.tasks.choices import TaskChoices, chosen_tasks
 
 HELP = "help"  # the key of a field's metadata: for the command line, without the default
@@ -96,10 +97,16 @@ class Grid(TaskChoices, CellChoices):
         for name in WHOSE:
             if not self.uses(name) and list(getattr(self, name)) != list(getattr(CellChoices, name)):
                 raise idle_choice(name)
-        methods = tuple(method for method in self.methods if method != NO_METHOD)
-        for method in methods:
-            kind_of(method)
+        methods = [method for method in self.methods if method != NO_METHOD and not self._left_out(method)]
         return [plan for kind in KINDS for plan in kind.of_grid(asdict(replace(self, methods=methods)))]
+
+    def _left_out(self, method: str) -> bool:
+        """Whether a default method shares nothing of the targets. Raises UsageError for another one, and an unknown one."""
+        kind_of(method)
+        same = [method in METHODS and simpler_method(method, target_roles(targets)) for targets in self.targets]
+        if all(same) and list(self.methods) != list(Grid.methods):
+            raise idle_method(method, f"the targets {', '.join(self.targets)}", str(same[0]), "methods")
+        return all(same)
 
     def cells(self) -> list[Cell]:
         """The source in every quantisation first, then the operations. Raises UsageError for unknown types."""
@@ -135,12 +142,9 @@ PRESETS = {
     "quick": [Grid(methods=("shared-kv",), thresholds=(0.99, 0.9, 0.5), quants=(AS_IT_IS, "Q4_K_M"))],
     "original": [
         Grid(
-            methods=("separate",), targets=("q",), thresholds=(0.99, 0.975, 0.95), means=("drop",), quants=(AS_IT_IS,)
-        ),
-        Grid(
-            methods=("shared-kv",),
+            methods=("separate",),
             targets=("q",),
-            thresholds=(0.99, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1),
+            thresholds=(0.99, 0.975, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1),
             means=("drop",),
             quants=(AS_IT_IS,),
         ),

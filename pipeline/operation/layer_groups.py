@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pipeline.attention import parse_layers
+from pipeline.decompose.methods import METHODS
 from pipeline.errors import UsageError
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.layers import AttentionLayers
 from pipeline.operation.groups import plan_groups
-from pipeline.operation.plan import Plan
+from pipeline.operation.plan import BY_SHARING, Plan, idle_method, simpler_method
 from pipeline.subspaces.similarity import Lens, similar_layers
 
 
@@ -39,11 +40,21 @@ def layer_groups(layers: AttentionLayers, chosen: Sequence[int], plan: Plan) -> 
 
 
 def check_plan(model: GGUFModel, plan: Plan) -> None:
-    """Raise UsageError for layers that the model does not have or ranks that are too large, before anything takes long."""
+    """Raise UsageError for layers that the model does not have, ranks that are too large, and a method that shares nothing
+    in this model that a simpler one does not share; before anything takes long.
+
+    The default method is not held to that, nor one that shares nothing of such targets in any model: see `check_method`.
+    """
     layers = AttentionLayers(model, roles=plan.roles)
     chosen = parse_layers(plan.layers, layers, skipped=layers.skipped)
     neighbours = replace(plan, group_layers=plan.group_layers and plan.group_layers.removeprefix("similar:"))
-    plan_groups(layers, layer_groups(layers, chosen, neighbours), plan)
+    groups = plan_groups(layers, layer_groups(layers, chosen, neighbours), plan)
+    if plan.method == Plan.method or METHODS[plan.method].random or simpler_method(plan.method, plan.roles):
+        return
+    each = [(number,) for number in chosen]
+    for name in BY_SHARING[: BY_SHARING.index(plan.method)]:
+        if plan_groups(layers, each, replace(plan, method=name, group_layers=None)) == groups:
+            raise idle_method(plan.method, f"{plan.targets} of {model.name}", name)
 
 
 def _listed(text: str, layers: AttentionLayers, chosen: Sequence[int]) -> list[tuple[int, ...]]:

@@ -16,6 +16,7 @@ from pipeline.targets import EXPECTED, parse_targets, settled_targets, target_ro
 DEFAULT_THRESHOLD = 0.9
 LARGEST_SEED = 2**32 - 1
 MOST = 2**31 - 1  # llama.cpp counts in 32 bits
+BY_SHARING = ("separate", *METHODS)  # the least first
 RANK_RULES = ("threshold", "rank", "budget")
 GROUP_LAYERS = (
     "N for N neighbours, all, stride:N for every Nth, similar:N for N alike, or a list such as 0-9/10-19/20,22"
@@ -150,6 +151,26 @@ class Plan:
     def family(self) -> "Plan":
         """A plan that is equal for all plans which one decomposition serves."""
         return replace(self, threshold=1.0, rank=None, budget=None)
+
+
+def simpler_method(method: str, roles: frozenset[str]) -> str | None:
+    """The simplest method that does the same to the targets `roles` of any model, unless it is `method` itself."""
+    if METHODS[method].random:
+        return None
+    mine = _touched(METHODS[method], roles)
+    same = next(name for name in BY_SHARING if _touched(METHODS[name], roles) == mine)
+    return same if same != method else None
+
+
+def check_method(plan: Plan, *, chosen: bool) -> None:
+    """Raise UsageError for a method that was `chosen`, not the default, and shares nothing of the plan's targets."""
+    if chosen and (same := simpler_method(plan.method, plan.roles)):
+        raise idle_method(plan.method, f"the targets {plan.targets}", same)
+
+
+def idle_method(method: str, what: str, same: str, argument: str = "method") -> UsageError:
+    """Of a method that does to `what` what the method `same` does, and says so by its name."""
+    return UsageError.of(argument, method, f"does to {what} what {same} does; take that, or other targets")
 
 
 def _touched(method: Method, roles: frozenset[str]) -> list[tuple[str, bool, bool]]:
