@@ -69,6 +69,7 @@ def made_up_cell(
         "mean": "keep" if operated else None,
         "layers": "all" if operated else None,
         "group_layers": None,
+        "outtype": "auto" if operated else None,
         "damage": False,
         "seed": 0 if operated else None,
         "quant": quant,

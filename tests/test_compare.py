@@ -353,7 +353,8 @@ def test_a_narrow_terminal_has_what_was_lost_and_for_how_many_bytes(
 def test_latent_attention_is_one_more_method(english: Path, tmp_path: Path) -> None:
     """Its files are other models, quantised whole; calibrated, made for the cache of their cell, beside other methods."""
     folder = tmp_path / "study"
-    model = write_tiny_model(tmp_path / "heads-of-32.gguf", TinyModel(key_length=32, value_length=32))
+    model, whole = tmp_path / "model.gguf", tmp_path / "heads-of-32.gguf"
+    quantize(open_gguf(write_tiny_model(whole, TinyModel(key_length=32, value_length=32))), model, "Q8_0")
 
     def compare(*choices: str) -> dict[str, Any]:
         command = [
@@ -381,6 +382,10 @@ def test_latent_attention_is_one_more_method(english: Path, tmp_path: Path) -> N
         "surgery run cell.gguf --cache-type-k=iq4_nl --cache-type-v=iq4_nl",
     ]
     assert cells["latent 0.75, cache iq4_nl"]["interaction"]["verdict"]  # beside the latent that is made for F16
+    results = compare("--methods", "latent", "--quants", "source", "--outtypes", "keep")
+    (kept,) = (cell for cell in results["cells"] if cell["label"] == "latent 0.75 keep")
+    assert (kept["status"], kept["outtype"], kept["kv_cache_bytes"]) == ("done", "keep", plain["kv_cache_bytes"])
+    assert kept["file_bytes"] < plain["file_bytes"]
     with open_ledger(folder) as ledger:
         made = {c.label: (ledger.run(key).facts or {}).get("operation") for c, key in ledger.cells().items()}
     assert made["latent 0.75, cache q8_0"] == made["latent 0.75"]

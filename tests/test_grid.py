@@ -11,6 +11,7 @@ import studies
 from pipeline.cli.grid_options import chosen_grids
 from pipeline.cli.main import cli
 from pipeline.compare.cell import Cell
+from pipeline.compare.commands import cell_commands
 from pipeline.compare.grid import PRESETS, Grid, grid_cells, load_grids, save_grids
 from pipeline.errors import UsageError
 from pipeline.operation.plan import Plan
@@ -59,6 +60,20 @@ def test_quantised_caches_alone() -> None:
     shown = "".join(CliRunner().invoke(cli, ["compare", "--help"]).output.split())  # however it is wrapped
     assert "0.99,0.9,0.5" in shown
     assert "[default:shared-kv,separate]" in shown
+
+
+def test_latents_are_compared_in_several_types(tmp_path: Path) -> None:
+    """Each as large as its types make it, and made by its own command; other methods have no such choice."""
+    grid = Grid(methods=("latent",), caches=(192,), outtypes=("auto", "keep"), quants=("source",))
+    save_grids(tmp_path / "grid.yaml", [grid], force=False)
+    assert load_grids(tmp_path / "grid.yaml") == [grid]
+    cells = grid_cells([grid])
+    assert [cell.label for cell in cells] == ["latent 192", "latent 192 keep"]
+    assert cell_commands(cells[1], "m.gguf", None)[0] == "surgery latent m.gguf -o cell.gguf --cache 192 --outtype keep"
+    with pytest.raises(UsageError, match="`outtypes`: none of the `methods` uses it; add one of latent"):
+        replace(GRID, outtypes=("keep",)).plans()
+    with pytest.raises(UsageError, match="outtype"):
+        replace(grid, outtypes=("q9",)).plans()
 
 
 def test_the_plans_of_the_studies_are_grids() -> None:

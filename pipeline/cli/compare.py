@@ -65,7 +65,7 @@ from pipeline.tasks.choices import TaskChoices
         "What is replaced": "methods targets layers group_layers",
         "How much is kept": "thresholds ranks budgets caches means seeds",
         "Calibration": "metrics calibration",
-        "Types": "quants imatrix cache_types",
+        "Types": "quants imatrix outtypes cache_types",
         "Grids by name": "preset plan_file save_plan",
         "Measuring": "texts chunks ctx prompt answer_tokens stop_above precision",
         "What it can still do": " ".join(choices_of(TaskChoices)),

@@ -125,6 +125,7 @@ class CellResult(Scores, Sizes, RunFacts, TasksFound):
     mean: str | None
     layers: str | None
     group_layers: str | None
+    outtype: str | None
     seed: int | None
     cache: float | None
     quant: str

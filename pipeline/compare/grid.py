@@ -34,8 +34,9 @@ class CellChoices:
     """Choices whose product is measured: every operation in every quantisation with every type of KV cache.
 
     Method `none` stands for no operation: alone, quantisations and types of the cache are all that is measured.
-    `group_layers` are for the methods that share components between layers, and for them alone, `caches` for `latent`:
-    shares of the KV cache. Of thresholds, ranks and budgets any may be given; each value makes cells of its own.
+    `group_layers` are for the methods that share components between layers, and for them alone, `caches`, shares of the
+    KV cache, and `outtypes` for `latent`. Of thresholds, ranks and budgets any may be given; each value makes cells of its
+    own.
     """
 
     methods: Sequence[str] = field(
@@ -63,6 +64,7 @@ class CellChoices:
     caches: Sequence[float] = _several(
         (0.5,), LatentPlan, "cache", "Shares of the KV cache to keep, for method latent."
     )
+    outtypes: Sequence[str] = _several(("auto",), LatentPlan, "outtype", " For method latent.")
     seeds: Sequence[int] = _several((0,), Plan, "seed", "Seeds of the random control.")
     quants: Sequence[str] = field(
         default=(AS_IT_IS, "Q4_K_M"),
@@ -79,7 +81,7 @@ WHOSE: dict[str, frozenset[str]] = {
     **dict.fromkeys(("targets", "metrics", "means", "layers"), frozenset(METHODS)),
     "group_layers": frozenset(name for name, method in METHODS.items() if method.across_layers),
     "seeds": frozenset(name for name, method in METHODS.items() if method.random),
-    "caches": frozenset([LATENT_METHOD]),
+    **dict.fromkeys(("caches", "outtypes"), frozenset([LATENT_METHOD])),
 }
 """The methods that have a choice, of those that not all have."""
 

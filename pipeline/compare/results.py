@@ -33,7 +33,7 @@ from pipeline.tasks.passkey import heat_map
 FRONTS = {"file": "file_bytes", "factored": "factored_bytes", "stored": "factors", "kv": "kv_cache_bytes"}
 """What a cell costs, by the name of the front: bytes of its file, bytes if the factors were stored, numbers stored for
 the operated matrices, bytes of the KV cache."""
-PLAN_CHOICES = ("targets", "threshold", "rank", "budget", "metric", "mean", "layers", "group_layers", "seed")
+PLAN_CHOICES = ("targets", "threshold", "rank", "budget", "metric", "mean", "layers", "group_layers", "outtype", "seed")
 
 
 def study_results(folder: Path) -> StudyResult:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, ClassVar
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -71,7 +72,9 @@ class LatentPlan:
     @property
     def label(self) -> str:
         """The plan in a few words, whatever is not usual last."""
-        return f"{METHOD} {self.cache:g}" + (f" rotary {self.rotary}" if self.rotary else "")
+        rotary = f"rotary {self.rotary}" if self.rotary else ""
+        outtype = self.outtype if self.outtype != "auto" else ""
+        return " ".join(filter(None, (METHOD, f"{self.cache:g}", rotary, outtype)))
 
     def for_cache(self, cache_type: str) -> "LatentPlan":
         """The plan for a model that runs with this type of KV cache."""
@@ -98,8 +101,12 @@ def has_few_bits(cache_type: str) -> bool:
 
 
 def latent_plans(choices: Mapping[str, Any]) -> list[LatentPlan]:
-    """A plan for each of a grid's `caches`, if `latent` is among its methods."""
-    return [LatentPlan(cache=cache) for cache in choices["caches"]] if METHOD in choices["methods"] else []
+    """A plan for each of a grid's `caches` and `outtypes`, if `latent` is among its methods."""
+    if METHOD not in choices["methods"]:
+        return []
+    return [
+        LatentPlan(cache=cache, outtype=outtype) for cache, outtype in product(choices["caches"], choices["outtypes"])
+    ]
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ VARIANT = {
     "mean": "mean ",
     "layers": "layers ",
     "group_layers": "shared by ",
+    "outtype": "",
     "seed": "seed ",
 }
 
