@@ -326,6 +326,13 @@ BAD_INPUT = {
         "--prompt: nothing is answered with --answer-tokens 0",
     ),
     "force without a plan": ("compare {tiny} -o s --force", 2, "--force: is for --save-plan; --force-rerun measures"),
+    "measuring in a plan": (
+        "compare {tiny} --save-plan p.yaml --text short.txt",
+        2,
+        "--text: is not part of a plan; give it with --plan",
+    ),
+    "a plan of no model": ("compare nope.gguf --save-plan p.yaml", 2, "nope.gguf: no such file"),
+    "nothing to compare": ("compare -o s --save-plan p.yaml", 2, "name the MODEL to compare"),
     "status and more": ("compare {tiny} --status s", 2, "MODEL: changes nothing of --status"),
     "force without an output": ("calibrate {tiny} --force", 2, "--force: is for -o and --imatrix-output"),
     "idle probes": ("calibrate {tiny} --show-text --no-probes", 2, "--probes: changes nothing of --show-text"),

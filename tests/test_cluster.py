@@ -1,12 +1,15 @@
 """Cells on a real local Dask cluster of two worker processes, one of which is killed in the middle."""
 
 import os
+import shutil
 import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dask
 import pytest
 from dask.distributed import LocalCluster
 
@@ -53,3 +56,24 @@ def test_no_scheduler_there(monkeypatch: pytest.MonkeyPatch) -> None:
     silent = socket.create_server(("127.0.0.1", 0))  # something listens, but says nothing
     with silent, pytest.raises(UsageError, match="no Dask scheduler answers there"):
         ClusterRunner(f"tcp://127.0.0.1:{silent.getsockname()[1]}")
+
+
+def test_no_scheduler_there_that_encrypts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("pipeline.compare.cluster.SECONDS_TO_CONNECT", 1)
+    monkeypatch.chdir(tmp_path)
+    files = {"ca-file": "cert.pem", "client.cert": "cert.pem", "client.key": "key.pem"}
+    tls = {f"distributed.comm.tls.{name}": file for name, file in files.items()}
+    silent = socket.create_server(("127.0.0.1", 0))
+    address = f"tls://127.0.0.1:{silent.getsockname()[1]}"
+    with silent:
+        with pytest.raises(UsageError, match=r"needs certificates; name them as distributed\.comm\.tls\.ca-file"):
+            ClusterRunner(address)
+        with dask.config.set(tls):
+            with pytest.raises(UsageError, match=r"cannot read what .* name \(No such file"):
+                ClusterRunner(address)
+            if not shutil.which("openssl"):
+                pytest.skip("needs openssl")
+            made = "openssl req -x509 -newkey rsa:2048 -nodes -keyout key.pem -out cert.pem -subj /CN=localhost"
+            subprocess.run(made.split(), check=True, capture_output=True)
+            with pytest.raises(UsageError, match="no Dask scheduler answers there"):
+                ClusterRunner(address)

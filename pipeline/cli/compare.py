@@ -22,7 +22,7 @@ from pipeline.cli.options import (
     texts_option,
     threads_option,
 )
-from pipeline.cli.output import counted, echo, warn
+from pipeline.cli.output import counted, echo, print_json, warn
 from pipeline.cli.parameters import Choice, Number, WholeNumber
 from pipeline.cli.program import program
 from pipeline.cli.sections import SurgeryCommand
@@ -34,6 +34,7 @@ from pipeline.compare.cluster import ClusterRunner
 from pipeline.compare.estimate import estimate_study
 from pipeline.compare.grid import (
     PRESETS,
+    Grid,
     grid_cells,
     grid_tasks,
     needed_roles,
@@ -57,6 +58,12 @@ from pipeline.observations.statistics_file import Calibration
 from pipeline.quantization import quantized_types
 from pipeline.tasks.choices import TaskChoices
 
+WHEN_MEASURED = (
+    *("texts", "chunks", "ctx", "prompt", "answer_tokens", "stop_above", "precision", "calibration", "imatrix"),
+    *("force_rerun", "scheduler", "threads"),
+)
+"""The options that say how cells are measured, of which a plan holds nothing."""
+
 
 @click.command(
     "compare",
@@ -79,7 +86,9 @@ from pipeline.tasks.choices import TaskChoices
 @click.option("--preset", type=Choice(list(PRESETS)), help="quick: a first look; original: the published cells.")
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="A grid in a file; options overrule it.")
 @click.option(
-    "--save-plan", type=click.Path(path_type=Path), help="Write the grid to this file; without -o, end there."
+    "--save-plan",
+    type=click.Path(path_type=Path),
+    help="Write the grid to this file; without -o or --dry-run, end there.",
 )
 @texts_option
 @calibration_option("Statistics that surgery calibrate wrote, or a text, for metrics other than weights.")
@@ -121,21 +130,21 @@ def command(model: str | None, folder: Path | None, status_of: Path | None, as_j
     grids = chosen_grids(options)
     cells = grid_cells(grids)
     refuse_idle_options(cells, options)
-    if options["save_plan"]:
-        save_grids(options["save_plan"], grids, force=options["force"])
-        echo(f"wrote {options['save_plan']}: {counted(len(cells), 'cell')}, for --plan", err=as_json)
-        if folder is None:
-            return
-    if model is None:
+    plan_only = options["save_plan"] and folder is None and not options["dry_run"]
+    if plan_only:
+        refuse_idle(WHEN_MEASURED, "is not part of a plan; give it with --plan, when the study is made")
+    elif model is None:
         raise UsageError("name the MODEL to compare, or a study with --status")
+    source = None if model is None else checked_source(model, cells)
+    if options["save_plan"]:
+        save_plan(options["save_plan"], grids, len(cells), force=options["force"], as_json=plan_only and as_json)
+    if plan_only or source is None:
+        return
     settings = study_settings(options)
-    source = open_model(model)
     if imatrix := options["imatrix"]:
         match = match_importance(read_importance_matrix(imatrix), source, imatrix)
         if match.without:
             warn(f"--imatrix {imatrix}: {match}")
-    for plan in dict.fromkeys(cell.plan for cell in cells if cell.plan):
-        kind_of(plan.method).check(source, plan)
     choices = grid_tasks(grids)
     if options["dry_run"]:
         with open_tasks(source, choices, threads=settings.threads, warn=warn) as tasks:
@@ -180,6 +189,22 @@ def refuse_idle_options(cells: Sequence[Cell], options: dict[str, Any]) -> None:
         refuse_idle(["imatrix"], "changes nothing in any of --quants; add one such as Q4_K_M")
     if not options["answer_tokens"]:
         refuse_idle(["prompt"], "nothing is answered with --answer-tokens 0; leave one of them out")
+
+
+def checked_source(model: str, cells: Sequence[Cell]) -> GGUFModel:
+    """The MODEL. Raises UsageError for one that the operations cannot be performed on."""
+    source = open_model(model)
+    for plan in dict.fromkeys(cell.plan for cell in cells if cell.plan):
+        kind_of(plan.method).check(source, plan)
+    return source
+
+
+def save_plan(path: Path, grids: Sequence[Grid], count: int, *, force: bool, as_json: bool) -> None:
+    save_grids(path, grids, force=force)
+    if as_json:
+        print_json({"plan": path, "cells": count})
+    else:
+        echo(f"wrote {path}: {counted(count, 'cell')}, for --plan", err=True)
 
 
 def study_settings(options: dict[str, Any]) -> StudySettings:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pipeline.compare.run import CellEvent
 
 SECONDS_TO_CONNECT = 10
+CERTIFICATES = "distributed.comm.tls.ca-file, client.cert and client.key in Dask's configuration"
 
 
 class ClusterRunner:
@@ -60,21 +61,28 @@ class ClusterRunner:
 
 def _require_answer(address: str) -> None:
     """Raise UsageError unless Dask answers there: its client would try for long, or wait for ever on what is silent."""
-    from distributed import comm
+    from dask import distributed
 
-    dask: Any = comm  # of which only some is typed
+    dask: Any = distributed  # of which only some is typed
     scheme, _, place = address.rpartition("://")
     host, _, port = place.rpartition(":")
     if scheme not in ("", "tcp", "tls") or not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise UsageError.of("scheduler", address, "expected an address such as tcp://10.0.0.1:8786")
 
+    try:
+        as_client = dask.Security().get_connection_args("client")  # as Dask's configuration says, and as its client is
+    except OSError as error:
+        raise UsageError.of("scheduler", address, f"cannot read what {CERTIFICATES} name ({error.strerror})") from None
+    if scheme == "tls" and as_client["ssl_context"] is None:
+        raise UsageError.of("scheduler", address, f"needs certificates; name them as {CERTIFICATES}")
+
     async def greet() -> None:
-        (await asyncio.wait_for(dask.connect(address, timeout=SECONDS_TO_CONNECT), SECONDS_TO_CONNECT + 1)).abort()
+        connecting = dask.comm.connect(address, timeout=SECONDS_TO_CONNECT, **as_client)
+        (await asyncio.wait_for(connecting, SECONDS_TO_CONNECT + 1)).abort()
 
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_TO_CONNECT).close()  # a refusal at once
-        if scheme != "tls":  # whose certificates the client knows
-            asyncio.run(greet())
+        asyncio.run(greet())
     except (OSError, ValueError, asyncio.TimeoutError) as error:
         reason = getattr(error, "strerror", None) or str(error) or "it says nothing"
         raise UsageError.of("scheduler", address, f"no Dask scheduler answers there ({reason})") from None
