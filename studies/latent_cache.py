@@ -52,15 +52,15 @@ def main(docs: Path, with_speed: bool, calibration: str, threads: int, **options
 
 def half_cache_speeds(calibration: str, threads: int) -> dict[str, list[Speed]]:
     """The source and its conversion to a cache of 192 numbers, both in F16, in turn at each of DEPTHS."""
-    model, options = open_model(EMBEDDED_NAME), ContextOptions(threads=threads)
+    model, options, plan = open_model(EMBEDDED_NAME), ContextOptions(threads=threads), LatentPlan(cache=192)
     with tempfile.TemporaryDirectory(prefix="surgery-") as folder:
         source, latent, half = (Path(folder) / f"{name}.gguf" for name in ("source", "latent", "half"))
         quantize(model, source, "F16", threads=threads)
         convert_to_latent(
             model,
             latent,
-            LatentPlan(cache=192),
-            obtain_calibration(model, calibration, roles=LatentPlan.roles),
+            plan,
+            obtain_calibration(model, calibration, roles=plan.roles),
             threads=threads,
         )
         quantize(open_gguf(latent), half, "F16", threads=threads)
@@ -110,7 +110,7 @@ def draw(results: StudyResult, path: Path) -> None:
     """KL divergence, mean over the texts, over the share of the cache's bytes, a line a cache type."""
     with drawn(path) as axes:
         for kind, colour in CACHE_TYPES.items():
-            line = [cell_of(results, cache=size, quant="source", cache_type=kind) for size in SIZES]
+            line = [cell_of(results, method="latent", cache=size, quant="source", cache_type=kind) for size in SIZES]
             sizes = [share_of_bytes(results, cell) for cell in line]
             means, reach = bars(line)
             axes.errorbar(sizes, means, reach, color=colour, marker="o", markersize=4, label=f"latent, {kind} cache")

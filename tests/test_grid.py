@@ -81,7 +81,7 @@ def test_the_plans_of_the_studies_are_grids() -> None:
     assert counts == {
         "shared_structure": 20,
         "cross_layer": 36,
-        "latent_cache": 23,
+        "latent_cache": 25,
         "calibration_texts": 2,
         "front": 4,
         "variations": 7,

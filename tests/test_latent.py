@@ -24,9 +24,12 @@ from pipeline.latent.architecture import LATENT_SHARE
 from pipeline.latent.byte_budget import choose_within_bytes, predicted_losses, relative_noise
 from pipeline.latent.convert import LatentReport, convert_to_latent
 from pipeline.latent.kind import LATENT
+from pipeline.latent.layer import compress_layer
 from pipeline.latent.new_types import importances, new_types
-from pipeline.latent.plan import LatentPlan, bits_per_number, choose_layout
+from pipeline.latent.plan import METHODS, LatentPlan, bits_per_number, choose_layout
+from pipeline.latent.rotary import as_complex
 from pipeline.latent.source import require_convertible
+from pipeline.latent.transmla import align_folded
 from pipeline.latent.weights import LatentWeights
 from pipeline.layers import AttentionLayers
 from pipeline.observations.statistics_file import Calibration, add_sensitivities, open_calibration
@@ -61,11 +64,17 @@ def one_head(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def converted(one_head: Path, english: Path, folder: Path) -> Path:
-    """`one_head` with its whole cache as rotary numbers and latent."""
-    output = folder / "one.latent.gguf"
-    calibration = statistics_of(one_head, english, folder, chunks=2)
-    report = convert_to_latent(open_gguf(one_head), output, LatentPlan(cache=1), calibration)
+def one_head_statistics(one_head: Path, english: Path, folder: Path) -> Calibration:
+    return statistics_of(one_head, english, folder, chunks=2)
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def converted(one_head: Path, one_head_statistics: Calibration, folder: Path, request: pytest.FixtureRequest) -> Path:
+    """`one_head` with its whole cache as rotary numbers and latent, by each method."""
+    output = folder / f"one.{request.param}.gguf"
+    plan = LatentPlan(cache=1, method=request.param)
+    report = convert_to_latent(open_gguf(one_head), output, plan, one_head_statistics)
+    assert open_gguf(output).get("surgery.method") == request.param
     assert (report.layout.rank, report.layout.pairs, report.share) == (16, 8, 1.0)
     return output
 
@@ -97,6 +106,39 @@ def test_one_key_head_loses_nothing_over_a_long_context(one_head: Path, converte
     source, latent = logits(one_head, text), logits(converted, text)
     assert np.abs(source).max() > 1
     assert np.abs(latent - source).max() < 1e-3
+
+
+@pytest.mark.parametrize("fold", [1, 2, 4])
+def test_the_published_recipe_turns_keys_into_the_principal_components_of_their_folds(
+    tiny: Path, tiny_statistics: Calibration, fold: int
+) -> None:
+    """But for positions nothing is lost at full rank; the strongest components of each fold are those that stay rotated."""
+    model = open_gguf(tiny)
+    source = require_convertible(model)
+    layer = AttentionLayers(model, tiny_statistics)[1]
+    layout = choose_layout(LatentPlan(cache=1, method="transmla"), source)
+    aligned = align_folded(source, layer, layout, fold)
+    weights, kept = compress_layer(source, aligned, layout.rank, seed=0)
+    k, v = (source.by_head(layer, role) for role in "kv")
+    assert kept == pytest.approx(1)
+    for head in range(source.heads):
+        key = weights.latent_query[head] @ weights.latent + weights.rotary_query[head] @ weights.rotary_key
+        assert np.allclose(key, k[head * len(k) // source.heads], atol=1e-6)
+        assert np.allclose(weights.value[head] @ weights.latent, v[head * len(k) // source.heads], atol=1e-6)
+
+    root = np.linalg.cholesky(layer.moments("k").inputs)
+    folds = (
+        as_complex(k)
+        .reshape(len(k), -1, fold, source.width)
+        .transpose(1, 0, 2, 3)
+        .reshape(-1, len(k) * fold, source.width)
+    )
+    squares = [np.linalg.svd(np.hstack([f.real @ root, f.imag @ root]), compute_uv=False) ** 2 for f in folds]
+    found = np.square(weights.rotary_key @ root).sum(axis=1).reshape(len(folds), fold, 2).sum(axis=2)
+    assert np.allclose(found, [each[:fold] for each in squares], rtol=1e-5)
+
+    sizes = np.linalg.norm(aligned.metric.weigh(aligned.rows), axis=1)
+    assert sizes[: -aligned.values].mean() == pytest.approx(sizes[-aligned.values :].mean(), rel=1e-3)
 
 
 def test_positions_matter_and_only_relative_ones(converted: Path, halved: tuple[Path, LatentReport]) -> None:
@@ -323,6 +365,8 @@ def test_harmless_extras_are_taken(tiny: Path, tmp_path: Path) -> None:
         ({"cache": 1.5}, "cache=1.5`: expected"),
         ({"cache": float("nan")}, "cache=nan`: expected"),
         ({"cache": 65}, "the source caches 64 numbers"),
+        ({"method": "transmla", "rotary": 8}, "rotary=8`: method transmla keeps a pair at each frequency"),
+        ({"method": "transmla", "cache_bytes": 0.2}, "cache_bytes=0.2`: is a choice by what method latent loses"),
         ({"cache": 2}, "leave no latent"),
         ({"rotary": 3}, "rotary=3`: expected an even number"),
         ({"rotary": 18}, "rotary=18`: the source rotates 16"),

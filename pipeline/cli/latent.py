@@ -34,7 +34,7 @@ from pipeline.latent.rope import EXACT
     "latent",
     cls=SurgeryCommand,
     sections={
-        "What is cached": "cache cache_bytes cache_type rotary",
+        "What is cached": "method cache cache_bytes cache_type rotary",
         "Calibration": "calibration",
         "What is written": "output outtype force",
     },
@@ -67,9 +67,11 @@ def command(
     source = open_model(model)
     check_latent(source, plan)  # before anything takes long
     check_output(output, force=force, sources=source.paths)
-    steps = Steps(calibration_steps(calibration, "attention") + 2)
-    with calibration_progress(source, calibration, "attention", steps) as watch:
-        statistics = obtain_calibration(source, calibration, roles=plan.roles, threads=threads, watch=watch)
+    steps = Steps(calibration_steps(calibration, plan.metric) + 2)
+    with calibration_progress(source, calibration, plan.metric, steps) as watch:
+        statistics = obtain_calibration(
+            source, calibration, metric=plan.metric, roles=plan.roles, threads=threads, watch=watch
+        )
     with steps.next("sampling", unit="chunks") as sampling, steps.next("converting", unit="layers") as report:
         result = convert_to_latent(
             source, output, plan, statistics, threads=threads, force=force,

@@ -13,7 +13,7 @@ from pipeline.compare.operations import KINDS, KNOWN_METHODS, kind_of
 from pipeline.decompose.methods import METHODS, METRICS
 from pipeline.errors import UsageError, no_file
 from pipeline.files.output_file import complete_or_absent
-from pipeline.latent.plan import METHOD as LATENT_METHOD
+from pipeline.latent.plan import METHODS as LATENT_METHODS
 from pipeline.latent.plan import LatentPlan
 from pipeline.operation.plan import RANK_RULES, Plan, idle_method, simpler_method
 from pipeline.protocol import Operation
@@ -35,7 +35,7 @@ class CellChoices:
 
     Method `none` stands for no operation: alone, quantisations and types of the cache are all that is measured.
     `group_layers` are for the methods that share components between layers, and for them alone, `caches`, shares of the
-    KV cache, and `outtypes` for `latent`. Of thresholds, ranks and budgets any may be given; each value makes cells of its
+    KV cache, and `outtypes` for latents. Of thresholds, ranks and budgets any may be given; each value makes cells of its
     own.
     """
 
@@ -62,9 +62,9 @@ class CellChoices:
         (), Plan, "group_layers", "Which layers share components, for method cross-layer: such as 2,5,all,similar:2."
     )
     caches: Sequence[float] = _several(
-        (0.5,), LatentPlan, "cache", "Shares of the KV cache to keep, for method latent."
+        (0.5,), LatentPlan, "cache", "Shares of the KV cache to keep, for methods latent and transmla."
     )
-    outtypes: Sequence[str] = _several(("auto",), LatentPlan, "outtype", " For method latent.")
+    outtypes: Sequence[str] = _several(("auto",), LatentPlan, "outtype", " For methods latent and transmla.")
     seeds: Sequence[int] = _several((0,), Plan, "seed", "Seeds of the random control.")
     quants: Sequence[str] = field(
         default=(AS_IT_IS, "Q4_K_M"),
@@ -72,7 +72,7 @@ class CellChoices:
     )
     cache_types: Sequence[str] = field(
         default=("f16",),
-        metadata={CHOICE: Choice(str, "", names=CACHE_TYPES), HELP: " Method latent is converted for each."},
+        metadata={CHOICE: Choice(str, "", names=CACHE_TYPES), HELP: " Latents are converted for each."},
     )
 
 
@@ -81,7 +81,7 @@ WHOSE: dict[str, frozenset[str]] = {
     **dict.fromkeys(("targets", "metrics", "means", "layers"), frozenset(METHODS)),
     "group_layers": frozenset(name for name, method in METHODS.items() if method.across_layers),
     "seeds": frozenset(name for name, method in METHODS.items() if method.random),
-    **dict.fromkeys(("caches", "outtypes"), frozenset([LATENT_METHOD])),
+    **dict.fromkeys(("caches", "outtypes"), frozenset(LATENT_METHODS)),
 }
 """The methods that have a choice, of those that not all have."""
 

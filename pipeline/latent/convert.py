@@ -33,11 +33,12 @@ from pipeline.latent.equalise import equalise_rotary
 from pipeline.latent.layer import align_layer, compress_layer, measured_distances, output_projection, sampled_attention
 from pipeline.latent.narrow import narrow_queries
 from pipeline.latent.new_types import importances
-from pipeline.latent.plan import CacheLayout, LatentPlan, bits_per_number, choose_layout
+from pipeline.latent.plan import PUBLISHED, CacheLayout, LatentPlan, bits_per_number, choose_layout
 from pipeline.latent.queries import refit_queries
 from pipeline.latent.samples import sample_inputs
 from pipeline.latent.scaled import read_scaled
 from pipeline.latent.source import LatentSource, require_convertible
+from pipeline.latent.transmla import transmla_layer
 from pipeline.latent.values import refit_values
 from pipeline.layers import AttentionLayers, Layer
 from pipeline.observations.statistics_file import Calibration, calibration_facts, require_fit
@@ -153,7 +154,7 @@ def convert_to_latent(
         )
         _carry_over(model, writer, declared, new)
         fitted = side_by_side(
-            lambda number: _fit_layer(source, attention[number], layout, samples.of_layer(number)),
+            lambda number: _fit_layer(source, attention[number], plan.method, layout, samples.of_layer(number)),
             source.layers,
             threads or default_threads(),
         )
@@ -170,19 +171,24 @@ def convert_to_latent(
 
 
 def _fit_layer(
-    source: LatentSource, layer: Layer, layout: CacheLayout, inputs: np.ndarray
+    source: LatentSource, layer: Layer, method: str, layout: CacheLayout, inputs: np.ndarray
 ) -> tuple[dict[str, tuple[np.ndarray, np.ndarray | None]], LatentLayer]:
-    """A layer's new tensors, float32, fitted to the source's attention over sampled `inputs`, float32 (chunks, n, d).
+    """A layer's new tensors, float32, made by `method` for the source's attention over `inputs`, float32 (chunks, n, d).
 
     Each with its columns' importance, None for norms.
     """
     attention = sampled_attention(source, layer, inputs)
-    aligned = align_layer(source, layer, layout, measured_distances(attention))
-    weights, kept = compress_layer(source, aligned, layout.rank, layer.number)
     queries, moment = attention.q.astype(np.float64), layer.moments("k").inputs
-    equalise_rotary(weights, queries, moment)
-    before, after = refit_queries(weights, attention)
-    refit_values(weights, attention, output_projection(source, layer))
+    if method == PUBLISHED:
+        weights, kept, before = transmla_layer(source, layer, layout, attention)
+        equalise_rotary(weights, queries, moment)
+        after = before
+    else:
+        aligned = align_layer(source, layer, layout, measured_distances(attention))
+        weights, kept = compress_layer(source, aligned, layout.rank, layer.number)
+        equalise_rotary(weights, queries, moment)
+        before, after = refit_queries(weights, attention)
+        refit_values(weights, attention, output_projection(source, layer))
     square = float(np.sum((weights.latent @ moment) * weights.latent)) / layout.rank
     narrow, latent_query = narrow_queries(weights, queries, moment, layout.features)
     counts = importances(weights, narrow, moment)
@@ -217,7 +223,7 @@ def _provenance(
 ) -> Iterable[MetadataEntry]:
     values = {
         "version": __version__,
-        "method": "latent",
+        "method": plan.method,
         "cache": float(plan.cache),
         "cached_numbers": layout.cached_numbers,
         "source_cached_numbers": source.cached_numbers,

@@ -7,7 +7,7 @@ from pipeline.errors import UsageError
 from pipeline.gguf_file.reader import GGUFModel, open_gguf, tensor_nbytes
 from pipeline.latent.architecture import declare_tensors
 from pipeline.latent.convert import LatentReport, convert_to_latent
-from pipeline.latent.plan import METHOD, CacheLayout, LatentPlan, choose_layout, latent_plans
+from pipeline.latent.plan import METHODS, CacheLayout, LatentPlan, choose_layout, latent_plans
 from pipeline.latent.source import require_convertible
 from pipeline.observations.statistics_file import Calibration
 from pipeline.protocol import CellFile, OperationKind
@@ -48,7 +48,7 @@ LATENT = OperationKind(
     plan=LatentPlan,
     command="latent",
     quantises=False,
-    methods=(METHOD,),
+    methods=tuple(METHODS),
     algorithm="latent",
     of_grid=latent_plans,
     check=check_latent,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, ClassVar
+from typing import Any
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
@@ -15,6 +15,11 @@ from pipeline.latent.source import LatentSource
 from pipeline.latent.source_rope import LARGEST_DEVIATION
 
 METHOD = "latent"
+PUBLISHED = "transmla"
+METHODS = {
+    METHOD: "bases by what errors were measured to cost, queries and values refitted",
+    PUBLISHED: "TransMLA's recipe as published, to compare with, by second moments alone",
+}
 BLOCK = 32  # numbers in a block of a quantised cache, of which a token's must be a whole number
 FEW_BITS = 8  # a number: with fewer, what keeping position apart saves is more than its fit loses far behind
 
@@ -29,6 +34,9 @@ class LatentPlan:
     Raises UsageError, which names the argument, for what makes no sense.
     """
 
+    method: str = choice(
+        METHOD, str, f"How it is made. {'; '.join(f'{name}: {text}' for name, text in METHODS.items())}.", names=METHODS
+    )
     cache: float = choice(
         0.5, float, "What to cache: a share of the source's numbers, 0 < S <= 1, rounded down to a multiple of 32 of"
         " them; above 1, how many per token and layer.",
@@ -54,10 +62,6 @@ class LatentPlan:
         expected="a share above 0 and at most 1, such as 0.15", low=0, above=True, high=1,
     )  # fmt: skip
 
-    method: ClassVar[str] = METHOD
-    metric: ClassVar[str] = "attention"  # what it needs of a calibration
-    roles: ClassVar[frozenset[str]] = frozenset("kv")  # whose errors are weighed against each other
-
     def __post_init__(self) -> None:
         check_choices(self)
         for name, wrong in (
@@ -69,12 +73,34 @@ class LatentPlan:
                     name, getattr(self, name), f"expected {choices_of(LatentPlan)[name][0].expectation}"
                 )
 
+        if self.cache_bytes is not None and self.method != METHOD:
+            raise UsageError.of(
+                "cache_bytes",
+                self.cache_bytes,
+                f"is a choice by what method {METHOD} loses; give `cache` and `cache_type`",
+            )
+
+    @property
+    def metric(self) -> str:
+        """What it needs of a calibration."""
+        return "attention" if self.method == METHOD else "inputs"
+
+    @property
+    def roles(self) -> frozenset[str]:
+        """Whose errors are weighed against each other by what they were measured to cost."""
+        return frozenset("kv" if self.method == METHOD else "")
+
+    @property
+    def position_apart(self) -> bool:
+        """Whether keys' position is kept apart from their content, see `pipeline.latent.position`."""
+        return self.method == METHOD and has_few_bits(self.cache_type)
+
     @property
     def label(self) -> str:
         """The plan in a few words, whatever is not usual last."""
         rotary = f"rotary {self.rotary}" if self.rotary else ""
         outtype = self.outtype if self.outtype != "auto" else ""
-        return " ".join(filter(None, (METHOD, f"{self.cache:g}", rotary, outtype)))
+        return " ".join(filter(None, (self.method, f"{self.cache:g}", rotary, outtype)))
 
     def for_cache(self, cache_type: str) -> "LatentPlan":
         """The plan for a model that runs with this type of KV cache."""
@@ -82,7 +108,7 @@ class LatentPlan:
 
     def effective(self) -> "LatentPlan":
         """With one cache type for all that the same file is made for."""
-        return self.for_cache("q4_0" if has_few_bits(self.cache_type) else "f16")
+        return self.for_cache("q4_0" if self.position_apart else "f16")
 
     def family(self) -> "LatentPlan":
         """The plan itself: nothing is shared with other plans."""
@@ -101,11 +127,11 @@ def has_few_bits(cache_type: str) -> bool:
 
 
 def latent_plans(choices: Mapping[str, Any]) -> list[LatentPlan]:
-    """A plan for each of a grid's `caches` and `outtypes`, if `latent` is among its methods."""
-    if METHOD not in choices["methods"]:
-        return []
+    """A plan for each of a grid's `methods` that is one of METHODS, with each of its `caches` and `outtypes`."""
+    methods = [method for method in choices["methods"] if method in METHODS]
     return [
-        LatentPlan(cache=cache, outtype=outtype) for cache, outtype in product(choices["caches"], choices["outtypes"])
+        LatentPlan(method=method, cache=cache, outtype=outtype)
+        for method, cache, outtype in product(methods, choices["caches"], choices["outtypes"])
     ]
 
 
@@ -146,7 +172,10 @@ def choose_layout(plan: LatentPlan, source: LatentSource) -> CacheLayout:
         if plan.cache < 1:
             numbers = int(plan.cache * source.cached_numbers + 1e-9)
             numbers = numbers // BLOCK * BLOCK or numbers
-        pairs = plan.rotary // 2 if plan.rotary else max(1, min(most, numbers // 4))
+        usual = most if plan.method == PUBLISHED else max(1, min(most, numbers // 4))
+        pairs = plan.rotary // 2 if plan.rotary else usual
+    if plan.method == PUBLISHED and pairs < most:
+        raise UsageError.of("rotary", 2 * pairs, f"method {PUBLISHED} keeps a pair at each frequency; leave it out")
     if numbers > source.all_numbers(pairs):
         raise UsageError.of(
             "cache", plan.cache, f"the source caches {source.cached_numbers} numbers per token and layer"
@@ -169,4 +198,4 @@ def choose_layout(plan: LatentPlan, source: LatentSource) -> CacheLayout:
     features = source.head_size
     if plan.outtype == "keep":  # half of them, in whole blocks: the rotary queries are as many numbers again
         features = min(features, (features // 2 + BLOCK - 1) // BLOCK * BLOCK)
-    return CacheLayout(rank, pairs, features, position_apart=has_few_bits(plan.cache_type))
+    return CacheLayout(rank, pairs, features, plan.position_apart)

@@ -85,6 +85,18 @@ def refit_queries(weights: LatentWeights, attention: SampledAttention) -> tuple[
     return before / max(total, np.finfo(float).tiny), after / max(total, np.finfo(float).tiny)
 
 
+def score_error(weights: LatentWeights, attention: SampledAttention) -> float:
+    """The weighted error of `weights`' scores, as a share of the source's scores' weighted variance."""
+    latent = latent_scores(weights, attention)
+    error = total = 0.0
+    for head in range(len(attention.q)):
+        target = attention.scores(head)
+        problem = HeadProblem(latent, attention.queries(head), attention.probabilities(target))
+        total += problem.objective(target)
+        error += problem.objective(_difference(target, problem.scores(weights.query_maps(head))))
+    return error / max(total, np.finfo(float).tiny)
+
+
 def _difference(left: list[np.ndarray], right: list[np.ndarray]) -> list[np.ndarray]:
     return [a - b for a, b in zip(left, right, strict=True)]
 

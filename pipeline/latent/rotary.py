@@ -55,17 +55,18 @@ class AlignedKeys:
     restore: np.ndarray
 
 
-def align_keys(keys: np.ndarray, query_energy: np.ndarray, inputs: np.ndarray) -> AlignedKeys:
+def align_keys(keys: np.ndarray, query_energy: np.ndarray, inputs: np.ndarray, *, real: bool = False) -> AlignedKeys:
     """Principal components over heads of complex keys (kv_heads, pairs, d), a frequency at a time.
 
     Each key counts by `query_energy` (kv_heads, pairs), the mean square of the queries that meet it, and by the second
-    moment `inputs` (d, d) of what it is a projection of.
+    moment `inputs` (d, d) of what it is a projection of. `real` ones are the best of those that have real and imaginary
+    parts alike.
     """
     largest = max(float(query_energy.max()), np.finfo(float).tiny)
     sizes = np.sqrt(np.maximum(query_energy, 1e-12 * largest))
     scaled = keys * sizes[:, :, None]
     moments = np.einsum("gfd,de,hfe->fgh", scaled, inputs, scaled.conj(), optimize=True)
-    energies, vectors = np.linalg.eigh(moments)
+    energies, vectors = np.linalg.eigh(moments.real if real else moments)
     energies, vectors = np.clip(energies[:, ::-1], 0, None), vectors[:, :, ::-1]
     rows = np.einsum("fgc,gfd->fcd", vectors.conj(), scaled)
     return AlignedKeys(rows, energies, vectors / sizes.T[:, :, None])

@@ -10,7 +10,17 @@ Results = dict[str, Any]
 Cell = dict[str, Any]
 
 SETTINGS = ("threshold", "budget", "rank", "cache")
-METHODS = ("none", "shared-kv", "separate", "shared-gate-up", "shared-experts", "cross-layer", "latent", "random")
+METHODS = (
+    "none",
+    "shared-kv",
+    "separate",
+    "shared-gate-up",
+    "shared-experts",
+    "cross-layer",
+    "latent",
+    "transmla",
+    "random",
+)
 SAME_SIZE = 1.001  # files differ by what their metadata say
 
 

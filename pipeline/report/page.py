@@ -66,7 +66,10 @@ def terms(cells: Sequence[Cell]) -> list[tuple[str, str]]:
     """The words of a study that need a word: the unit of what is lost, and its methods."""
     nats = "what KL divergence is measured in: 0.01 nats a token are about 1 % more perplexity"
     methods = {name: method.summary for name, method in METHODS.items()}
-    methods |= {"latent": "keys and values cached as one small latent, which is multi-head latent attention"}
+    methods |= {
+        "latent": "keys and values cached as one small latent, which is multi-head latent attention",
+        "transmla": "the same by TransMLA's published recipe",
+    }
     return [("nat", nats), *((name, methods[name]) for name in different(cells, "method") if name in methods)]
 
 
