@@ -1,10 +1,12 @@
 """Converted files: exact where they can be, refused where they cannot, and run by an unmodified llama.cpp."""
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,9 @@ import gguf
 import numpy as np
 import pytest
 
+from native.isolated import isolated
 from native.model import ContextOptions, load_model, open_context
+from native.quantize_file import FILE_TYPES, quantize_file
 from pipeline.calibration.calibrate import calibrate
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.evaluation.evaluate import evaluate
@@ -300,6 +304,29 @@ def test_types_are_those_of_what_is_replaced_or_of_llama_cpp_where_rows_are_too_
     shapes |= {"attn_k_b": (8, 128, 64), "attn_v_b": (8, 64, 120)}
     types = new_types(replaced, shapes, "keep")
     assert [kind.name for kind in types.values()] == ["Q4_K", "Q6_K", "F32", "Q5_0", "F16"]
+
+
+def dry_runs(path: str, kinds: list[str]) -> Generator[None, None, None]:
+    """llama.cpp's quantiser to each of `kinds`, writing nothing."""
+    for kind in kinds:
+        yield from quantize_file(path, os.devnull, kind, dry_run=True)
+
+
+def test_rows_too_short_for_a_type_get_what_llama_cpps_quantiser_takes(tiny: Path) -> None:
+    """Each type of blocks of 256 that there is, in rows of 64."""
+    taken: dict[str, str] = {}
+
+    def on_log(line: str) -> None:
+        taken.update(re.findall(r"REQUIRED FOR TYPE\s+(\S+)\).*FALLING BACK TO\s+(\S+)", line.upper()))
+
+    blocks = {kind.name: size for kind, (size, _) in gguf.GGML_QUANT_SIZES.items()}
+    kinds = [name for name in FILE_TYPES if re.match("I?Q[1-6]_[KXSM]|TQ", name)]
+    list(isolated(dry_runs, str(tiny), kinds, on_log=on_log))
+    assert set(taken) == {kind for kind, size in blocks.items() if size == 256} - {"Q8_K"}  # which no file has
+    shapes = {"attn_q": (64, 64)}
+    for kind, fallback in {**taken, "Q1_0": "F16", "Q4_0": "Q4_0"}.items():
+        source = {role: TensorInfo(role, (64, 256), gguf.GGMLQuantizationType[kind], Path(), 0) for role in "qkv"}
+        assert new_types(source, shapes, "keep")["attn_q"].name == fallback
 
 
 def test_importance_is_the_mean_square_of_what_each_matrix_reads() -> None:

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGML_QUANT_SIZES
+from gguf import GGMLQuantizationType as Kind
 
 from pipeline.gguf_file.encode import output_type
 from pipeline.gguf_file.reader import TensorInfo
@@ -13,18 +14,23 @@ REPLACES = {"attn_q": "q", "attn_kv_a_mqa": "kv", "attn_k_b": "k", "attn_v_b": "
 """Whose place each new matrix takes; of two the one with more bits says its type."""
 
 FALLBACKS = {
-    GGMLQuantizationType.Q4_K: GGMLQuantizationType.Q5_0,
-    GGMLQuantizationType.Q5_K: GGMLQuantizationType.Q5_1,
-    GGMLQuantizationType.Q6_K: GGMLQuantizationType.Q8_0,
-    GGMLQuantizationType.Q2_K: GGMLQuantizationType.Q4_0,
-    GGMLQuantizationType.Q3_K: GGMLQuantizationType.Q4_0,
+    **dict.fromkeys(
+        (Kind.IQ1_S, Kind.IQ1_M, Kind.IQ2_XXS, Kind.IQ2_XS, Kind.IQ2_S, Kind.IQ3_XXS, Kind.IQ3_S, Kind.IQ4_XS),
+        Kind.IQ4_NL,
+    ),
+    **dict.fromkeys((Kind.Q2_K, Kind.Q3_K, Kind.TQ1_0, Kind.TQ2_0), Kind.Q4_0),
+    Kind.Q4_K: Kind.Q5_0,
+    Kind.Q5_K: Kind.Q5_1,
+    Kind.Q6_K: Kind.Q8_0,
 }
-"""What llama.cpp's quantiser takes for rows that are no whole blocks of 256 (llama-quant.cpp, tensor_type_fallback)."""
+"""What llama.cpp's quantiser takes for rows that are no whole blocks of 256 (llama-quant.cpp, tensor_type_fallback).
+
+It has nothing for other types; they become F16 here."""
 
 
 def new_types(
     sources: Mapping[str, TensorInfo], shapes: Mapping[str, tuple[int, ...]], outtype: str
-) -> dict[str, GGMLQuantizationType]:
+) -> dict[str, Kind]:
     """The type of each new tensor by name; `sources` are the layer's q, k and v by role. Norms are F32.
 
     `keep` takes that of the source: as llama.cpp does, another one of about its size where a row is no whole number of
@@ -33,7 +39,7 @@ def new_types(
     result = {}
     for name, shape in shapes.items():
         if name not in REPLACES:
-            result[name] = GGMLQuantizationType.F32
+            result[name] = Kind.F32
             continue
         kinds = [output_type(sources[role], outtype) for role in REPLACES[name]]
         kind = max(kinds, key=lambda each: GGML_QUANT_SIZES[each][1] / GGML_QUANT_SIZES[each][0])
@@ -41,11 +47,11 @@ def new_types(
     return result
 
 
-def _fitting(kind: GGMLQuantizationType, columns: int) -> GGMLQuantizationType:
-    for each in (kind, FALLBACKS.get(kind, GGMLQuantizationType.IQ4_NL)):
+def _fitting(kind: Kind, columns: int) -> Kind:
+    for each in (kind, FALLBACKS.get(kind, Kind.F16)):
         if columns % GGML_QUANT_SIZES[each][0] == 0:
             return each
-    return GGMLQuantizationType.F16
+    return Kind.F16
 
 
 def importances(weights: LatentWeights, queries: np.ndarray, inputs: np.ndarray) -> dict[str, np.ndarray]:
