@@ -23,7 +23,8 @@ from conformance.page import write_page
 from conformance.programs import Programs
 from conformance.text import conformance_text
 from native.model import default_threads
-from pipeline.cli.output import ProgressReport, echo, print_json, print_table
+from pipeline.cli.output import echo, print_json, print_table
+from pipeline.cli.progress_report import ProgressReport
 
 Outcomes = dict[str, Outcome]
 SYMBOLS = {"works": "ok", "refused": "refused", "wrong": "WRONG"}

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from conformance.programs import NAMES
 from native.model import default_threads
-from pipeline.cli.output import ProgressReport, echo
+from pipeline.cli.output import echo
+from pipeline.cli.progress_report import ProgressReport
 
 PACKAGE = "llama-cpp-python"
 SETTINGS = {

@@ -19,6 +19,7 @@ import pytest
 
 from native.errors import NativeError
 from pipeline.calibration.calibrate import calibrate
+from pipeline.cli.progress_report import Expected, Steps
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.inputs.texts import Text, read_text
@@ -139,7 +140,7 @@ def test_under_its_metric_a_model_loses_less_than_by_its_weights(statistics: Pat
 def test_progress_says_which_step_of_how_many(
     tiny: Path, english: Path, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.cli.output.SECONDS_BETWEEN_PLAIN_LINES", -1)
+    monkeypatch.setattr("pipeline.cli.progress_report.SECONDS_BETWEEN_PLAIN_LINES", -1)
 
     def steps(*arguments: Any) -> list[str]:
         lines = call(*arguments, "--force").stderr.splitlines()
@@ -161,6 +162,42 @@ def test_progress_says_which_step_of_how_many(
     assert again == ["step 2 of 2 operating"]  # the statistics are there already
     latent = steps("latent", tiny, "-o", tmp_path / "l.gguf", "--calibration", text, "--threads", "1")
     assert latent == ["step 3 of 4 sampling", "step 4 of 4 converting"]
+
+
+def test_the_time_that_all_steps_will_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the pace of what ran: an interrupted step that goes on, one that is passed over, one that is done twice."""
+    now = [100.0]
+    monkeypatch.setattr("pipeline.cli.progress_report.time.monotonic", lambda: now[0])
+    steps = Steps([Expected(10), Expected(20), Expected(30, times=2), Expected(40)])
+    first, second = (steps.next(name, unit="units") for name in ("first", "second"))
+    assert steps.seconds_left() is None  # nothing is known yet
+    first.update(50, 100)
+    now[0] += 4
+    first.update(70, 100)  # a fifth of 10 in 4 s: 2 s each
+    assert steps.seconds_left() == pytest.approx(2 * (3 + 20 + 60 + 40))
+    assert steps.described_left() == "(all: 4 min)"
+    first.update(100, 100)
+    third = steps.next("third", unit="units")
+    third.update(0, 4)
+    now[0] += 30
+    third.update(4, 4)
+    assert second.spent() == (0, 0)
+    pace = (4 + 30) / (5 + 30)
+    assert steps.seconds_left() == pytest.approx(pace * (30 + 40))
+    third.update(0, 4)  # on a second text
+    now[0] += 15
+    third.update(2, 4)
+    assert steps.seconds_left() == pytest.approx((4 + 45) / (5 + 45) * (15 + 40))
+    third.update(4, 4)
+    last = steps.next("last", unit="units")
+    assert last.label == "step 4 of 4: last"
+    last.update(0, 2)
+    now[0] += 1
+    last.update(1, 2)
+    assert steps.seconds_left() is None  # it says itself how long it takes
+    assert steps.described_left() == ""
+    assert Steps([Expected(1)], then="comparing").last == "step 2 of 2: comparing"
+    assert Steps([], then="comparing").last == "comparing"
 
 
 def test_calibrating_twice_runs_the_model_once(tiny: Path, english: Path, own_cache: Path) -> None:

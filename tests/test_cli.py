@@ -19,10 +19,11 @@ from click.testing import CliRunner
 
 from native.model import MOST_THREADS
 from pipeline import __version__
-from pipeline.cli import output
+from pipeline.cli import progress_report
 from pipeline.cli.answering import BrokenLines
 from pipeline.cli.main import COMMANDS, EXAMPLES, cli
-from pipeline.cli.output import ProgressReport, counted
+from pipeline.cli.output import counted, print_table
+from pipeline.cli.progress_report import Expected, Steps
 from pipeline.gguf_file.metadata import metadata_entry
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.gguf_file.writer import TensorDeclaration, create_gguf
@@ -454,16 +455,20 @@ def test_targets_may_be_a_list(tiny: Path) -> None:
 def test_the_time_that_is_left_is_never_hidden(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     shown = io.StringIO()
     monkeypatch.setattr(
-        output, "Console", lambda **_: rich.console.Console(file=shown, width=width, force_terminal=True, height=20)
+        progress_report,
+        "Console",
+        lambda **_: rich.console.Console(file=shown, width=width, force_terminal=True, height=20),
     )
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    with ProgressReport("calibrating on " + "a/very/long/path/" * 9, unit="chunks") as report:
+    steps = Steps([Expected(1), Expected(100)])
+    with steps.next("calibrating on " + "a/very/long/path/" * 9, unit="chunks") as report:
         for done in range(4):
             report.update(done, 1000, "with a note that is long as well, and says a great deal of what is being done")
             time.sleep(0.02)
         assert report._bar
         report._bar.refresh()
     assert re.search(r"\d:\d\d:\d\d", shown.getvalue())
+    assert ("(all: " in shown.getvalue()) == (width >= 60)
 
 
 def test_a_failed_cell_leaves_the_table_readable(tiny: Path, english: Path) -> None:
@@ -484,5 +489,5 @@ def test_a_table_is_whole_however_narrow_the_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "40")
-    output.print_table(("a", "b"), [("x" * 300, "y" * 300)])
+    print_table(("a", "b"), [("x" * 300, "y" * 300)])
     assert ("x" * 300) + "  " + ("y" * 300) in capsys.readouterr().out

@@ -16,7 +16,7 @@ from pipeline.progress import Progress, silent
 from pipeline.targets import QKV
 
 LONGEST = 3600.0
-"""Seconds for which a model writes unasked; beyond, `auto` is CALIBRATION_TEXT. About as long again is calibrated."""
+"""Seconds for which a model writes unasked; beyond, `auto` is CALIBRATION_TEXT. Calibrating takes some three times that."""
 
 
 @dataclass(frozen=True)

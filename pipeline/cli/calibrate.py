@@ -12,8 +12,9 @@ from pipeline.calibration.calibrate import DEFAULT_CHUNKS
 from pipeline.calibration.obtain import CalibrationWatch, obtain_calibration, written_text
 from pipeline.calibration.self_text import is_self
 from pipeline.cli.options import force_option, json_option, model_argument, refuse_idle, threads_option
-from pipeline.cli.output import Steps, counted, duration, echo, print_json, warn
+from pipeline.cli.output import counted, duration, echo, print_json, warn
 from pipeline.cli.parameters import WholeNumber
+from pipeline.cli.progress_report import Expected, Steps
 from pipeline.cli.sections import SurgeryCommand
 from pipeline.errors import UsageError
 from pipeline.files.output_file import check_output
@@ -25,6 +26,9 @@ from pipeline.observations.experts import expert_notes
 from pipeline.observations.importance_matrix import write_importance_matrix
 from pipeline.observations.statistics_file import Calibration, copy_calibration
 from pipeline.targets import QKV, TARGETS, target_roles
+
+WRITING, STATISTICS, PROBING = 125, 150, 80
+"""About how many seconds the embedded model took on two processors, for each projection in PROBING: how steps compare."""
 
 
 @click.command(
@@ -102,7 +106,7 @@ def command(
     if not (output or imatrix_output):
         refuse_idle(["force"], "is for -o and --imatrix-output; what is calibrated anew is decided by model and text")
     metric = "attention" if probes else "inputs"
-    with calibration_progress(source, text, metric, Steps(calibration_steps(text, metric))) as watch:
+    with calibration_progress(source, text, metric, Steps(calibration_steps(text, metric, roles))) as watch:
         calibration = obtain_calibration(
             source, text,
             chunks=chunks, metric=metric, roles=roles, threads=threads, watch=watch,
@@ -131,7 +135,7 @@ def print_own_text(model: GGUFModel, name: str, chunks: int, threads: int, as_js
     """Print what `model` wrote, or writes now. Raises UsageError for a text that is not its own."""
     if not (is_self(name) or name == AUTO_TEXT):
         raise UsageError(f"--show-text: shows what a model writes, and --text {name} is not that; add --text self")
-    with calibration_progress(model, name, "inputs", Steps(1)) as watch:
+    with calibration_progress(model, name, "inputs", Steps([Expected(WRITING)])) as watch:
         text = written_text(model, name, chunks, threads, watch)
     if as_json:
         print_json({"model": model.name, "text": text.name, "text_sha256": text.sha256, "content": text.content})
@@ -169,18 +173,23 @@ def calibration_for_metric(
     """
     if metric == "weights":
         return None
-    with calibration_progress(model, name, metric, steps or Steps(calibration_steps(name, metric))) as watch:
+    with calibration_progress(model, name, metric, steps or Steps(calibration_steps(name, metric, roles))) as watch:
         return obtain_calibration(model, name, metric=metric, roles=roles, threads=threads, watch=watch)
 
 
-def calibration_steps(text: str, metric: str) -> int:
-    """How many steps calibrating has at most: writing, taking statistics, probing."""
-    return 0 if metric == "weights" else writes(text) + 1 + (metric == "attention")
+def calibration_steps(text: str, metric: str, roles: Collection[str]) -> list[Expected]:
+    """The steps that calibrating has at the most: writing, taking statistics, probing."""
+    if metric == "weights":
+        return []
+    times = len(text.split(","))
+    writing = [Expected(WRITING, written)] if (written := times_written(text)) else []
+    probing = [Expected(PROBING * len(roles), times)] if metric == "attention" else []
+    return [*writing, Expected(STATISTICS, times), *probing]
 
 
-def writes(text: str) -> bool:
-    """Whether the model may have to write what it is calibrated on."""
-    return any(is_self(name) or name == AUTO_TEXT for name in map(str.strip, text.split(",")))
+def times_written(text: str) -> int:
+    """How many of the texts the model may have to write."""
+    return sum(is_self(name) or name == AUTO_TEXT for name in map(str.strip, text.split(",")))
 
 
 @contextmanager
@@ -188,7 +197,7 @@ def calibration_progress(model: GGUFModel, text: str, metric: str, steps: Steps)
     """How far writing, calibrating and probing are, shown; it is said that it takes a while, unless it is cached."""
     with ExitStack() as shown:
         watch = CalibrationWatch(instead=warn)
-        if writes(text):
+        if times_written(text):
             writing = shown.enter_context(steps.next(f"{model.name} is writing", unit="tokens"))
             watch = replace(watch, writing=writing.update)
         capturing = shown.enter_context(steps.next(f"calibrating on {text}", unit="chunks"))
@@ -197,11 +206,8 @@ def calibration_progress(model: GGUFModel, text: str, metric: str, steps: Steps)
             watch = replace(watch, probing=probing.update)
 
         def announce(tokens: int, seconds: float) -> None:
-            echo(
-                f"{model.name} writes {counted(tokens, 'token')} to be calibrated on, once: about {duration(seconds)},"
-                " and as long again to calibrate on them",
-                err=True,
-            )
+            writes = f"{model.name} writes {counted(tokens, 'token')} to be calibrated on, once"
+            echo(f"{writes}: about {duration(seconds)} {steps.described_left()}".rstrip(), err=True)
 
         def update(done: float, total: float, note: str) -> None:
             if not capturing.total:

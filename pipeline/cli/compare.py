@@ -12,7 +12,7 @@ import click
 
 from native.quantize_file import UNWEIGHED
 from pipeline.choices import choices_of
-from pipeline.cli.calibrate import calibration_for_metric
+from pipeline.cli.calibrate import calibration_for_metric, calibration_steps
 from pipeline.cli.grid_options import chosen_grids, grid_options
 from pipeline.cli.options import (
     calibration_option,
@@ -25,6 +25,7 @@ from pipeline.cli.options import (
 from pipeline.cli.output import counted, echo, print_json, warn
 from pipeline.cli.parameters import Choice, Number, WholeNumber
 from pipeline.cli.program import program
+from pipeline.cli.progress_report import Steps
 from pipeline.cli.sections import SurgeryCommand
 from pipeline.cli.study_display import StudyDisplay
 from pipeline.cli.study_table import show_estimate, show_study
@@ -37,6 +38,7 @@ from pipeline.compare.grid import (
     Grid,
     grid_cells,
     grid_tasks,
+    needed_metric,
     needed_roles,
     save_grids,
 )
@@ -47,7 +49,6 @@ from pipeline.compare.run import run_here, run_study
 from pipeline.compare.source_subspaces import look_into_source
 from pipeline.compare.study import StudySettings, open_study
 from pipeline.compare.tasks import open_tasks
-from pipeline.decompose.methods import METRICS
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.inputs.models import open_model
@@ -155,7 +156,9 @@ def command(model: str | None, folder: Path | None, status_of: Path | None, as_j
     if any(cell.quant != AS_IT_IS for cell in cells) and (types := quantized_types(source)):
         warn(f"{source.name} is quantised already ({', '.join(types)}); quantising it again adds loss to loss")
     runner = ClusterRunner(options["scheduler"]) if options["scheduler"] else run_here
-    calibrate = partial(calibration_for, source, cells, settings, options)
+    calibrating = calibration_steps(options["calibration"], needed_metric(cells), needed_roles(cells))
+    steps = Steps(calibrating, then="comparing")
+    calibrate = partial(calibration_for, source, cells, settings, options, steps)
     with (
         open_tasks(source, choices, threads=settings.threads, warn=warn) as tasks,
         open_study(folder, source, settings, calibrate, tasks) as study,
@@ -168,7 +171,7 @@ def command(model: str | None, folder: Path | None, status_of: Path | None, as_j
         )
         if options["force_rerun"]:
             study.forget(cells)
-        with StudyDisplay() as display:
+        with StudyDisplay(steps.last) as display:
             progress = run_study(study, cells, display.watch, runner)
             if any(cell.plan for cell in cells):
                 look_into_source(study, lambda doing: display.watch(replace(progress, doing=doing)))
@@ -221,12 +224,12 @@ def study_settings(options: dict[str, Any]) -> StudySettings:
 
 
 def calibration_for(
-    source: GGUFModel, cells: Sequence[Cell], settings: StudySettings, options: dict[str, Any]
+    source: GGUFModel, cells: Sequence[Cell], settings: StudySettings, options: dict[str, Any], steps: Steps
 ) -> Calibration | None:
     """The statistics that the cells' metrics need. Warns of a text that is also measured on."""
-    metrics = ["weights", *(getattr(cell.plan, "metric", "attention") for cell in cells if cell.calibrated)]
-    metric = max(metrics, key=list(METRICS).index)  # they are listed by what they need
-    calibration = calibration_for_metric(source, options["calibration"], metric, settings.threads, needed_roles(cells))
+    calibration = calibration_for_metric(
+        source, options["calibration"], needed_metric(cells), settings.threads, needed_roles(cells), steps
+    )
     for text in settings.texts:
         if calibration and (share := shared_lines(calibration.sketch, text.content)) >= SHARED_ENOUGH:
             warn(f"{share:.0%} of {text.name} is in the text calibrated on; what is measured looks better than it is")

@@ -5,8 +5,9 @@ from pathlib import Path
 import click
 
 from pipeline.cli.options import force_option, json_option
-from pipeline.cli.output import ProgressReport, echo, print_json, warn
+from pipeline.cli.output import echo, print_json, warn
 from pipeline.cli.parameters import Choice
+from pipeline.cli.progress_report import ProgressReport
 from pipeline.cli.sections import SurgeryCommand
 from pipeline.convert.checkpoint import OUTTYPES
 from pipeline.convert.write import write_model

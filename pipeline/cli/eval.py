@@ -18,8 +18,9 @@ from pipeline.cli.options import (
     texts_option,
     threads_option,
 )
-from pipeline.cli.output import ProgressReport, counted, echo, perplexity_text, print_json, print_table, warn
+from pipeline.cli.output import counted, echo, perplexity_text, print_json, print_table, warn
 from pipeline.cli.parameters import WholeNumber
+from pipeline.cli.progress_report import ProgressReport
 from pipeline.cli.sections import SurgeryCommand
 from pipeline.errors import SurgeryError
 from pipeline.evaluation.evaluate import SMALLEST_CONTEXT, Evaluation, TextEvaluation, evaluate

@@ -21,9 +21,10 @@ from pipeline.cli.options import (
     refuse_idle_calibration,
     threads_option,
 )
-from pipeline.cli.output import ProgressReport, echo, print_json
+from pipeline.cli.output import echo, print_json
 from pipeline.cli.parameters import WholeNumber
 from pipeline.cli.pictures import draw, planned_pictures
+from pipeline.cli.progress_report import ProgressReport
 from pipeline.cli.sections import SurgeryCommand
 from pipeline.gguf_file.reader import open_gguf
 from pipeline.inputs.models import resolve_model

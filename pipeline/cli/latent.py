@@ -18,8 +18,9 @@ from pipeline.cli.options import (
     output_option,
     threads_option,
 )
-from pipeline.cli.output import Steps, echo, print_json, print_table, warn
+from pipeline.cli.output import echo, print_json, print_table, warn
 from pipeline.cli.program import program
+from pipeline.cli.progress_report import Expected, Steps
 from pipeline.cli.sections import SurgeryCommand
 from pipeline.errors import UsageError
 from pipeline.files.output_file import check_output
@@ -28,6 +29,8 @@ from pipeline.latent.convert import LatentReport, convert_to_latent
 from pipeline.latent.kind import check_latent
 from pipeline.latent.plan import LatentPlan
 from pipeline.latent.rope import EXACT
+
+SAMPLING, CONVERTING = 115, 170  # seconds, as pipeline.cli.calibrate has them
 
 
 @click.command(
@@ -67,7 +70,8 @@ def command(
     source = open_model(model)
     check_latent(source, plan)  # before anything takes long
     check_output(output, force=force, sources=source.paths)
-    steps = Steps(calibration_steps(calibration, plan.metric) + 2)
+    converting = [Expected(SAMPLING), Expected(CONVERTING)]
+    steps = Steps([*calibration_steps(calibration, plan.metric, plan.roles), *converting])
     with calibration_progress(source, calibration, plan.metric, steps) as watch:
         statistics = obtain_calibration(
             source, calibration, metric=plan.metric, roles=plan.roles, threads=threads, watch=watch

@@ -18,8 +18,9 @@ from pipeline.cli.options import (
     refuse_idle_calibration,
     threads_option,
 )
-from pipeline.cli.output import Steps, echo, print_json, print_table, warn
+from pipeline.cli.output import echo, print_json, print_table, warn
 from pipeline.cli.program import program
+from pipeline.cli.progress_report import Expected, Steps
 from pipeline.cli.quantize import print_quantization
 from pipeline.cli.sections import SurgeryCommand
 from pipeline.errors import UsageError
@@ -31,6 +32,8 @@ from pipeline.operation.operate_and_quantize import operate_and_quantize
 from pipeline.operation.plan import Plan, check_method
 from pipeline.operation.report import OperationReport
 from pipeline.quantization import known_type, quantized_types
+
+OPERATING, QUANTISING = 10, 5  # seconds, as pipeline.cli.calibrate has them
 
 
 @click.command(
@@ -86,7 +89,8 @@ def command(
         warn(note)
     check_output(output, force=force, sources=source.paths)
     check_plan(source, plan)
-    steps = Steps(calibration_steps(calibration, plan.metric) + 1 + bool(quant))
+    operating = [Expected(OPERATING), *([Expected(QUANTISING)] if quant else [])]
+    steps = Steps([*calibration_steps(calibration, plan.metric, plan.roles), *operating])
     statistics = calibration_for_metric(source, calibration, plan.metric, threads, plan.roles, steps)
     if quant and (types := quantized_types(source)):
         warn(f"{source.name} is quantised already ({', '.join(types)}); quantising it again adds loss to loss")

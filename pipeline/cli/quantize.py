@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 
 from pipeline.cli.options import force_option, json_option, threads_option
-from pipeline.cli.output import ProgressReport, counted, echo, print_json, warn
+from pipeline.cli.output import counted, echo, print_json, warn
+from pipeline.cli.progress_report import ProgressReport
 from pipeline.cli.sections import SurgeryCommand
 from pipeline.inputs.models import open_model
 from pipeline.quantization import Quantization, known_type, quantize, quantized_types, require_weighing

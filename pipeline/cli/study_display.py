@@ -8,19 +8,21 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from pipeline.cli.output import SECONDS_BETWEEN_PLAIN_LINES, counted, echo
+from pipeline.cli.output import counted, echo
+from pipeline.cli.progress_report import SECONDS_BETWEEN_PLAIN_LINES
 from pipeline.compare.run import StudyProgress
 
 
 class StudyDisplay:
     """A context manager; `watch` is a `pipeline.compare.run.Watch`."""
 
-    def __init__(self) -> None:
+    def __init__(self, label: str = "comparing") -> None:
+        self._label = label
         self._started = self._last_line = time.monotonic()
         self._cells_told = 0
         self._live: Live | None = None
         self._bar = Progress(
-            TextColumn("comparing"), BarColumn(), TextColumn("{task.description}"),
+            TextColumn(label), BarColumn(), TextColumn("{task.description}"),
             TimeElapsedColumn(), TextColumn("so far,"), TimeRemainingColumn(), TextColumn("left"),
         )  # fmt: skip
 
@@ -54,7 +56,9 @@ class StudyDisplay:
             share = progress.share
             left = f", {(1 - share) / share * (now - self._started):,.0f} s left" if share else ""
             counts = _counts(progress, " of ")
-            echo(f"comparing: {_cells(progress)}, {counts}{left}; {progress.doing}; best {_best(progress)}", err=True)
+            echo(
+                f"{self._label}: {_cells(progress)}, {counts}{left}; {progress.doing}; best {_best(progress)}", err=True
+            )
 
 
 def _counts(progress: StudyProgress, of: str) -> str:

@@ -15,9 +15,10 @@ from pipeline.cli.options import (
     refuse_idle,
     threads_option,
 )
-from pipeline.cli.output import ProgressReport, echo, print_json, warn
+from pipeline.cli.output import echo, print_json, warn
 from pipeline.cli.parameters import WholeNumber
 from pipeline.cli.pictures import draw, planned_pictures
+from pipeline.cli.progress_report import ProgressReport
 from pipeline.cli.sections import SurgeryCommand
 from pipeline.cli.task_options import chosen_tasks, task_options
 from pipeline.cli.task_tables import print_heat_map, print_results
