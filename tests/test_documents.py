@@ -1,6 +1,7 @@
 """Tables of README and docs, written where their marks are."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,15 @@ def test_readme_fits_a_page() -> None:
     before, _, _ = (ROOT / "README.md").read_text().partition("\n| command |")
     words = [word for word in before.split() if any(map(str.isalnum, word))]  # without a table's lines and signs
     assert 300 < len(words) <= 600
+
+
+def test_a_registry_is_shown_no_link_that_leads_nowhere() -> None:
+    pytest.importorskip("setuptools")
+    without = runpy.run_path(str(ROOT / "setup.py"))["without_relative_links"]
+    shown = without((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert re.findall(r"\]\((?!https://)[^)]*\)", shown) == []
+    assert "[llama.cpp](https://github.com/ggml-org/llama.cpp)" in shown
+    assert "measured: docs/findings.md, docs/log.md;" in without(
+        "measured: [docs/findings.md](docs/findings.md), [docs/log.md](a);"
+    )
+    assert without("a\n\n![KL](docs/x.svg)\n\nb ![y](https://y)") == "a\n\nb ![y](https://y)"
