@@ -14,7 +14,7 @@ DIFFERENCE = ("difference", INTERVAL, "gained", "lost", "p")
 
 
 def print_results(results: Sequence[TaskResult]) -> None:
-    """A line a metric. A narrow terminal is spared what the rest can do without."""
+    """A line a metric. A narrow terminal is spared what the rest can do without, the difference's interval last."""
     compared = any(result.base for result in results)
     headings = ("task", "metric", "items", "model", INTERVAL, *(("base", INTERVAL, *DIFFERENCE) if compared else ()))
     rows = [
@@ -27,7 +27,8 @@ def print_results(results: Sequence[TaskResult]) -> None:
         )
         for result in results
     ]
-    print_table(headings, rows, dispensable=(6, 9, 10, 4, 2, 8, 11, 1, 5) if compared else (2, 1))
+    metric = [1] if len({result.task for result in results}) == len(results) else []  # else it tells lines apart
+    print_table(headings, rows, dispensable=(6, 9, 10, 4, 2, 11, 5, *metric, 8) if compared else (2, *metric, 4))
 
 
 def print_study_tasks(results: StudyResult) -> None:
