@@ -16,9 +16,8 @@ def pack(matrix: np.ndarray) -> np.ndarray:
 def unpack(triangle: np.ndarray) -> np.ndarray:
     """The symmetric matrix (d, d) whose lower triangle, row by row, is `triangle`."""
     d, start = (int((8 * len(triangle) + 1) ** 0.5) - 1) // 2, 0
-    matrix = np.zeros((d, d), triangle.dtype)
+    matrix = np.empty((d, d), triangle.dtype)
     for row in range(d):
-        matrix[row, : row + 1] = triangle[start : start + row + 1]
+        matrix[row, : row + 1] = matrix[: row + 1, row] = triangle[start : start + row + 1]
         start += row + 1
-    matrix += np.tril(matrix, -1).T
     return matrix

@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from pipeline.attention import Projection, find_projections, of_layer, read_projection
+from pipeline.decompose.attention_metric import times
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.gguf_file.reader import GGUFModel
 from pipeline.observations.experts import moments_of, share_of_tokens
@@ -94,6 +95,18 @@ class Layer:
         """Moments of the inputs of a projection. Raises SurgeryError for a layer that was not observed."""
         projection = self.projections[role]
         return self.once(("moments", projection.input), lambda: moments_of(self.calibration, projection))
+
+    def result_energies(self, role: str) -> np.ndarray:
+        """E[y^2] of each feature y that a projection makes of its inputs, its bias left out, (n,), float64."""
+
+        def make() -> np.ndarray:
+            inputs = self.moments(role).inputs
+            if self.projections[role].by_result:
+                return np.diag(inputs)
+            rows = self.rows(role).astype(np.float64)
+            return np.einsum("nd,nd->n", times(rows, inputs), rows)
+
+        return self.once(("result energies", role), make)
 
     def sensitivity(self, role: str) -> float:
         """The nats a token that an error of a projection's whole energy would cost; 1 if it was not measured.

@@ -113,7 +113,7 @@ def test_the_unit_of_a_product_makes_no_difference(english: Path, tmp_path: Path
         metric = layer_metric("attention", layer_, ("up",))
         assert metric is not None
         weighted = weigh_rows(layer_.rows("up"), metric, "none")
-        rebuilt.append(weighted.restore(principal_components(weighted.rows, "none").reconstruct(20)))
+        rebuilt.append(weighted.restore(*principal_components(weighted.rows, "none").factors(20)))
     np.testing.assert_allclose(rebuilt[1] / scale[:, None], rebuilt[0], atol=2e-3)
 
 

@@ -1,4 +1,4 @@
-"""Symmetric eigenpairs against NumPy's, and that other threads go on meanwhile."""
+"""Symmetric eigenpairs and products with triangles against NumPy's, and that other threads go on meanwhile."""
 
 import sys
 import threading
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.decompose import lapack
-from pipeline.decompose.lapack import symmetric_eigenpairs
+from pipeline.decompose.lapack import symmetric_eigenpairs, times_triangle
 
 pytestmark = pytest.mark.numerical
 
@@ -22,7 +22,8 @@ def symmetric(n: int, dtype: type) -> np.ndarray:
 @pytest.fixture(params=["published", "not published"])
 def routines(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "not published":  # with these arguments
-        monkeypatch.setattr(lapack, "SIGNATURE", "void (char *)")
+        others = {name: (module, "void (char *)") for name, (module, _) in lapack.PUBLISHED.items()}
+        monkeypatch.setattr(lapack, "PUBLISHED", others)
     lapack._routine.cache_clear()
 
 
@@ -51,9 +52,21 @@ def test_a_matrix_may_be_overwritten() -> None:
             assert np.allclose(np.abs(mine), np.abs(theirs), atol=1e-3)  # a vector's sign is anybody's
 
 
+@pytest.mark.usefixtures("routines")
+@pytest.mark.parametrize(("n", "d"), [(0, 5), (3, 0), (1, 1), (7, 40), (40, 7)])
+def test_products_with_triangles_are_those_of_numpy(n: int, d: int) -> None:
+    rng = np.random.default_rng(n)
+    root = np.linalg.cholesky(np.eye(d) + np.cov(rng.standard_normal((d, 2 * d + 2))).reshape(d, d))
+    for rows in (rng.standard_normal((n, d)), rng.standard_normal((n, d)).astype(np.float32), rng.random((d, n)).T):
+        kept = rows.copy()
+        assert np.allclose(times_triangle(rows, root), rows.astype(np.float64) @ root, atol=1e-12)
+        assert np.allclose(times_triangle(rows, root, inverse=True) @ root, rows, atol=1e-12)
+        assert np.array_equal(rows, kept)
+
+
 def test_this_scipy_publishes_what_is_called() -> None:
     lapack._routine.cache_clear()
-    assert all(lapack._routine(name) for name in lapack.ROUTINES.values())
+    assert all(lapack._routine(name) for name in lapack.PUBLISHED)
 
 
 def test_other_threads_go_on(monkeypatch: pytest.MonkeyPatch) -> None:

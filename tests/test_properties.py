@@ -180,7 +180,7 @@ def test_turning_the_inputs_turns_the_reconstruction(seed: int, n: int, d: int, 
     if energies[rank - 1] < 1.05 * energies[rank]:  # which components are kept is not determined
         return
     one, other = (
-        weighted.restore(principal_components(weighted.rows, "none").reconstruct(rank))
+        weighted.restore(*principal_components(weighted.rows, "none").factors(rank))
         for weighted in (weigh_rows(rows, metric, mean), weigh_rows(rows @ turn.T, turned, mean))
     )
     np.testing.assert_allclose(other, one @ turn.T, atol=1e-3)

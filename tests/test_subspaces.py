@@ -61,7 +61,7 @@ def test_directions_read_are_those_of_the_best_approximation() -> None:
     metric = Metric(mixing @ mixing.T, [np.eye(10)])
     weighted = weigh_rows(rows, metric, "none").rows
     left, values, right = np.linalg.svd(weighted, full_matrices=False)
-    approximation = metric.unweigh((left[:, :4] * values[:4]) @ right[:4])
+    approximation = metric.unweigh(left[:, :4] * values[:4], right[:4])
     read, _ = np.linalg.qr(directions_read(weighted, metric, 4))
     np.testing.assert_allclose(approximation @ read @ read.T, approximation, atol=1e-8)
 

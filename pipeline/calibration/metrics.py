@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.calibration.output_blocks import output_blocks
-from pipeline.decompose.attention_metric import energy, result_energy
-from pipeline.decompose.weighted import Metric, ResultMetric
+from pipeline.decompose.attention_metric import energy
+from pipeline.decompose.weighted import Metric, ResultMetric, triangular_root
 from pipeline.layers import Layer
 
 
@@ -28,7 +28,7 @@ def layer_metric(name: str, layer: Layer, roles: Sequence[str]) -> Metric | None
 
 def inputs_metric(layer: Layer, role: str) -> Metric:
     """The metric `inputs` of one projection, such that the projection itself has energy 1."""
-    return _balanced(layer, role, layer.moments(role).inputs, [np.ones(layer.projections[role].rows)])
+    return _balanced(layer, role, [np.ones(layer.projections[role].rows)], attended=False)
 
 
 def attention_metric(layer: Layer, role: str) -> Metric:
@@ -40,9 +40,7 @@ def attention_metric(layer: Layer, role: str) -> Metric:
     """
 
     def make() -> Metric:
-        moments = layer.moments(role)
-        inputs = moments.attended if layer.projections[role].attended else moments.inputs
-        return _balanced(layer, role, inputs, output_blocks(layer, role))
+        return _balanced(layer, role, output_blocks(layer, role), attended=layer.projections[role].attended)
 
     return layer.once(("attention metric", role), make)
 
@@ -54,11 +52,17 @@ _METRICS: dict[str, tuple[Callable[[Layer, str], Metric], Callable[[Layer, str],
 """How a metric is made for one projection, and what its errors count beside those of others."""
 
 
-def _balanced(layer: Layer, role: str, moment: np.ndarray, blocks: list[np.ndarray]) -> Metric:
-    """Of a projection with the `moment` of its inputs or, where these are not observed, of what it makes of them."""
-    rows = layer.rows(role)
-    if layer.projections[role].by_result:
-        scale = result_energy(moment, blocks)
-        return ResultMetric(moment, [block / scale for block in blocks], rows=rows)
-    scale = energy(rows.astype(np.float64), moment, blocks)
-    return Metric(moment, [block / scale for block in blocks])
+def _balanced(layer: Layer, role: str, blocks: list[np.ndarray], *, attended: bool) -> Metric:
+    """By the moment of a projection's inputs, `attended` or of all, or, where that is not observed, of what it makes of them.
+
+    Roles of one layer that read the same have one root of it.
+    """
+    projection, rows, moments = layer.projections[role], layer.rows(role), layer.moments(role)
+    moment = moments.attended if attended else moments.inputs
+    root = layer.once(("root", projection.input, attended), lambda: triangular_root(moment))
+    if attended:
+        scale = energy(rows.astype(np.float64), moment, blocks)
+    else:  # all blocks are diagonal
+        scale = float(np.concatenate(blocks) @ layer.result_energies(role))
+    balanced = [block / (scale if scale >= np.finfo(float).tiny else 1.0) for block in blocks]
+    return ResultMetric(moment, balanced, root, rows=rows) if projection.by_result else Metric(moment, balanced, root)

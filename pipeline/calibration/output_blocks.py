@@ -91,10 +91,9 @@ def _read_by_output(layer: Layer, heads: int, size: int) -> list[np.ndarray]:
 
 def _read_by_down(layer: Layer, role: str) -> np.ndarray:
     """For each output feature a of gate or up E[h^2] |d|^2 / E[a^2], (n,), where `down` makes d h of the product h."""
-    down, x, rows = layer.projections["down"], layer.moments(role), layer.rows(role).astype(np.float64)
-    bias = layer.bias(role)
-    offsets = np.zeros(len(rows)) if bias is None else bias.astype(np.float64)
-    made = np.einsum("nd,nd->n", rows @ x.inputs, rows) + 2 * offsets * (rows @ x.mean) + offsets**2
+    down, made, bias = layer.projections["down"], layer.result_energies(role), layer.bias(role)
+    if bias is not None:
+        made = made + 2 * bias * (layer.rows(role) @ layer.moments(role).mean) + np.square(bias, dtype=np.float64)
     read = np.square(layer.rows("down"), dtype=np.float64).sum(axis=0)
     return (
         layer.calibration.mean_squares(down.tensor, down.block.expert) * read / np.maximum(made, np.finfo(float).tiny)

@@ -198,4 +198,4 @@ def weakest_error(layer: Layer, role: str) -> np.ndarray:
         return np.zeros_like(rows)
     rank = components.full_rank // 4
     left_out = max(components.total - components.energies[:rank].sum(), np.finfo(float).tiny)
-    return (weighted.restore(components.reconstruct(rank)) - rows) / np.sqrt(left_out / components.total)
+    return (weighted.restore(*components.factors(rank)) - rows) / np.sqrt(left_out / components.total)

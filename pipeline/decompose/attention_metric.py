@@ -70,11 +70,6 @@ def energy(rows: np.ndarray, inputs: np.ndarray, blocks: list[np.ndarray]) -> fl
     return total if total >= np.finfo(float).tiny else 1.0
 
 
-def result_energy(moment: np.ndarray, blocks: list[np.ndarray]) -> float:
-    """trace(B E[y y^T]) for `moment` E[y y^T], (n, n), of results y, as `energy` has it of rows and their inputs."""
-    return energy(np.eye(len(moment)), moment, blocks)
-
-
 def times(rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """rows (n, d) times a matrix (d, m), or a diagonal one (d,)."""
     return rows * matrix if matrix.ndim == 1 else rows @ matrix

@@ -59,7 +59,7 @@ class CrossLayerComponents(RankedEnergies):
             return ((rows - self.removed) @ kept) @ kept.T + self.mean
         weighted = WeightedRows(metric.weigh(rows - self.removed), self.mean, metric)
         seen, _ = np.linalg.qr(metric.input_factor.T @ kept)
-        return weighted.restore((weighted.rows @ seen) @ seen.T)
+        return weighted.restore(weighted.rows @ seen, seen.T)
 
 
 @dataclass(frozen=True)

@@ -68,13 +68,18 @@ class RowDecomposition(RankedEnergies):
         """The rows from their first `rank` components: (n, d), in the dtype of `centred`."""
         return next(self.reconstructions([rank]))
 
+    def factors(self, rank: int, start: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Left (n, r) and right (r, d), whose product is what the components from `start` up to `rank` add to the mean."""
+        basis = self.basis[:, start:rank]
+        wide = len(self.basis) == len(self.centred)
+        return (basis, basis.T @ self.centred) if wide else (self.centred @ basis, basis.T)
+
     def reconstructions(self, ranks: Iterable[int]) -> Iterator[np.ndarray]:
         """The reconstructions for ascending `ranks`, together for the price of the last one alone."""
         result, done = self.mean, 0
-        wide = len(self.basis) == len(self.centred)
         for rank in ranks:
-            new = self.basis[:, done:rank]
-            part = new @ (new.T @ self.centred) if wide else (self.centred @ new) @ new.T
+            left, right = self.factors(rank, done)
+            part = left @ right
             part += result
             result = part
             done = rank

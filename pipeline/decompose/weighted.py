@@ -15,7 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
-from pipeline.decompose.attention_metric import times
+from pipeline.decompose.lapack import times_triangle
 from pipeline.decompose.principal_components import centre
 
 RIDGE = 1e-6  # of M's trace, added to its diagonal: more than what float32 sums got wrong, so that M can be inverted
@@ -27,15 +27,17 @@ class Metric:
     """inputs: M, (d, d), symmetric and positive semi-definite, or (d,) if it is diagonal, float64
     outputs: the diagonal blocks of L^T L, each (b, b), or (b,) if it is itself diagonal, float64, their sizes adding up
         to n; None for the identity
+    root: what `triangular_root` makes of `inputs`, if it is known
     """
 
     inputs: np.ndarray
     outputs: Sequence[np.ndarray] | None = None
+    root: np.ndarray | None = field(default=None, repr=False)
 
     @cached_property
     def input_factor(self) -> np.ndarray:
         """S, lower triangular, (d, d), or (d,) if it is diagonal: M = S S^T up to RIDGE."""
-        return _triangular_root(self.inputs)
+        return triangular_root(self.inputs) if self.root is None else self.root
 
     @property
     def unit_factor(self) -> np.ndarray:
@@ -49,7 +51,7 @@ class Metric:
 
     def weigh(self, rows: np.ndarray) -> np.ndarray:
         """L rows S, (n, d)."""
-        return times(self.weigh_outputs(rows), self.input_factor)
+        return self._with_input_factor(self.weigh_outputs(rows))
 
     def weigh_outputs(self, rows: np.ndarray) -> np.ndarray:
         """L rows, (n, d)."""
@@ -59,14 +61,17 @@ class Metric:
         """L^-1 rows, (n, d)."""
         return self._left(rows, 1)
 
-    def unweigh(self, rows: np.ndarray) -> np.ndarray:
-        """L^-1 rows S^-1, (n, d)."""
-        return self.unweigh_outputs(self._without_input_factor(rows))
+    def unweigh(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """L^-1 left right S^-1, (n, d), of factors (n, r) and (r, d): of r rows S is taken, and not of all n."""
+        return self.unweigh_outputs(left) @ self._without_input_factor(right)
+
+    def _with_input_factor(self, rows: np.ndarray) -> np.ndarray:
+        factor = self.input_factor
+        return rows * factor if factor.ndim == 1 else times_triangle(rows, factor)
 
     def _without_input_factor(self, rows: np.ndarray) -> np.ndarray:
-        if self.input_factor.ndim == 1:
-            return rows / self.input_factor
-        return np.linalg.solve(self.input_factor.T, rows.T).T
+        factor = self.input_factor
+        return rows / factor if factor.ndim == 1 else times_triangle(rows, factor, inverse=True)
 
     def error(self, difference: np.ndarray) -> float:
         """The objective for A' - A = `difference` (n, d)."""
@@ -101,11 +106,14 @@ class ResultMetric(Metric):
 
     @cached_property
     def _result_factor(self) -> np.ndarray:
-        return _triangular_root(self.inputs)
+        return triangular_root(self.inputs) if self.root is None else self.root
+
+    def _with_input_factor(self, rows: np.ndarray) -> np.ndarray:
+        return rows @ self.input_factor
 
     def _without_input_factor(self, rows: np.ndarray) -> np.ndarray:
-        """Rows (n, n) R^-1 A, as S^+ = R^-1 A."""
-        return np.linalg.solve(self._result_factor.T, rows.T).T @ self.rows
+        """Rows (r, n) R^-1 A, as S^+ = R^-1 A."""
+        return times_triangle(rows, self._result_factor, inverse=True) @ self.rows
 
 
 def mean_input_factor(metrics: Iterable[Metric]) -> np.ndarray | None:
@@ -116,12 +124,15 @@ def mean_input_factor(metrics: Iterable[Metric]) -> np.ndarray | None:
     return np.linalg.cholesky(total / count) if count else None
 
 
-def _triangular_root(moment: np.ndarray) -> np.ndarray:
+def triangular_root(moment: np.ndarray) -> np.ndarray:
+    """S, lower triangular, of a `moment` S S^T, up to RIDGE: (d, d), or (d,) as the moment is."""
     trace = float(moment.sum() if moment.ndim == 1 else np.trace(moment))
     ridge = RIDGE * max(trace, np.finfo(float).tiny)
     if moment.ndim == 1:
         return np.sqrt(moment + ridge)
-    return np.linalg.cholesky(moment + ridge * np.eye(len(moment)))
+    shifted = moment.copy()
+    shifted[np.diag_indices_from(shifted)] += ridge
+    return np.linalg.cholesky(shifted)
 
 
 def _square_root(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -142,15 +153,15 @@ def _square_root(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class WeightedRows:
-    """Rows made ready: `rows` (n, d) go to `principal_components(rows, "none")`, what it rebuilds to `restore`."""
+    """Rows made ready: `rows` (n, d) go to `principal_components(rows, "none")`, the factors that it finds to `restore`."""
 
     rows: np.ndarray
     mean: np.ndarray
     metric: Metric
 
-    def restore(self, rebuilt: np.ndarray) -> np.ndarray:
-        """Rebuilt rows (n, d) without their weights, the mean added back, float32."""
-        return np.ascontiguousarray(self.mean + self.metric.unweigh(rebuilt), np.float32)
+    def restore(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """Rows rebuilt as left (n, r) right (r, d), without their weights, the mean added back: (n, d), float32."""
+        return np.ascontiguousarray(self.mean + self.metric.unweigh(left, right), np.float32)
 
 
 def weigh_rows(matrix: np.ndarray, metric: Metric, mean: str) -> WeightedRows:

@@ -33,11 +33,11 @@ class GroupDecomposition:
 
     def layers(self, rank: int) -> tuple[float, Iterator[LayerRows]]:
         """The share of the variance that `rank` components keep, and the layer rebuilt from them."""
-        rebuilt = self.components.reconstruct(rank)
-        rows = LayerRows(
-            self.group.units[0], self.stack, rebuilt if self.weighted is None else self.weighted.restore(rebuilt)
-        )
-        return self.components.explained(rank), iter([rows])
+        if self.weighted is None:
+            rebuilt = self.components.reconstruct(rank)
+        else:
+            rebuilt = self.weighted.restore(*self.components.factors(rank))
+        return self.components.explained(rank), iter([LayerRows(self.group.units[0], self.stack, rebuilt)])
 
     def randomised(self, rank: int, seed: int) -> "GroupDecomposition":
         """The control: the basis replaced by a random one of this rank, drawn for this group of this layer."""
