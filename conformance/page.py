@@ -37,7 +37,8 @@ numbers; else the moments of what the layer's experts are given, scaled to the m
 and for down, whose inputs are features of the expert's own, their mean squares alone. An expert that no token was routed
 to is taken to be given what the layer's are on the whole, and is named. What routes tokens is left alone. The method
 `shared-experts` stacks gate and up of all experts of a layer; under a metric an expert then counts by its errors, under
-`attention` by the tokens that are routed to it as well.
+`attention` by the tokens that are routed to it as well. `shared-experts-by-use` has two stacks: the fewest experts that at
+least half of the calibration's tokens are routed to, and the others.
 
 What the metric `attention` does not know: where a layer has no keys, values or output projection of its own name (keys
 of an earlier layer, k that is v at once, an output in two matrices) all output directions count alike, as under

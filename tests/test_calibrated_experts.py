@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from native.model import load_model
 from pipeline.calibration.calibrate import calibrate
+from pipeline.errors import UsageError
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
 from pipeline.inputs.texts import read_text
 from pipeline.layers import AttentionLayers
@@ -121,6 +123,50 @@ def test_directions_that_experts_share_are_those_that_their_inputs_need(
             lost_by[name] += np.linalg.norm((found - rows) @ x.T) ** 2
             lost_by["alone"] += lost(rows, x, 24)
     assert lost_by["alone"] < lost_by["shared"] < 0.9 * lost_by["plain"]
+
+
+def test_experts_share_with_those_that_are_used_as_much(
+    mixture: GGUFModel, statistics: Calibration, trace: list[LayerTrace], tmp_path: Path
+) -> None:
+    """The fewest that half of the tokens are routed to have a subspace of their own, which loses less than one for all."""
+    rank, lost_by = 16, {"shared-experts": 0.0, "shared-experts-by-use": 0.0}
+    with pytest.raises(UsageError, match="`method='shared-experts-by-use'`: needs `metric`"):
+        Plan("shared-experts-by-use", "gate,up")
+    for method in lost_by:
+        plan = Plan(method, "gate,up", rank=rank, metric="inputs", mean="none")
+        report = operate(mixture, tmp_path / "o.gguf", plan, calibration=statistics, force=True)
+        written = open_gguf(tmp_path / "o.gguf")
+        for layer, expert, inputs in given(mixture, trace):
+            if len(inputs["up"]) >= WIDTH:
+                before, after = (stacked(model, layer, [expert]) for model in (mixture, written))
+                energy = [np.linalg.norm(rows @ inputs["up"].T) ** 2 for rows in np.split(before, 2)]
+                errors = [np.linalg.norm(rows @ inputs["up"].T) ** 2 for rows in np.split(after - before, 2)]
+                lost_by[method] += sum(error / whole for error, whole in zip(errors, energy, strict=True))
+    assert 0 < lost_by["shared-experts-by-use"] < 0.95 * lost_by["shared-experts"]
+    assert written.get("surgery.ranks.gate+up.experts.most-used") == [rank] * 2
+    for layer, seen in enumerate(trace):
+        assert seen.chosen is not None
+        counts = np.bincount(seen.chosen.ravel(), minlength=EXPERTS)
+        fullest = [
+            max(combinations(range(EXPERTS), n), key=lambda each: counts[list(each)].sum()) for n in (1, 2, 3, 4)
+        ]
+        most = next(list(each) for each in fullest if 2 * counts[list(each)].sum() >= counts.sum())
+        others = [expert for expert in range(EXPERTS) if expert not in most]
+        groups = [group for group in report.groups if group.layer == layer]
+        assert [group.rows for group in groups] == [len(each) * 192 for each in (most, others)]
+        assert [np.linalg.matrix_rank(stacked(written, layer, each), tol=1e-3) for each in (most, others)] == [rank] * 2
+    assert groups[0].shown_group == "gate+up of the most used experts together"
+
+
+def stacked(model: GGUFModel, layer: int, experts: list[int]) -> np.ndarray:
+    """gate and up of experts of a layer, (2 * experts * features, width)."""
+    return np.vstack(
+        [
+            model.read(f"blk.{layer}.ffn_{role}_exps.weight")[e].astype(np.float64)
+            for e in experts
+            for role in ("gate", "up")
+        ]
+    )
 
 
 def test_one_budget_is_spread_over_experts_by_what_their_errors_cost(

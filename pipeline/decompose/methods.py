@@ -8,7 +8,7 @@ class Method:
     """`groups` are the roles that are stacked and share one basis; `random` replaces that basis by a random one.
 
     The groups that `across_layers` names stack several layers, as the plan says which; those that `across_experts`
-    names, all experts of a layer.
+    names, all experts of a layer, or, `by_use`, those that are used most and the others apart.
     """
 
     groups: tuple[str, ...]
@@ -16,6 +16,7 @@ class Method:
     summary: str
     across_layers: tuple[str, ...] = ()
     across_experts: tuple[str, ...] = ()
+    by_use: bool = False
 
 
 SHARED_KV = ("q", "kv", "o", "gate", "up", "down")
@@ -31,6 +32,13 @@ METHODS = {
         False,
         "as shared-gate-up; gate and up of all experts of a layer, which read the same, in one stack",
         across_experts=("gate+up",),
+    ),
+    "shared-experts-by-use": Method(
+        ("q", "kv", "o", "gate+up", "down"),
+        False,
+        "as shared-experts; a stack for the fewest experts that half of the calibration's tokens are routed to, one for the others",
+        across_experts=("gate+up",),
+        by_use=True,
     ),
     "cross-layer": Method(
         SHARED_KV,

@@ -3,27 +3,36 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from pipeline.attention import Projection
 from pipeline.decompose.methods import METHODS, Method
 from pipeline.errors import UsageError
-from pipeline.feed_forward import Blocks
 from pipeline.layers import AttentionLayers
+from pipeline.observations.experts import share_of_tokens
+from pipeline.observations.statistics_file import Calibration
 from pipeline.operation.plan import Plan
 from pipeline.projection import OWN, Block, stack_name, stacks
 from pipeline.targets import QKV, TARGETS, parse_targets
 
+ROUNDING = 1e-12  # of shares that add up to a half
+
 
 @dataclass(frozen=True)
 class Group:
-    """Projections that share components: `members` in the order in which their rows are stacked, layer by layer."""
+    """Projections that share components: `members` in the order in which their rows are stacked, layer by layer.
+
+    Where a layer's experts share by how often they are used, `use` says which these are: `most-used` or `others`.
+    """
 
     roles: tuple[str, ...]
     members: tuple[Projection, ...]
+    use: str = ""
 
     @property
     def name(self) -> str:
         """Such as `kv`, or `k_b+v_b` where k and v are made of a latent; of experts also their family: `gate.experts`."""
-        return ".".join(filter(None, (stack_name(self.roles), self.block.family)))
+        return ".".join(filter(None, (stack_name(self.roles), self.block.family, self.use)))
 
     @property
     def units(self) -> tuple[tuple[int, Block], ...]:
@@ -34,7 +43,7 @@ class Group:
     def block(self) -> Block:
         """The feed-forward block that the members are of, or, of several experts, their family."""
         blocks = {block for _, block in self.units}
-        return self.members[0].block if len(blocks) == 1 else Block(self.members[0].block.family)
+        return self.members[0].block if len(blocks) == 1 and not self.use else Block(self.members[0].block.family)
 
     @property
     def layer(self) -> int:
@@ -49,7 +58,7 @@ class Group:
     @property
     def described_layers(self) -> str:
         layers = f"layer{'s' if len(self.layers) > 1 else ''} {', '.join(map(str, self.layers))}"
-        return layers if self.block == OWN else f"{self.block} of {layers}"
+        return layers if self.block == OWN else f"{' '.join(filter(None, (self.use, str(self.block))))} of {layers}"
 
     def of_unit(self, unit: tuple[int, Block]) -> list[Projection]:
         """The members that one of the `units` has."""
@@ -93,7 +102,7 @@ def plan_groups(layers: AttentionLayers, together: Iterable[tuple[int, ...]], pl
         for numbers, roles in _shared(layers.projections, sharing, METHODS[plan.method]):
             groups.append(Group(roles, tuple(layers.projections[number][role] for number in numbers for role in roles)))
         for number in sharing:
-            groups += _beside(layers.beside.get(number, {}), METHODS[plan.method])
+            groups += _beside(layers, number, METHODS[plan.method])
     groups = [group for group in groups if group.targets(plan)]
     if not groups:
         raise UsageError.of(
@@ -113,10 +122,10 @@ def plan_groups(layers: AttentionLayers, together: Iterable[tuple[int, ...]], pl
     return groups
 
 
-def _beside(blocks: Blocks, method: Method) -> Iterator[Group]:
-    """The groups of the feed-forward blocks that a layer has beside its own, of each alone or of all experts of a family."""
+def _beside(layers: AttentionLayers, number: int, method: Method) -> Iterator[Group]:
+    """The groups of the feed-forward blocks that a layer has beside its own, of each alone or of experts of a family."""
     together: dict[tuple[str, str], list[Group]] = {}
-    for block, projections in blocks.items():
+    for block, projections in layers.beside.get(number, {}).items():
         for name in method.groups:
             for roles in stacks(projections, name):
                 group = Group(roles, tuple(projections[role] for role in roles))
@@ -125,7 +134,21 @@ def _beside(blocks: Blocks, method: Method) -> Iterator[Group]:
                 else:
                     yield group
     for groups in together.values():
-        yield Group(groups[0].roles, tuple(projection for group in groups for projection in group.members))
+        by_use = _by_use(groups, layers.calibration) if method.by_use and layers.calibration else {"": groups}
+        for use, alike in by_use.items():
+            yield Group(groups[0].roles, tuple(projection for group in alike for projection in group.members), use)
+
+
+def _by_use(experts: list[Group], calibration: Calibration) -> dict[str, list[Group]]:
+    """The fewest of a layer's experts that at least half of the tokens are routed to, and the others, if there are any.
+
+    Each in the order of its number; of equals the first is taken to be used more.
+    """
+    shares = [share_of_tokens(calibration, group.members[0]) for group in experts]
+    order = np.argsort(-np.array(shares), kind="stable")
+    count = int(np.searchsorted(np.cumsum(np.array(shares)[order]), 0.5 - ROUNDING)) + 1
+    parts = {"most-used": sorted(order[:count]), "others": sorted(order[count:])}
+    return {use: [experts[index] for index in chosen] for use, chosen in parts.items() if chosen}
 
 
 def _left(layers: AttentionLayers) -> str:

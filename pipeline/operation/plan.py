@@ -103,6 +103,10 @@ class Plan:
             raise UsageError.of(
                 "group_layers", self.group_layers, f"`method={self.method!r}` shares nothing between layers"
             )
+        if METHODS[self.method].by_use and self.metric == "weights":
+            raise UsageError.of(
+                "method", self.method, "needs `metric` inputs or attention: statistics say how often an expert is used"
+            )
         if self.seed and not METHODS[self.method].random:
             raise UsageError.of("seed", self.seed, f"`method={self.method!r}` draws nothing at random")
 
@@ -173,12 +177,11 @@ def idle_method(method: str, what: str, same: str, argument: str = "method") -> 
     return UsageError.of(argument, method, f"does to {what} what {same} does; take that, or other targets")
 
 
-def _touched(method: Method, roles: frozenset[str]) -> list[tuple[str, bool, bool]]:
-    """The groups of a method that have any of the roles, and whether they span layers or experts."""
-    return [
-        (group, group in method.across_layers, group in method.across_experts) for group in method.groups
-        if any(roles & set(stack) for stack in STACKS[group])
-    ]  # fmt: skip
+def _touched(method: Method, roles: frozenset[str]) -> list[tuple[str, bool, bool, bool]]:
+    """The groups of a method that have any of the roles, and whether they span layers, or experts, all or by their use."""
+    groups = [group for group in method.groups if any(roles & set(stack) for stack in STACKS[group])]
+    layers, experts = method.across_layers, method.across_experts
+    return [(group, group in layers, group in experts, method.by_use and group in experts) for group in groups]
 
 
 def low_rank_plans(choices: Mapping[str, Any]) -> list[Plan]:

@@ -49,7 +49,9 @@ class GroupResult:
             return shown_name(name)
         if self.expert_ranks:
             return f"{name} of {len(self.expert_ranks)} {family}"
-        return f"{name} of the shared expert" if family == "shared" else f"{name} of all {family} together"
+        family, _, use = family.partition(".")
+        which = {"": f"all {family}", "most-used": f"the most used {family}", "others": f"the other {family}"}[use]
+        return f"{name} of the shared expert" if family == "shared" else f"{name} of {which} together"
 
 
 @dataclass(frozen=True)

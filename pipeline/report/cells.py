@@ -16,6 +16,7 @@ METHODS = (
     "separate",
     "shared-gate-up",
     "shared-experts",
+    "shared-experts-by-use",
     "cross-layer",
     "latent",
     "transmla",
