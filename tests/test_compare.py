@@ -382,8 +382,11 @@ def test_latent_attention_is_one_more_method(english: Path, tmp_path: Path) -> N
         "surgery run cell.gguf --cache-type-k=iq4_nl --cache-type-v=iq4_nl",
     ]
     assert cells["latent 0.75, cache iq4_nl"]["interaction"]["verdict"]  # beside the latent that is made for F16
-    results = compare("--methods", "latent", "--quants", "source", "--outtypes", "keep")
-    (kept,) = (cell for cell in results["cells"] if cell["label"] == "latent 0.75 keep")
+    results = compare("--methods", "latent,transmla", "--quants", "source", "--outtypes", "keep")
+    cells = {cell["label"]: cell for cell in results["cells"]}
+    kept, published = cells["latent 0.75 keep"], cells["transmla 0.75 keep"]
+    assert (published["status"], published["kv_cache_bytes"]) == ("done", kept["kv_cache_bytes"])
+    assert published["commands"][0].startswith(f"surgery latent {model} -o cell.gguf --method transmla --cache 0.75")
     assert (kept["status"], kept["outtype"], kept["kv_cache_bytes"]) == ("done", "keep", plain["kv_cache_bytes"])
     assert kept["file_bytes"] < plain["file_bytes"]
     with open_ledger(folder) as ledger:

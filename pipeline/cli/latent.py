@@ -27,7 +27,7 @@ from pipeline.files.output_file import check_output
 from pipeline.inputs.models import open_model
 from pipeline.latent.convert import LatentReport, convert_to_latent
 from pipeline.latent.kind import check_latent
-from pipeline.latent.plan import LatentPlan
+from pipeline.latent.plan import METHOD, LatentPlan
 from pipeline.latent.rope import EXACT
 
 SAMPLING, CONVERTING = 115, 170  # seconds, as pipeline.cli.calibrate has them
@@ -93,7 +93,9 @@ def print_report(model: str, report: LatentReport) -> None:
         (layer.layer, f"{layer.energy_kept:.4f}", f"{layer.score_error_before:.4f}", f"{layer.score_error:.4f}")
         for layer in report.layers
     ]
-    print_table(("layer", "energy kept", "score error", "refitted"), rows)
+    headings = ("layer", "energy kept", "score error", "refitted")
+    shown = len(headings) if report.plan.method == METHOD else headings.index("refitted")
+    print_table(headings[:shown], [row[:shown] for row in rows])
     layout = report.layout
     echo(
         f"\ncached per token and layer: {layout.cached_numbers} numbers instead of {report.source_numbers}"

@@ -54,7 +54,7 @@ class LatentLayer:
 
     energy_kept: the share, in [0, 1], of what the latent stands for, weighted by what errors cost
     score_error_before, score_error: of the attention scores over sampled text, as a share of their variance, before and
-        after the queries were refitted
+        after the queries were refitted, the same by a method that does not
     """
 
     layer: int
