@@ -38,11 +38,16 @@ class WritingOptions:
 
 @dataclass(frozen=True)
 class WrittenWave:
-    """Rows from number `first` on: their text, passages apart by a blank line, and the token ids of each."""
+    """Rows from number `first` on: their text, passages apart by a blank line, and the token ids of each.
+
+    `nats` has the negative log-likelihood of each row, of the tokens that were sampled, at the temperature that they were
+    sampled at.
+    """
 
     first: int
     texts: list[str]
     tokens: list[list[int]]
+    nats: list[float]
 
 
 def write_waves(
@@ -110,6 +115,7 @@ class _Row:
     passages: list[list[int]] = field(default_factory=list)
     given: deque[int] = field(default_factory=deque)
     decoded: int = 0  # tokens of the passage, with BOS
+    nats: float = 0.0
     short: int = 0  # passages of one token, the given one, since the last that was longer
 
     @property
@@ -144,12 +150,14 @@ def _write_wave(
             rows[i].decoded += 1
             if not rows[i].given:
                 require_finite(context.model, scores)
-                token = sample(scores, writing.temperature, rows[i].random.random(), vocabulary.barred, work)
+                token, nats = sample(scores, writing.temperature, rows[i].random.random(), vocabulary.barred, work)
+                rows[i].nats += nats
                 _go_on(context, i, rows[i], token, vocabulary)
         yield sum(row.written for row in rows)
         going = [i for i in going if rows[i].written < writing.tokens]
     texts = ["\n\n".join(_text(context.model, passage) for passage in row.passages) for row in rows]
-    yield WrittenWave(first, texts, [[token for passage in row.passages for token in passage] for row in rows])
+    ids = [[token for passage in row.passages for token in passage] for row in rows]
+    yield WrittenWave(first, texts, ids, [row.nats for row in rows])
 
 
 def _go_on(context: Context, sequence: int, row: _Row, token: int, vocabulary: Vocabulary) -> None:
@@ -170,11 +178,13 @@ def _text(model: Model, tokens: Sequence[int]) -> str:
     return b"".join(map(model.piece, tokens)).decode("utf-8", errors="replace").strip("\n")
 
 
-def sample(scores: np.ndarray, temperature: float, uniform: float, barred: np.ndarray, work: np.ndarray) -> int:
-    """A token by softmax(scores / temperature) of logits (n,), float32; `uniform` in [0, 1) says which.
+def sample(
+    scores: np.ndarray, temperature: float, uniform: float, barred: np.ndarray, work: np.ndarray
+) -> tuple[int, float]:
+    """A token by softmax(scores / temperature) of logits (n,), float32, and its negative log-likelihood in nats.
 
-    None of the ids `barred`. `work`, (n,) float32, is overwritten. By inversion of the cumulative distribution: whole
-    blocks are skipped first, since NumPy's cumulative sum is ten times slower than its sum.
+    `uniform` in [0, 1) says which; none of the ids `barred`. `work`, (n,) float32, is overwritten. By inversion of the
+    cumulative distribution: whole blocks are skipped first, since NumPy's cumulative sum is ten times slower than its sum.
     """
     np.subtract(scores, scores.max(), out=work)
     np.multiply(work, np.float32(1 / temperature), out=work)
@@ -188,4 +198,5 @@ def sample(scores: np.ndarray, temperature: float, uniform: float, barred: np.nd
     within = work[block * BLOCK : (block + 1) * BLOCK]
     reached = np.cumsum(within, dtype=np.float64) + (ends[block] - blocks[block])
     index = int(np.searchsorted(reached, target, side="right"))
-    return block * BLOCK + min(index, int(np.flatnonzero(within)[-1]))
+    token = block * BLOCK + min(index, int(np.flatnonzero(within)[-1]))
+    return token, float(np.log(ends[-1] / work[token]))

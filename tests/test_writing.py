@@ -14,7 +14,7 @@ from native.model import ContextOptions, load_model
 from native.writing import BLOCK, WritingOptions, WrittenWave, sample, write_waves
 from pipeline.calibration import obtain, self_text
 from pipeline.calibration.obtain import CalibrationWatch, obtain_calibration, written_text
-from pipeline.calibration.self_text import RECIPE, TooSlow, ledger_path, read_waves, write_self_text
+from pipeline.calibration.self_text import RECIPE, Row, TooSlow, coherent_row, ledger_path, read_waves, write_self_text
 from pipeline.errors import SurgeryError, UsageError
 from pipeline.gguf_file.reader import GGUFModel, open_gguf
 from pipeline.inputs.texts import read_text
@@ -68,8 +68,9 @@ def test_a_token_is_drawn_by_inverting_the_cumulative_distribution(size: int, te
     uniforms = [*rng.random(500), 0.0, np.nextafter(1.0, 0.0)]
     expected = np.searchsorted(np.cumsum(probabilities / probabilities.sum()), uniforms[:500], side="right")
     work = np.empty(size, np.float32)
-    drawn = [sample(scores, temperature, uniform, barred, work) for uniform in uniforms]
-    assert np.mean(drawn[:500] == expected) > 0.99  # single precision may decide otherwise at a boundary
+    drawn, nats = zip(*(sample(scores, temperature, uniform, barred, work) for uniform in uniforms), strict=True)
+    np.testing.assert_allclose(nats, -np.log((probabilities / probabilities.sum())[[*drawn]]), rtol=1e-4, atol=1e-6)
+    assert np.mean(np.array(drawn[:500]) == expected) > 0.99  # single precision may decide otherwise at a boundary
     assert not set(drawn) & set(barred.tolist())
 
 
@@ -139,6 +140,44 @@ def test_a_long_passage_is_probed_not_the_middle_of_what_was_written(model: GGUF
     short, long = len(rows[0].split("\n\n")), len((text.coherent or "").split("\n\n"))
     assert long < short
     assert write_self_text(model, chunks=1).coherent == rows[0].strip("\n")  # there is no other
+
+
+def test_what_is_probed_is_likely_and_does_not_repeat_itself() -> None:
+    words = [
+        "the",
+        "quick",
+        "brown",
+        "fox",
+        "jumps",
+        "over",
+        "a",
+        "lazy",
+        "dog",
+        "while",
+        "nobody",
+        "looks",
+        "at",
+        "what",
+        "it",
+        "does",
+        "with",
+        "its",
+        "bone",
+    ]
+    sentence = " ".join(words)
+    long = [Row(sentence, 90.0), Row(sentence, 60.0), Row("bone " * 400, 60.0), Row(sentence[:40], 60.0)]
+    rows = [row for each in long for row in (Row(sentence, 1.0), each)]
+    assert coherent_row(rows) == long[1]
+    assert coherent_row(rows[:1]) == rows[0]
+
+
+def test_a_row_knows_how_likely_it_is(tiny: Path, tmp_path: Path) -> None:
+    path = saying(tiny, tmp_path / "saying.gguf", {97: 6.0, 98: 5.0})
+    (wave,) = waves_of(path, 2, tokens=64, passages=(64,))
+    with load_model(str(path)) as loaded:
+        scores = np.array([6.0 if t == 97 else 5.0 if t == 98 else 0.0 for t in range(loaded.n_vocab - 1)])
+    nats = np.log(np.exp(scores).sum()) - scores
+    assert wave.nats == pytest.approx([nats[row[1:]].sum() for row in wave.tokens], rel=1e-3)
 
 
 def test_a_text_is_kept_and_a_longer_one_begins_with_it(model: GGUFModel) -> None:

@@ -7,10 +7,12 @@ longer text begins with the shorter one.
 import hashlib
 import json
 import time
+import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from native.isolated import isolated
 from native.model import ContextOptions
@@ -31,8 +33,15 @@ REPETITIVE = 0.5  # the share of a wave that its most frequent token may have
 TRIAL = 8  # decodes after which the time for all is estimated
 
 
-Waves = dict[tuple[int, int], list[str]]
-"""The texts of rows that were written together, by the first row and the number of rows."""
+class Row(NamedTuple):
+    """A row that was written, and its negative log-likelihood in nats."""
+
+    text: str
+    nats: float
+
+
+Waves = dict[tuple[int, int], list[Row]]
+"""Rows that were written together, by the first one's number and how many they are."""
 
 
 class TooSlow(SurgeryError):
@@ -63,24 +72,36 @@ def write_self_text(
     """
     recipe = replace(RECIPE, seed=own_seed(name))
     ledger = ledger_path(model, recipe)
-    texts = _all_rows(read_waves(ledger), chunks)
-    if texts is None:
+    rows = _all_rows(read_waves(ledger), chunks)
+    if rows is None:
 
         def waiting() -> None:
             progress(0, chunks * recipe.tokens, "another process writes; waiting for it")
 
         with lock(ledger.with_suffix(".lock"), waiting):
-            texts = _write_missing(model, recipe, ledger, chunks, threads, progress, announce, most_seconds)
-    coherent = RECIPE.passages.index(max(RECIPE.passages))  # the first row of the longest passages
-    return Text(name, "\n\n".join(texts), coherent=texts[min(coherent, len(texts) - 1)])
+            rows = _write_missing(model, recipe, ledger, chunks, threads, progress, announce, most_seconds)
+    return Text(name, "\n\n".join(row.text for row in rows), coherent=coherent_row(rows).text)
 
 
-def _all_rows(waves: Waves, rows: int) -> list[str] | None:
+def coherent_row(rows: Sequence[Row]) -> Row:
+    """Of the rows with the longest passages the likeliest, in nats a byte of its compressed text; the last if none has.
+
+    What a small model writes goes astray in many rows, and what errors cost there is not what they cost elsewhere, see
+    docs/log.md. Compressed, since a row that repeats itself is likely as well.
+    """
+    longest = RECIPE.passages.index(max(RECIPE.passages))
+    return min(
+        rows[longest :: len(RECIPE.passages)] or rows[-1:],
+        key=lambda row: row.nats / len(zlib.compress(row.text.encode())),
+    )
+
+
+def _all_rows(waves: Waves, rows: int) -> list[Row] | None:
     """The first `rows` rows, None unless all are there: in waves of one width, the last one of what is left."""
     for width in {count for first, count in waves if first == 0}:
         tiles = _tiles(rows, width)
         if all(tile in waves for tile in tiles):
-            return [text for tile in tiles for text in waves[tile]]
+            return [row for tile in tiles for row in waves[tile]]
     return None
 
 
@@ -97,7 +118,7 @@ def _write_missing(
     progress: Progress,
     announce: Callable[[int, float], None],
     most_seconds: float | None,
-) -> list[str]:
+) -> list[Row]:
     """All rows, those that the ledger lacks written now."""
     waves = read_waves(ledger)
     options = ContextOptions(threads=threads)
@@ -111,8 +132,8 @@ def _write_missing(
         if isinstance(event, WrittenWave):
             model.require_unchanged(by_name=True)  # llama.cpp opened it by its name
             _require_variety(model, event)
-            waves[event.first, len(event.texts)] = event.texts
-            add_record(ledger, {"first": event.first, "texts": event.texts})
+            waves[event.first, len(event.texts)] = [*map(Row, event.texts, event.nats)]
+            add_record(ledger, {"first": event.first, "texts": event.texts, "nats": event.nats})
             done += len(event.texts) * recipe.tokens
             continue
         heard += 1
@@ -126,7 +147,7 @@ def _write_missing(
                 raise TooSlow(f"{model.path}: would write for {seconds / 60:,.0f} minutes on this machine")
             announce(total - done, seconds)
         progress(done + event, total, "")
-    return [text for tile in tiles for text in waves[tile]]
+    return [row for tile in tiles for row in waves[tile]]
 
 
 def own_seed(name: str) -> int:
@@ -145,8 +166,10 @@ def ledger_path(model: GGUFModel, recipe: WritingOptions) -> Path:
 
 
 def read_waves(ledger: Path) -> Waves:
-    """The texts of each wave that was finished, by its first row and number of rows."""
-    return {(wave["first"], len(wave["texts"])): wave["texts"] for wave in read_journal(ledger)}
+    """The rows of each wave that was finished."""
+    return {
+        (wave["first"], len(wave["texts"])): [*map(Row, wave["texts"], wave["nats"])] for wave in read_journal(ledger)
+    }
 
 
 def _require_variety(model: GGUFModel, wave: WrittenWave) -> None:
