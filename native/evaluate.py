@@ -171,7 +171,7 @@ def same_vocabulary(one: Model, other: Model) -> bool:
 def text_chunks(model: Model, text: str, n_ctx: int, most: int | None) -> np.ndarray:
     """Up to `most` chunks of `text`, token ids of shape (chunks, n_ctx). Raises TextError for less than two chunks."""
     tokens = model.tokenize(text, special=False)
-    require_tokens(len(tokens), 2 * n_ctx, f"two chunks of {n_ctx}: use a longer text or a smaller `n_ctx`")
+    require_tokens(len(tokens), 2 * n_ctx, f"two chunks of {n_ctx}: use a longer text or smaller chunks")
     count = min(most or len(tokens) // n_ctx, len(tokens) // n_ctx)
     return tokens[: count * n_ctx].reshape(count, n_ctx)
 

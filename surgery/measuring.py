@@ -9,8 +9,7 @@ from native.generate import AnswerStatistics, SamplingOptions
 from native.model import ContextOptions
 from pipeline import conversation
 from pipeline.compare.found import StudyResult
-from pipeline.compare.grid import Grid, grid_cells, grid_tasks, needed_metric, needed_roles
-from pipeline.compare.operations import kind_of
+from pipeline.compare.grid import Grid, check_cells, grid_cells, grid_tasks, needed_metric, needed_roles
 from pipeline.compare.results import study_results
 from pipeline.compare.run import Watch, run_study
 from pipeline.compare.study import StudySettings, open_study
@@ -83,8 +82,7 @@ def compare(
     source = open_model(model)
     grids = [grid] if isinstance(grid, Grid) else grid
     cells = grid_cells(grids)
-    for plan in dict.fromkeys(cell.plan for cell in cells if cell.plan):
-        kind_of(plan.method).check(source, plan)
+    check_cells(source, cells)
     metric = needed_metric(cells)
 
     def calibrate() -> Calibration | None:

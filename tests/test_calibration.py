@@ -58,6 +58,7 @@ def test_a_file_says_whose_statistics_it_holds(statistics: Path, tiny: Path, eng
     assert moments.inputs.shape == moments.received.shape == (64, 64)
     assert np.trace(moments.inputs) == pytest.approx(np.trace(moments.received), rel=1e-3)
     assert np.linalg.eigvalsh(moments.inputs - np.outer(moments.mean, moments.mean)).min() > -1e-4
+    assert "None" not in call("inspect", statistics).stdout  # of what a model has
 
 
 def test_triangles_unpack() -> None:

@@ -332,12 +332,28 @@ BAD_INPUT = {
         2,
         "--text: is not part of a plan; give it with --plan",
     ),
+    "a rank of a grid": ("compare {tiny} -o s --ranks 999", 2, "--ranks 999: q of layer 0 has 64 components"),
+    "methods of a grid that are one in this model": (
+        "compare {tiny} -o s --methods cross-layer --group-layers 1",
+        2,
+        "--methods 'cross-layer': does to qkv of tiny.gguf by --group-layers 1 what shared-kv does",
+    ),
     "a plan of no model": ("compare nope.gguf --save-plan p.yaml", 2, "nope.gguf: no such file"),
     "nothing to compare": ("compare -o s --save-plan p.yaml", 2, "name the MODEL to compare"),
     "status and more": ("compare {tiny} --status s", 2, "MODEL: changes nothing of --status"),
     "force without an output": ("calibrate {tiny} --force", 2, "--force: is for -o and --imatrix-output"),
     "idle probes": ("calibrate {tiny} --show-text --no-probes", 2, "--probes: changes nothing of --show-text"),
     "force without pictures": ("inspect {tiny} --force", 2, "--force: is for --plots; add it"),
+    "idle context of tasks": (
+        "tasks {tiny} --tasks passkey --ctx 99",
+        2,
+        "--ctx: is for tasks of lm-evaluation-harness",
+    ),
+    "calibration not UTF-8": (
+        "operate {tiny} -o o.gguf --metric inputs --calibration latin.txt",
+        1,
+        "--calibration latin.txt: not UTF-8 text (byte 3)",
+    ),
     "idle seed of tasks": ("tasks {tiny} --hellaswag x --seed 3", 2, "--seed: is for --tasks passkey; add it"),
     "no GPU": ("run {tiny} hello --gpu-layers 3", 2, "--gpu-layers 3: llama.cpp was built without a GPU"),
     "no plan": ("compare {tiny} -o s --plan nope.yaml", 2, "--plan nope.yaml: no such file; expected a grid such as"),
@@ -383,6 +399,7 @@ def test_bad_input_gets_one_clear_line(
 
     template, code, message = BAD_INPUT[case]
     Path("short.txt").write_text("too short")
+    Path("latin.txt").write_bytes(b"caf\xe9")
     pipe = tmp_path_factory.mktemp("pipe") / "pipe"
     os.mkfifo(pipe)
     result = call(*shlex.split(template.format(tiny=tiny, wide=wide, english=english, short="short.txt", pipe=pipe)))
@@ -391,7 +408,7 @@ def test_bad_input_gets_one_clear_line(
     assert not isinstance(result.exception, Exception) or isinstance(result.exception, SystemExit)
     assert result.stderr.startswith("surgery: ")
     assert len(result.stderr.splitlines()) == 1
-    assert [path.name for path in Path().iterdir()] == ["short.txt"]
+    assert sorted(path.name for path in Path().iterdir()) == ["latin.txt", "short.txt"]
 
 
 HOSTILE = "[/b]\x1b[2J\x9b31m\u202ex\nsurgery: all is well"

@@ -119,7 +119,7 @@ def _find(name: str, argument: str) -> Calibration | Text | str:
             if file.read(4) == b"GGUF":
                 return open_calibration(path)
     try:
-        return read_text(name)
+        return read_text(name, argument)
     except UsageError:
         raise UsageError.of(
             argument, Path(name),

@@ -36,6 +36,7 @@ from pipeline.compare.estimate import estimate_study
 from pipeline.compare.grid import (
     PRESETS,
     Grid,
+    check_cells,
     grid_cells,
     grid_tasks,
     needed_metric,
@@ -43,7 +44,6 @@ from pipeline.compare.grid import (
     save_grids,
 )
 from pipeline.compare.measuring import StopRule
-from pipeline.compare.operations import kind_of
 from pipeline.compare.results import ledger_results, study_results
 from pipeline.compare.run import run_here, run_study
 from pipeline.compare.source_subspaces import look_into_source
@@ -136,9 +136,18 @@ def command(model: str | None, folder: Path | None, status_of: Path | None, as_j
         refuse_idle(WHEN_MEASURED, "is not part of a plan; give it with --plan, when the study is made")
     elif model is None:
         raise UsageError("name the MODEL to compare, or a study with --status")
-    source = None if model is None else checked_source(model, cells)
+    source = None if model is None else open_model(model)
+    if source is not None:
+        check_cells(source, cells)
     if options["save_plan"]:
-        save_plan(options["save_plan"], grids, len(cells), force=options["force"], as_json=plan_only and as_json)
+        save_plan(
+            options["save_plan"],
+            grids,
+            len(cells),
+            force=options["force"],
+            as_json=as_json and plan_only,
+            beside=not plan_only,
+        )
     if plan_only or source is None:
         return
     settings = study_settings(options)
@@ -194,20 +203,13 @@ def refuse_idle_options(cells: Sequence[Cell], options: dict[str, Any]) -> None:
         refuse_idle(["prompt"], "nothing is answered with --answer-tokens 0; leave one of them out")
 
 
-def checked_source(model: str, cells: Sequence[Cell]) -> GGUFModel:
-    """The MODEL. Raises UsageError for one that the operations cannot be performed on."""
-    source = open_model(model)
-    for plan in dict.fromkeys(cell.plan for cell in cells if cell.plan):
-        kind_of(plan.method).check(source, plan)
-    return source
-
-
-def save_plan(path: Path, grids: Sequence[Grid], count: int, *, force: bool, as_json: bool) -> None:
+def save_plan(path: Path, grids: Sequence[Grid], count: int, *, force: bool, as_json: bool, beside: bool) -> None:
+    """`beside`: the command prints something else as well."""
     save_grids(path, grids, force=force)
     if as_json:
         print_json({"plan": path, "cells": count})
     else:
-        echo(f"wrote {path}: {counted(count, 'cell')}, for --plan", err=True)
+        echo(f"wrote {path}: {counted(count, 'cell')}, for --plan", err=beside)
 
 
 def study_settings(options: dict[str, Any]) -> StudySettings:

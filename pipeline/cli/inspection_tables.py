@@ -13,6 +13,7 @@ MOST_COLUMNS = 4  # groups side by side; of more, each has a line
 
 
 def print_summary(summary: dict[str, Any]) -> None:
+    """What a file is made of; of statistics, which are no model, what there is."""
     for label, key in (
         ("file", "path"),
         ("name", "name"),
@@ -21,8 +22,10 @@ def print_summary(summary: dict[str, Any]) -> None:
         ("width", "embedding_length"),
         ("context", "context_length"),
     ):
-        echo(f"{label:<14}{visible(str(summary[key]))}")
-    echo(f"{'heads':<14}{summary['heads']} query, {summary['kv_heads']} key/value")
+        if summary[key]:
+            echo(f"{label:<14}{visible(str(summary[key]))}")
+    if summary["heads"]:
+        echo(f"{'heads':<14}{summary['heads']} query, {summary['kv_heads']} key/value")
     echo(f"{'size':<14}{summary['file_bytes'] / 1e6:,.1f} MB, {summary['parameters']:,} parameters\n")
     print_table(
         ("type", "tensors", "MB"),

@@ -86,7 +86,8 @@ def command(
         return
     message = (prompt if prompt is not None else piped_text()).strip()
     if not message:
-        raise UsageError("--prompt: is empty; ask something")
+        where = "--prompt" if prompt is not None else "standard input"
+        raise UsageError(f"{where}: is empty; ask something")
     answers = []
     for name in names:
         with started(name) as conversation:

@@ -86,6 +86,8 @@ def command(
         raise UsageError("nothing to do; add --tasks, such as --tasks passkey or --tasks piqa,arc_easy")
     if NAME not in choices.tasks:
         refuse_idle(("plots", "seed"), "is for --tasks passkey; add it")
+    if not set(choices.tasks) - {NAME}:
+        refuse_idle(["ctx"], "is for tasks of lm-evaluation-harness; ask for one in --tasks, or leave it out")
     if not plots:
         refuse_idle(["force"], "is for --plots; add it")
     pictures = planned_pictures(plots, ["passkeys"], force=force) if plots else []

@@ -1,6 +1,7 @@
 """The grid: products of choices as cells, presets, and the file that a grid is kept in."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
@@ -13,6 +14,7 @@ from pipeline.compare.operations import KINDS, KNOWN_METHODS, kind_of
 from pipeline.decompose.methods import METHODS, METRICS
 from pipeline.errors import UsageError, no_file
 from pipeline.files.output_file import complete_or_absent
+from pipeline.gguf_file.reader import GGUFModel
 from pipeline.latent.plan import METHODS as LATENT_METHODS
 from pipeline.latent.plan import LatentPlan
 from pipeline.operation.plan import RANK_RULES, Plan, idle_method, simpler_method
@@ -100,7 +102,8 @@ class Grid(TaskChoices, CellChoices):
             if not self.uses(name) and list(getattr(self, name)) != list(getattr(CellChoices, name)):
                 raise idle_choice(name)
         methods = [method for method in self.methods if method != NO_METHOD and not self._left_out(method)]
-        return [plan for kind in KINDS for plan in kind.of_grid(asdict(replace(self, methods=methods)))]
+        with _plural_names():
+            return [plan for kind in KINDS for plan in kind.of_grid(asdict(replace(self, methods=methods)))]
 
     def _left_out(self, method: str) -> bool:
         """Whether a default method shares nothing of the targets. Raises UsageError for another one, and an unknown one."""
@@ -163,6 +166,25 @@ def grid_cells(grids: Iterable[Grid]) -> list[Cell]:
             "the grid is empty: give `thresholds`, `ranks` or `budgets` for its methods, or `quants` or `cache_types`"
         )
     return sorted(cells, key=lambda cell: cell.plan is not None)
+
+
+def check_cells(model: GGUFModel, cells: Iterable[Cell]) -> None:
+    """Raise UsageError or SurgeryError for an operation that cannot be performed on `model`, before anything takes long."""
+    with _plural_names():
+        for plan in dict.fromkeys(cell.plan for cell in cells if cell.plan):
+            kind_of(plan.method).check(model, plan)
+
+
+@contextmanager
+def _plural_names() -> Iterator[None]:
+    """What is wrong with a plan's `method` is said of a grid's `methods`."""
+    try:
+        yield
+    except UsageError as error:
+        plural = f"{error.argument}s"
+        if plural not in {field.name for field in fields(Grid)}:
+            raise
+        raise UsageError(str(error).replace(f"`{error.argument}", f"`{plural}", 1), argument=plural) from None
 
 
 def grid_tasks(grids: Iterable[Grid]) -> TaskChoices:

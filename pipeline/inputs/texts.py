@@ -48,24 +48,25 @@ def named(texts: Sequence[Text], events: Generator[Any, Any, Any]) -> Generator[
         raise SurgeryError(f"{texts[error.text].name}: {error}") from None
 
 
-def read_text(name: str) -> Text:
+def read_text(name: str, argument: str = "text") -> Text:
     """The text called `name`, or the file at that path. One trailing newline is dropped, as llama.cpp's tools do.
 
-    Raises UsageError when there is no such file, SurgeryError when it is not UTF-8 or Python is without its sources.
+    `argument` is where the name came from. Raises UsageError when there is no such file, SurgeryError when it is not
+    UTF-8 or Python is without its sources.
     """
     if name in EMBEDDED_TEXTS:
         return Text(name, embedded_text(name))
     path = Path(name).expanduser()
     if not path.is_file():
         raise UsageError(
-            f"`text` {name}: {no_file(path)}; name a UTF-8 text file, or one of {', '.join(EMBEDDED_TEXTS)}"
+            f"`{argument}` {name}: {no_file(path)}; name a UTF-8 text file, or one of {', '.join(EMBEDDED_TEXTS)}"
         )
     try:
         content = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise SurgeryError(f"`text` {name}: not UTF-8 text (byte {error.start}); convert it first") from None
+        raise SurgeryError(f"`{argument}` {name}: not UTF-8 text (byte {error.start}); convert it first") from None
     except OSError as error:
-        raise SurgeryError(f"`text` {name}: cannot be read: {error.strerror}") from None
+        raise SurgeryError(f"`{argument}` {name}: cannot be read: {error.strerror}") from None
     return Text(name, content.removesuffix("\n"))
 
 

@@ -178,7 +178,7 @@ def choose_layout(plan: LatentPlan, source: LatentSource) -> CacheLayout:
         raise UsageError.of("rotary", 2 * pairs, f"method {PUBLISHED} keeps a pair at each frequency; leave it out")
     if numbers > source.all_numbers(pairs):
         raise UsageError.of(
-            "cache", plan.cache, f"the source caches {source.cached_numbers} numbers per token and layer"
+            "cache", numbers, f"the source caches {source.cached_numbers} numbers per token and layer; take fewer"
         )
     if (off := source.slots.first(pairs).deviation) > LARGEST_DEVIATION:
         raise UsageError.of(

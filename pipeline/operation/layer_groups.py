@@ -54,7 +54,8 @@ def check_plan(model: GGUFModel, plan: Plan) -> None:
     each = [(number,) for number in chosen]
     for name in BY_SHARING[: BY_SHARING.index(plan.method)]:
         if plan_groups(layers, each, replace(plan, method=name, group_layers=None)) == groups:
-            raise idle_method(plan.method, f"{plan.targets} of {model.name}", name)
+            by = f" by `group_layers` {plan.group_layers}" if plan.group_layers else ""
+            raise idle_method(plan.method, f"{plan.targets} of {model.name}{by}", name)
 
 
 def _listed(text: str, layers: AttentionLayers, chosen: Sequence[int]) -> list[tuple[int, ...]]:
