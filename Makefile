@@ -25,6 +25,7 @@ VALID ?= wikitext2/valid.txt
 TEST ?= wikitext2/test.txt
 PLAYS ?= shakespeare.txt
 ONLY ?=
+EVERY ?= 1
 OUT ?= $(patsubst %.gguf,%,$(notdir $(MODEL)))-$(METHOD)$(if $(GROUP_LAYERS),-$(subst :,-,$(subst /,+,$(GROUP_LAYERS))))-$(TARGETS)-$(THRESHOLD)-$(MEAN)$(if $(filter-out weights,$(METRIC)),-$(METRIC))$(if $(QUANT),-$(QUANT)).gguf
 
 # Options for what was set; defaults here are those of Surgery, which refuses what would change nothing.
@@ -132,8 +133,8 @@ bench: $(VENV)/installed-dev ## measure speed, as ratios against named alternati
 numbers: $(VENV)/installed-dev ## every table and picture of README and docs again, and what changed; VALID, TEST and PLAYS are texts
 	$(VENV)/bin/python -m studies --valid "$(VALID)" --test "$(TEST)" --plays "$(PLAYS)" --threads "$(THREADS)"
 
-conformance: $(VENV)/installed-conformance ## build llama.cpp's own programs and compare with them; ONLY=qwen3*, or converter
-	$(VENV)/bin/python -m conformance $(if $(ONLY),--only "$(ONLY)",--page docs/architectures.md)
+conformance: $(VENV)/installed-conformance ## build llama.cpp's own programs and compare with them; ONLY=qwen3*, or converter; EVERY=5
+	$(VENV)/bin/python -m conformance $(if $(ONLY),--only "$(ONLY)") --every "$(EVERY)" $(if $(ONLY)$(filter-out 1,$(EVERY)),,--page docs/architectures.md)
 
 package: $(VENV)/installed ## an sdist in dist/, and a wheel made of it, tried in an environment and a folder of its own
 	rm -rf dist

@@ -33,11 +33,12 @@ UNAVAILABLE = 3  # the exit code where llama.cpp's programs cannot be had: nothi
 
 @click.command()
 @click.option("--only", "patterns", multiple=True, metavar="PATTERN", help="Such as llama-dense, qwen3* or converter.")
+@click.option("--every", default=1, type=click.IntRange(1), metavar="N", help="Of the models every Nth alone.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Where to build.  [default: beside the environment]")
 @click.option("--page", type=click.Path(path_type=Path), help="Write the table as a page of documentation.")
 @click.option("--jobs", default=0, help="Models at a time.  [default: as many as there are processors]")
 @click.option("--json", "as_json", is_flag=True, help="Print every outcome as one JSON object.")
-def main(patterns: Sequence[str], folder: Path | None, page: Path | None, jobs: int, as_json: bool) -> None:
+def main(patterns: Sequence[str], every: int, folder: Path | None, page: Path | None, jobs: int, as_json: bool) -> None:
     """Check every architecture, the converter, vocabularies and split files against llama.cpp's own programs.
 
     Ends with 1 if anything is neither right nor refused for a reason that is known, with 3 if the programs cannot be
@@ -47,7 +48,7 @@ def main(patterns: Sequence[str], folder: Path | None, page: Path | None, jobs: 
     others = [name for name in OTHERS if _chosen(name, patterns)]
     try:
         programs = Programs(build_programs(folder))
-        paths = [path for path in make_models(programs, folder) if _chosen(path.stem, patterns)]
+        paths = [path for path in make_models(programs, folder) if _chosen(path.stem, patterns)][::every]
     except UnavailableError as error:
         echo(f"llama.cpp's programs cannot be had here: {error}", err=True)
         sys.exit(UNAVAILABLE)
