@@ -68,9 +68,10 @@ def draw(results: StudyResult, path: Path) -> None:
                 values = [found[third].kld_mean / removed(found[third]) for third in THIRDS]
                 label = role if method == "separate" else None
                 axes.plot(THIRDS, values, line, color=f"C{number}", markersize=4, label=label)
+        axes.plot([], [], "--x", color="gray", markersize=4, label="random subspaces")
         axes.set_yscale("log")
         axes.set_xlabel("layers operated on")
-        axes.set_ylabel("KL divergence for each million numbers removed, nats a token")
+        axes.set_ylabel("nats a token for each million numbers removed")
 
 
 if __name__ == "__main__":
