@@ -32,7 +32,7 @@ GREEDY = SamplingOptions(temperature=0, max_tokens=TOKENS)
 
 
 @click.command(cls=Study)
-@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--node", required=True, type=click.Path(path_type=Path), help="Where node-llama-cpp is installed.")
 def main(models: tuple[Path, ...], node: Path) -> None:
     """Print how many tokens of each answer both agree on, and with which versions."""

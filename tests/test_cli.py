@@ -344,6 +344,13 @@ BAD_INPUT = {
     "force without an output": ("calibrate {tiny} --force", 2, "--force: is for -o and --imatrix-output"),
     "idle probes": ("calibrate {tiny} --show-text --no-probes", 2, "--probes: changes nothing of --show-text"),
     "force without pictures": ("inspect {tiny} --force", 2, "--force: is for --plots; add it"),
+    "an item twice": ("tasks {tiny} --tasks passkey --places 0,0.5,0", 2, "--places 0.0: is asked twice; an item that"),
+    "a task twice": ("tasks {tiny} --tasks passkey,passkey", 2, "--tasks 'passkey': is asked twice"),
+    "standard output": (
+        "operate {tiny} -o -",
+        2,
+        "-: is no file's name here, and nothing is written to standard output",
+    ),
     "idle context of tasks": (
         "tasks {tiny} --tasks passkey --ctx 99",
         2,

@@ -145,6 +145,8 @@ def check_output(path: Path, *, force: bool, sources: Iterable[Path] = ()) -> No
     """Raise UsageError unless `path` can become an output file that overwrites none of `sources`."""
     if PART_NAME.fullmatch(followed(path).name):
         raise UsageError(f"{path}: is a name for a part of a split model, and what is written is whole; choose another")
+    if str(path) == "-":
+        raise UsageError("-: is no file's name here, and nothing is written to standard output; name a file")
     _check_place(path, force=force, sources=sources)
 
 

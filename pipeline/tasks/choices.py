@@ -64,6 +64,10 @@ class TaskChoices:
             several = isinstance(default, tuple)
             if several and (isinstance(value, str) or not isinstance(value, Sequence)):
                 raise UsageError.of(name, value, "expected a list")
+            if several and (twice := [one for one in value if list(value).count(one) > 1]):
+                raise UsageError.of(
+                    name, twice[0], "is asked twice; an item that counts twice makes intervals too narrow"
+                )
             for one in value if several else [] if value is None and default is None else [value]:
                 if not declared.allows(one):
                     raise UsageError.of(name, one, f"expected {declared.expected}")
