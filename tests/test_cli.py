@@ -344,6 +344,7 @@ BAD_INPUT = {
     "force without an output": ("calibrate {tiny} --force", 2, "--force: is for -o and --imatrix-output"),
     "idle probes": ("calibrate {tiny} --show-text --no-probes", 2, "--probes: changes nothing of --show-text"),
     "force without pictures": ("inspect {tiny} --force", 2, "--force: is for --plots; add it"),
+    "no file of a task": ("tasks {tiny} --tasks ./my.yaml", 2, "--tasks ./my.yaml: no such file; name a YAML file"),
     "an item twice": ("tasks {tiny} --tasks passkey --places 0,0.5,0", 2, "--places 0.0: is asked twice; an item that"),
     "a task twice": ("tasks {tiny} --tasks passkey,passkey", 2, "--tasks 'passkey': is asked twice"),
     "standard output": (

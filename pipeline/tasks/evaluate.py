@@ -18,7 +18,7 @@ from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 from lm_eval.tasks import TaskManager
 
 from native.errors import NativeError
-from pipeline.errors import SurgeryError, UsageError
+from pipeline.errors import SurgeryError, UsageError, no_file
 from pipeline.progress import Progress
 from pipeline.tasks.choices import TaskChoices
 from pipeline.tasks.harness import SurgeryLM
@@ -125,6 +125,9 @@ def _manager(tasks: Sequence[str], include_path: str | None) -> TaskManager:
     folder = None if include_path is None else Path(include_path)
     if folder is not None and not folder.is_dir():
         raise UsageError(f"`include_path={folder}`: no such folder; name one with tasks as YAML files")
+    for name in tasks:
+        if name.endswith((".yaml", ".yml")) and not Path(name).is_file():
+            raise UsageError(f"`tasks={name}`: {no_file(Path(name))}; name a YAML file of a task, or a task")
     if folder is not None or all(Path(name).is_file() for name in tasks):
         manager = TaskManager(include_path=folder, include_defaults=False)
         if all(name in manager.all_tasks or Path(name).is_file() for name in tasks):
