@@ -22,9 +22,11 @@ from native.observer import (
     routed_inputs,
     rows_of,
 )
-from native.triangle import pack, unpack
+from native.on_disk import Sums
+from native.triangle import pack
 
 CHUNKS_BETWEEN_PARTS = 8
+MOST_IN_MEMORY = 1 << 27  # bytes of sums; the others are in temporary files
 TOKENS_AFTER = 64  # that the covered text goes on for, so that it has no chunk less when it is tokenised again
 PROBABILITIES = "kq_soft_max"
 NOT_ROTATED = np.array([0, 0])
@@ -66,9 +68,10 @@ class Watched:
 class CapturedPart:
     """Sums over the `chunks` that were decoded since the part before; arrays are float64.
 
-    inputs: for each layer, by the input's name and then: `count` (1,) of tokens; `sum` (d,) and `second_moment` (d, d):
-        sum x, sum x x^T over all tokens; `received` (d, d): sum x x^T with each token weighted by the attention that it
-        receives, summed over the queries and averaged over the heads, so that the weights sum to the number of tokens.
+    inputs: for each layer, by the input's name and then: `count` (1,) of tokens; `sum` (d,) and `second_moment`: sum x,
+        sum x x^T over all tokens; `received`: sum x x^T with each token weighted by the attention that it receives,
+        summed over the queries and averaged over the heads, so that the weights sum to the number of tokens. Matrices
+        are packed, (d (d + 1) / 2,), see `native.triangle`.
         With it comes `rope` (2,): how many features of a head were rotated, and ggml's mode of doing so. Both are
         lacking for what is not `attended`, and where llama.cpp shows no attention probabilities.
     products: for each weight that is multiplied with activations, the sums of their squares, (matrices * columns,), and
@@ -83,7 +86,7 @@ class CapturedPart:
 class ActivationSums(GraphObserver):
     """Adds up a CapturedPart. `watched` maps names of weights to the inputs that are to be summed there.
 
-    Matrices are kept as triangles until they are taken.
+    Matrices are kept as triangles until they are taken, the most of them in files.
     """
 
     def __init__(self, watched: Mapping[str, Watched]) -> None:
@@ -92,6 +95,7 @@ class ActivationSums(GraphObserver):
         self.chunks = 0
         self.inputs: dict[int, dict[str, dict[str, np.ndarray]]] = {}
         self.products: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._sums = Sums(MOST_IN_MEMORY)
         self._scaling, self._turning = op_number("MUL"), op_number("ROPE")
         self._layer: int | None = None  # whose attention comes next: layers' weights may be used several times over
         self._new: dict[str, np.ndarray] = {}
@@ -99,16 +103,14 @@ class ActivationSums(GraphObserver):
         self._seen: set[Watched] = set()
 
     def take(self) -> Iterator[CapturedPart]:
-        """What was added up since the last call, a layer at a time; only the last part counts the chunks."""
+        """What was added up since the last call, an input at a time; only the last part counts the chunks."""
         while self.inputs:
             layer, inputs = self.inputs.popitem()
-            whole = {
-                name: {what: unpack(sums) if what in TRIANGLES else sums for what, sums in of.items()}
-                for name, of in inputs.items()
-            }
-            yield CapturedPart(0, {layer: whole}, {})
+            while inputs:
+                name, sums = inputs.popitem()
+                yield CapturedPart(0, {layer: {name: {what: np.array(values) for what, values in sums.items()}}}, {})
         part = CapturedPart(self.chunks, {}, self.products)
-        self.chunks, self.products = 0, {}
+        self.chunks, self.products, self._sums = 0, {}, Sums(MOST_IN_MEMORY)
         yield part
 
     def missing(self) -> set[str]:
@@ -186,9 +188,9 @@ class ActivationSums(GraphObserver):
         sums = self.inputs.setdefault(watched.layer, {}).setdefault(watched.name, {})
         new = pack(values) if what in TRIANGLES else values
         if what in sums:
-            sums[what] += new
+            self._sums.add(sums[what], new)
         else:
-            sums[what] = new.astype(np.float64)
+            sums[what] = self._sums.begin(new)
 
 
 def capture_moments(

@@ -1,10 +1,9 @@
-"""What the running process has used, and arrays that it need not hold in memory."""
+"""What the running process has used, and what arrays take."""
 
 import platform
 import re
 import resource
 import sys
-import tempfile
 from dataclasses import is_dataclass
 from pathlib import Path
 
@@ -39,11 +38,3 @@ def array_bytes(value: object) -> int:
     if isinstance(value, list | tuple):
         return sum(map(array_bytes, value))
     return sum(map(array_bytes, vars(value).values())) if is_dataclass(value) else 0
-
-
-def on_disk(array: np.ndarray) -> np.ndarray:
-    """A copy in an unnamed temporary file, mapped into memory: the system may write it out and drop it from memory."""
-    with tempfile.TemporaryFile() as file:
-        copy = np.memmap(file, array.dtype, "w+", shape=array.shape)
-    copy[:] = array
-    return copy

@@ -8,6 +8,7 @@ import numpy as np
 from native.capture import CapturedPart, CaptureStart, capture_moments
 from native.isolated import isolated
 from native.model import ContextOptions
+from native.triangle import unpack
 from pipeline.attention import find_projections
 from pipeline.calibration.calibrate import watched_inputs
 from pipeline.gguf_file.reader import open_gguf
@@ -27,7 +28,10 @@ def capture(
     rounds: list[CapturedPart] = []
     inputs: dict[int, dict[str, dict[str, np.ndarray]]] = {}
     for part in (event for event in events if isinstance(event, CapturedPart)):
-        inputs |= part.inputs
+        for layer, names in part.inputs.items():
+            for name, sums in names.items():
+                matrices = {what: unpack(sums[what]) for what in ("second_moment", "received") if what in sums}
+                inputs.setdefault(layer, {})[name] = sums | matrices
         if part.chunks:  # the last part of a round
             rounds.append(CapturedPart(part.chunks, inputs, part.products))
             inputs = {}

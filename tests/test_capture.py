@@ -1,16 +1,23 @@
 """Moments from llama.cpp's callback against a Llama written in numpy."""
 
 import ctypes
+import mmap
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from native.capture import MOST_IN_MEMORY, CapturedPart, capture_moments
 from native.errors import NativeError
 from native.library import GGMLTensor, check_library, op_number
-from native.model import load_model
+from native.model import ContextOptions, load_model
+from native.on_disk import Sums
+from pipeline.attention import find_projections
+from pipeline.calibration.calibrate import watched_inputs
 from pipeline.gguf_file.reader import open_gguf
+from pipeline.observations.moments import MomentSums
 from pipeline.quantization import quantize
 from pipeline.targets import TARGETS
 from tests.captured import TEXT, capture, relative
@@ -60,6 +67,36 @@ def test_moments_of_the_real_model_equal_those_of_a_llama_in_numpy(embedded: Pat
     whole = tmp_path / "f16.gguf"  # products with F16 weights are exact enough; with Q4_1 they round the activations
     quantize(open_gguf(embedded), whole, "F16")
     assert_equal_to_reference(whole, TEXT, n_ctx=64, chunks=1, tolerance=1e-3)
+
+
+def test_sums_in_files_are_those_in_memory(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = watched_inputs(find_projections(open_gguf(tiny), TARGETS))
+    options, found = ContextOptions(n_ctx=32, n_batch=32, threads=1), []
+    for most in (0, MOST_IN_MEMORY):
+        monkeypatch.setattr("native.capture.MOST_IN_MEMORY", most)
+        events = capture_moments(str(tiny), TEXT, watched, chunks=3, skip=0, options=options)
+        sums = MomentSums()
+        for part in (event for event in events if isinstance(event, CapturedPart)):
+            sums.add(part.chunks, part.inputs, part.products)
+        found.append(sums.inputs)
+    assert {name for inputs in found[0].values() for name in inputs} >= {"attn_input", "ffn_input", "ffn_result"}
+    for layer, inputs in found[0].items():
+        for name, arrays in inputs.items():
+            for what, values in arrays.items():
+                np.testing.assert_allclose(values, found[1][layer][name][what], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux how much memory there is")
+def test_what_is_in_files_is_not_in_memory() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    sums, before = Sums(1 << 20), resident()
+    totals = [sums.begin(np.full(1 << 20, n, np.float32)) for n in range(16)]
+    for total in totals:
+        sums.add(total, np.ones(1 << 20))
+    assert resident() - before < sum(total.nbytes for total in totals) / 2
+    assert all((total == n + 1).all() for n, total in enumerate(totals))
 
 
 @pytest.mark.parametrize(

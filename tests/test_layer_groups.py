@@ -11,6 +11,7 @@ import pytest
 from sklearn.decomposition import PCA
 
 import pipeline.operation.cross_layer
+from native.on_disk import on_disk
 from pipeline.compare.cell import Cell, effective_plan
 from pipeline.compare.grid import Grid
 from pipeline.decompose.subspaces import groups_of_alike
@@ -22,7 +23,6 @@ from pipeline.operation.layer_groups import layer_groups
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
 from pipeline.operation.report import OperationReport
-from pipeline.resources import on_disk
 from tests.same_weights import assert_alike, assert_same_weights
 from tests.tiny_model import TinyModel
 

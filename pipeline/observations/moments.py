@@ -6,12 +6,12 @@ from functools import cached_property
 
 import numpy as np
 
+from native.on_disk import Sums
 from native.triangle import pack, unpack
 from pipeline.errors import SurgeryError
-from pipeline.resources import on_disk
 
 __all__ = ["Inputs", "LayerMoments", "MomentSums", "fit", "pack", "unpack"]
-MOST_IN_MEMORY = 1 << 28  # bytes of sums; the others are in a temporary file
+MOST_IN_MEMORY = 1 << 27  # bytes of sums; the others are in temporary files
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class MomentSums:
     chunks: int = 0
     inputs: Inputs = field(default_factory=dict)
     products: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
-    _held: int = field(default=0, init=False, repr=False)  # bytes of inputs
+    _sums: Sums = field(default_factory=lambda: Sums(MOST_IN_MEMORY), init=False, repr=False)
 
     def add(self, chunks: int, inputs: Inputs, products: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
         """Add sums over `chunks` more chunks, their matrices whole or packed."""
@@ -75,18 +75,12 @@ class MomentSums:
                 for what, values in arrays.items():
                     values = pack(values) if values.ndim == 2 else values
                     if what in mine and what != "rope":
-                        mine[what] += values
+                        self._sums.add(mine[what], values)
                     else:
-                        mine[what] = self._kept(values)
+                        mine[what] = self._sums.begin(values)
         for name, (squares, counts) in products.items():
             before, counts_before = self.products.get(name, (np.zeros_like(squares), np.zeros_like(counts)))
             self.products[name] = before + squares, counts_before + counts
-
-    def _kept(self, values: np.ndarray) -> np.ndarray:
-        """An array to be added to: in memory for the first MOST_IN_MEMORY bytes, then in a temporary file."""
-        values = np.array(values, np.float64)
-        self._held += values.nbytes
-        return values if self._held <= MOST_IN_MEMORY else on_disk(values)
 
 
 def fit(mean: np.ndarray, *triangles: np.ndarray | None) -> bool:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from native.on_disk import on_disk
 from pipeline.calibration.metrics import layer_metric
 from pipeline.decompose.cross_layer import (
     CrossLayerComponents,
@@ -17,7 +18,6 @@ from pipeline.layers import AttentionLayers
 from pipeline.operation.groups import Group
 from pipeline.operation.plan import Plan
 from pipeline.projection import Block
-from pipeline.resources import on_disk
 
 LARGEST_IN_MEMORY = 1 << 30  # bytes of terms; more go to a temporary file
 
