@@ -29,6 +29,8 @@ class UsageError(SurgeryError):
     @classmethod
     def of(cls, argument: str, value: object, problem: str) -> "UsageError":
         """Of an argument whose `value` is the `problem`."""
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # 5000 is not to be read as 5000.0
         shown = str(value) if isinstance(value, Path) else repr(value)
         return cls(f"`{argument}={shown}`: {problem}", argument=argument)
 

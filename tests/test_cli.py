@@ -345,7 +345,12 @@ BAD_INPUT = {
     "idle probes": ("calibrate {tiny} --show-text --no-probes", 2, "--probes: changes nothing of --show-text"),
     "force without pictures": ("inspect {tiny} --force", 2, "--force: is for --plots; add it"),
     "no file of a task": ("tasks {tiny} --tasks ./my.yaml", 2, "--tasks ./my.yaml: no such file; name a YAML file"),
-    "an item twice": ("tasks {tiny} --tasks passkey --places 0,0.5,0", 2, "--places 0.0: is asked twice; an item that"),
+    "a cache of too few bytes": (
+        "latent {tiny} -o l.gguf --cache-bytes 0.01 --calibration nope.txt",  # before a text is looked for
+        2,
+        "--cache-bytes 0.01: too little for 64 numbers per token and layer; expected at least 0.282",
+    ),
+    "an item twice": ("tasks {tiny} --tasks passkey --places 0,0.5,0", 2, "--places 0: is asked twice; an item that"),
     "a task twice": ("tasks {tiny} --tasks passkey,passkey", 2, "--tasks 'passkey': is asked twice"),
     "standard output": (
         "operate {tiny} -o -",

@@ -233,7 +233,7 @@ def test_tasks_stand_in_a_grid_and_its_file(tmp_path: Path) -> None:
     assert grid_tasks([grid, replace(grid, tasks=["passkey", "piqa"])]).tasks == ("passkey", "piqa")
     for wrong, message in (
         (Grid(tasks="passkey"), "`tasks='passkey'`: expected a list"),
-        (Grid(tasks=("passkey",), places=(2.0,)), r"`places=2.0`: expected a share from 0 to 1"),
+        (Grid(tasks=("passkey",), places=(2.0,)), r"`places=2`: expected a share from 0 to 1"),
         (Grid(tasks=("piqa",), depths=(512,)), "`depths`: is for the task passkey"),
     ):
         with pytest.raises(UsageError, match=message):

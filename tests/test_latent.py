@@ -388,7 +388,7 @@ def test_harmless_extras_are_taken(tiny: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cache": 0.0}, "cache=0.0`: expected"),
+        ({"cache": 0.0}, "cache=0`: expected"),
         ({"cache": 1.5}, "cache=1.5`: expected"),
         ({"cache": float("nan")}, "cache=nan`: expected"),
         ({"cache": 65}, "the source caches 64 numbers"),
@@ -401,7 +401,7 @@ def test_harmless_extras_are_taken(tiny: Path, tmp_path: Path) -> None:
         ({"outtype": "q4_0"}, "outtype='q4_0'`"),
         ({"cache_type": "q3_0"}, "cache_type='q3_0'`"),
         ({"cache": 48, "cache_type": "q4_0"}, "no whole blocks of q4_0; choose a multiple of 32"),
-        ({"cache_bytes": 0.0}, "cache_bytes=0.0`"),
+        ({"cache_bytes": 0.0}, "cache_bytes=0`"),
         ({"cache_bytes": float("nan")}, "cache_bytes=nan`"),
     ],
 )

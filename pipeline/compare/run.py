@@ -22,7 +22,7 @@ from pipeline.errors import SurgeryError
 class StudyProgress:
     """Where a run is, in chunks, questions of tasks, and cells of this run.
 
-    best: the least KL divergence of a surgery, and its cell
+    best: the least KL divergence of a surgery, of all cells where there is none, and its cell
     question_chunks: for how many chunks' work a question stands
     """
 
@@ -90,6 +90,7 @@ class _StudyRun:
 
     def __init__(self, study: Study, waiting: Sequence[Cell], watch: Watch) -> None:
         self.study, self.waiting, self.watch = study, waiting, watch
+        self.operated = any(cell.plan for cell in waiting)
         self.missing = {cell: study.missing_chunks(cell) for cell in waiting}
         self.questions = {cell: len(study.questions(study.key(cell))) for cell in waiting}
         self.divergences = {
@@ -166,7 +167,7 @@ class _StudyRun:
         facts = (ledger.run(key).facts or {}) | finished.facts | {"operation": self.study.operation_key(cell)}
         ledger.set_run(Run(key, "done", None, facts))
         divergence = self._divergence(cell)
-        if cell.plan and (self.progress.best is None or divergence < self.progress.best[0]):
+        if (cell.plan or not self.operated) and (self.progress.best is None or divergence < self.progress.best[0]):
             self.progress.best = divergence, cell.label
         self._close(cell)
 

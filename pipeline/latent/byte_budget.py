@@ -34,8 +34,15 @@ def relative_noise(kind: str) -> float:
 def choose_within_bytes(plan: LatentPlan, source: LatentSource, layers: Iterable[Layer]) -> LatentPlan:
     """`plan` with the numbers and the type that `plan.cache_bytes` of the source's F16 cache pay for.
 
-    Raises UsageError where not even the smallest latent fits.
+    Raises as `affordable_plans` does.
     """
+    choices = affordable_plans(plan, source)
+    losses = sum((predicted_losses(choices, source, layer) for layer in layers), np.zeros(len(choices)))
+    return choices[int(losses.argmin())]
+
+
+def affordable_plans(plan: LatentPlan, source: LatentSource) -> list[LatentPlan]:
+    """`plan` with as many numbers of each type as `plan.cache_bytes` pay for; UsageError where the smallest does not fit."""
     assert plan.cache_bytes is not None
     choices = []
     for kind in KINDS:
@@ -44,9 +51,12 @@ def choose_within_bytes(plan: LatentPlan, source: LatentSource, layers: Iterable
         if numbers >= 2 * BLOCK:
             choices.append(replace(plan, cache=numbers, cache_type=kind, cache_bytes=None))
     if not choices:
-        raise UsageError.of("cache_bytes", plan.cache_bytes, f"too little for {2 * BLOCK} numbers per token and layer")
-    losses = sum((predicted_losses(choices, source, layer) for layer in layers), np.zeros(len(choices)))
-    return choices[int(losses.argmin())]
+        least = 2 * BLOCK * min(map(bits_per_number, KINDS)) / 16 / source.cached_numbers
+        problem = (
+            f"too little for {2 * BLOCK} numbers per token and layer; expected at least {np.ceil(least * 1e3) / 1e3:g}"
+        )
+        raise UsageError.of("cache_bytes", plan.cache_bytes, problem)
+    return choices
 
 
 def predicted_losses(plans: Sequence[LatentPlan], source: LatentSource, layer: Layer) -> np.ndarray:

@@ -6,6 +6,7 @@ from pathlib import Path
 from pipeline.errors import UsageError
 from pipeline.gguf_file.reader import GGUFModel, open_gguf, tensor_nbytes
 from pipeline.latent.architecture import declare_tensors
+from pipeline.latent.byte_budget import affordable_plans
 from pipeline.latent.convert import LatentReport, convert_to_latent
 from pipeline.latent.plan import METHODS, CacheLayout, LatentPlan, choose_layout, latent_plans
 from pipeline.latent.source import require_convertible
@@ -15,8 +16,12 @@ from pipeline.quantization import quantize
 
 
 def check_latent(model: GGUFModel, plan: LatentPlan) -> CacheLayout:
-    """How a plan divides the cache of `model`. Raises as `require_convertible` and `choose_layout` do."""
-    return choose_layout(plan, require_convertible(model))
+    """How a plan divides the cache of `model`, or may divide it where calibration is to choose.
+
+    Raises as `require_convertible`, `choose_layout` and `affordable_plans` do.
+    """
+    source = require_convertible(model)
+    return choose_layout(plan if plan.cache_bytes is None else affordable_plans(plan, source)[0], source)
 
 
 def _perform(
