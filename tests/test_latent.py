@@ -487,7 +487,7 @@ def test_the_command(surgery: SurgeryProcess, tiny: Path, tiny_statistics: Calib
 
 
 def test_the_real_model_is_still_itself_with_two_thirds_of_the_cache(embedded: Path, tmp_path: Path) -> None:
-    calibration = statistics_of(embedded, Path("python-docs-calibration"), tmp_path, chunks=2)
+    calibration = statistics_of(embedded, Path("python-docs-calibration"), tmp_path, chunks=2, chunk_size=256)
     output = tmp_path / "o.gguf"
     report = convert_to_latent(open_gguf(embedded), output, LatentPlan(cache=2 / 3), calibration)
     assert report.layout.cached_numbers == 256
