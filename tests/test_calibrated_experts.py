@@ -16,6 +16,7 @@ from pipeline.gguf_file.reader import GGUFModel, open_gguf
 from pipeline.inputs.texts import read_text
 from pipeline.layers import AttentionLayers
 from pipeline.observations.statistics_file import Calibration
+from pipeline.operation.layer_groups import check_plan
 from pipeline.operation.operate import operate
 from pipeline.operation.plan import Plan
 from pipeline.projection import Block
@@ -134,6 +135,7 @@ def test_experts_share_with_those_that_are_used_as_much(
         Plan("shared-experts-by-use", "gate,up")
     for method in lost_by:
         plan = Plan(method, "gate,up", rank=rank, metric="inputs", mean="none")
+        check_plan(mixture, plan)  # as commands do, before there are statistics
         report = operate(mixture, tmp_path / "o.gguf", plan, calibration=statistics, force=True)
         written = open_gguf(tmp_path / "o.gguf")
         for layer, expert, inputs in given(mixture, trace):

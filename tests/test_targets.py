@@ -193,6 +193,7 @@ def test_a_method_that_shares_nothing_of_the_targets_is_refused(tiny: Path) -> N
     for plan, same in (
         (Plan("shared-experts", "ffn"), "shared-gate-up"),
         (Plan("cross-layer", "kv", group_layers="1"), "shared-kv"),
+        (Plan("shared-experts-by-use", "ffn", metric="inputs"), "shared-gate-up"),
     ):
         with pytest.raises(UsageError, match=f"does to {plan.targets} of .* what {same} does"):
             check_plan(open_gguf(tiny), plan)

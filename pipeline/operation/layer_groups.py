@@ -53,6 +53,8 @@ def check_plan(model: GGUFModel, plan: Plan) -> None:
         return
     each = [(number,) for number in chosen]
     for name in BY_SHARING[: BY_SHARING.index(plan.method)]:
+        if METHODS[plan.method].by_use and METHODS[name].across_experts:
+            continue  # what sets them apart is in statistics
         if plan_groups(layers, each, replace(plan, method=name, group_layers=None)) == groups:
             by = f" by `group_layers` {plan.group_layers}" if plan.group_layers else ""
             raise idle_method(plan.method, f"{plan.targets} of {model.name}{by}", name)
