@@ -350,6 +350,12 @@ BAD_INPUT = {
         2,
         "--cache-bytes 0.01: too little for 64 numbers per token and layer; expected at least 0.282",
     ),
+    "idle seed of an answer": (
+        "run {tiny} hello --temperature 0 --seed 3",
+        2,
+        "--seed: nothing is drawn at random with --temperature 0",
+    ),
+    "idle threads": ("inspect {tiny} --threads 1", 2, "--threads: is for --spectrum, --overlap and --damage"),
     "an item twice": ("tasks {tiny} --tasks passkey --places 0,0.5,0", 2, "--places 0: is asked twice; an item that"),
     "a task twice": ("tasks {tiny} --tasks passkey,passkey", 2, "--tasks 'passkey': is asked twice"),
     "standard output": (

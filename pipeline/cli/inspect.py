@@ -163,7 +163,9 @@ def refuse_idle_options(with_spectrum: bool, with_overlap: bool, with_damage: bo
     if not with_damage:
         refuse_idle(("threshold", "text", "chunks", "study"), "is for --damage; add it")
     if not (with_spectrum or with_overlap or with_damage):
-        refuse_idle(("metric", "calibration", "plots"), "is for --spectrum, --overlap and --damage; add one of them")
+        refuse_idle(
+            ("metric", "calibration", "plots", "threads"), "is for --spectrum, --overlap and --damage; add one of them"
+        )
     if not with_spectrum:
         refuse_idle(["targets"], "is for --spectrum; add it")
     if not given("plots"):

@@ -9,7 +9,14 @@ from native.generate import Chat, SamplingOptions
 from native.model import ContextOptions
 from pipeline.cli.answering import answer
 from pipeline.cli.chat import chat_on_terminal
-from pipeline.cli.options import cache_type_options, gpu_layers_option, json_option, model_argument, threads_option
+from pipeline.cli.options import (
+    cache_type_options,
+    gpu_layers_option,
+    json_option,
+    model_argument,
+    refuse_idle,
+    threads_option,
+)
 from pipeline.cli.output import print_json
 from pipeline.cli.parameters import Number, WholeNumber
 from pipeline.cli.sections import SurgeryCommand
@@ -68,6 +75,8 @@ def command(
     options = ContextOptions(
         n_ctx=ctx, threads=threads, type_k=cache_type_k, type_v=cache_type_v, gpu_layers=gpu_layers
     )
+    if temperature == 0:
+        refuse_idle(("seed", "top_p"), "nothing is drawn at random with --temperature 0; leave one of them out")
     sampling = SamplingOptions(temperature, top_p, seed, max_tokens)
     if words and prompt is not None:
         raise UsageError("--prompt: was given, and words after MODEL as well; give one of them")
