@@ -26,7 +26,7 @@ from native.on_disk import Sums
 from native.triangle import pack
 
 CHUNKS_BETWEEN_PARTS = 8
-MOST_IN_MEMORY = 1 << 27  # bytes of sums; the others are in temporary files
+MOST_IN_MEMORY = 1 << 28  # bytes of triangles; the others are in temporary files, written anew for each chunk
 TOKENS_AFTER = 64  # that the covered text goes on for, so that it has no chunk less when it is tokenised again
 PROBABILITIES = "kq_soft_max"
 NOT_ROTATED = np.array([0, 0])
@@ -86,7 +86,7 @@ class CapturedPart:
 class ActivationSums(GraphObserver):
     """Adds up a CapturedPart. `watched` maps names of weights to the inputs that are to be summed there.
 
-    Matrices are kept as triangles until they are taken, the most of them in files.
+    Matrices are kept as triangles until they are taken, in float32, as products are: of a few chunks that is exact enough.
     """
 
     def __init__(self, watched: Mapping[str, Watched]) -> None:
@@ -108,7 +108,9 @@ class ActivationSums(GraphObserver):
             layer, inputs = self.inputs.popitem()
             while inputs:
                 name, sums = inputs.popitem()
-                yield CapturedPart(0, {layer: {name: {what: np.array(values) for what, values in sums.items()}}}, {})
+                yield CapturedPart(
+                    0, {layer: {name: {what: values.astype(np.float64) for what, values in sums.items()}}}, {}
+                )
         part = CapturedPart(self.chunks, {}, self.products)
         self.chunks, self.products, self._sums = 0, {}, Sums(MOST_IN_MEMORY)
         yield part
@@ -186,11 +188,12 @@ class ActivationSums(GraphObserver):
 
     def _add(self, watched: Watched, what: str, values: np.ndarray) -> None:
         sums = self.inputs.setdefault(watched.layer, {}).setdefault(watched.name, {})
-        new = pack(values) if what in TRIANGLES else values
-        if what in sums:
-            self._sums.add(sums[what], new)
+        if what not in TRIANGLES:
+            sums[what] = values + sums.get(what, 0.0)
+        elif what in sums:
+            self._sums.add(sums[what], pack(values))
         else:
-            sums[what] = self._sums.begin(new)
+            sums[what] = self._sums.begin(pack(values))
 
 
 def capture_moments(

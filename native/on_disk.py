@@ -7,17 +7,17 @@ import numpy as np
 
 
 class Sums:
-    """Makes arrays to be added to, float64: in memory for the first `most` bytes, then in temporary files."""
+    """Makes arrays to be added to: in memory for the first `most` bytes, then in temporary files."""
 
     def __init__(self, most: int) -> None:
         self._left = most
 
     def begin(self, values: np.ndarray) -> np.ndarray:
-        """A sum that is `values` so far."""
-        self._left -= values.size * np.dtype(np.float64).itemsize
+        """A sum that is `values` so far, in their dtype."""
+        self._left -= values.nbytes
         if self._left >= 0:
-            return np.array(values, np.float64)
-        total = on_disk(values.astype(np.float64))
+            return values.copy()
+        total = on_disk(values)
         _drop(total)
         return total
 

@@ -77,7 +77,7 @@ class MomentSums:
                     if what in mine and what != "rope":
                         self._sums.add(mine[what], values)
                     else:
-                        mine[what] = self._sums.begin(values)
+                        mine[what] = self._sums.begin(values.astype(np.float64))
         for name, (squares, counts) in products.items():
             before, counts_before = self.products.get(name, (np.zeros_like(squares), np.zeros_like(counts)))
             self.products[name] = before + squares, counts_before + counts
