@@ -326,7 +326,7 @@ def test_the_command(study: Path, tiny: Path, english: Path, tmp_path: Path) -> 
         ([str(tiny), "--thresholds", ","], "--thresholds: is empty"),
         ([str(tiny), "--thresholds", "1.5"], "--thresholds 1.5: expected"),
         ([str(tiny), "--quants", "Q9"], "--quants Q9"),
-        ([str(tiny), "--ranks", "9999", "-o", "s"], "--rank 9999: q of layer 0 has 64 components"),
+        ([str(tiny), "--ranks", "9999", "-o", "s"], "--ranks 9999: q of layer 0 has 64 components"),
         ([str(tiny), "--layers", "9", "-o", "s"], "--layers '9'"),
         ([str(tiny), "--preset", "quick", "--plan", "x"], "one of --preset and --plan"),
         (["--status", "missing"], "holds no study"),
