@@ -1,5 +1,6 @@
 """Weighted decompositions: the calibrated optimum really is one, and what attention does is computed as it says."""
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +161,30 @@ def test_a_budget_is_spent_where_it_saves_most() -> None:
     assert spread_budget(damages, [10, 1], 23) == [2, 3]
     assert spread_budget(damages, [1, 1], 100) == [3, 3]
     assert spread_budget(damages, [1, 1], 0) == [1, 1]  # a component each, whatever the budget
+
+
+def test_a_group_is_left_whole_where_that_saves_more_than_components() -> None:
+    """Against every choice of ranks: what the budget is spent on minimises damage + multiplier x numbers."""
+    rng = np.random.default_rng(0)
+    sizes, costs, fixed, whole = (2, 4, 5), [3, 2, 4], [1, 0, 2], [6, 5, 17]
+    damages = [np.sort(rng.exponential(size=m) * scale)[::-1] for m, scale in zip(sizes, (1, 3, 10), strict=True)]
+    found = set()
+
+    def numbers(ranks: tuple[int, ...]) -> int:
+        each = zip(ranks, sizes, costs, fixed, whole, strict=True)
+        return sum(w if rank == m else f + cost * rank for rank, m, cost, f, w in each)
+
+    def damage(ranks: tuple[int, ...]) -> float:
+        return sum(d[rank:].sum() for d, rank in zip(damages, ranks, strict=True))
+
+    for multiplier in np.geomspace(0.01, 10, 60):
+        choices = product(*(range(1, m + 1) for m in sizes))
+        best = min(choices, key=lambda ranks: damage(ranks) + multiplier * numbers(ranks))
+        ranks = tuple(spread_budget(damages, costs, numbers(best), fixed=fixed, whole=whole))
+        assert numbers(ranks) <= numbers(best)
+        assert damage(ranks) <= damage(best) + 1e-12
+        found.add(tuple(rank == m for rank, m in zip(ranks, sizes, strict=True)))
+    assert len(found) > 2  # from nothing whole to everything
 
 
 def test_a_budget_beats_every_other_spread() -> None:

@@ -72,6 +72,24 @@ def test_threshold_one_leaves_every_byte_alone(embedded: Path, tmp_path: Path, m
     assert all(group.explained == 1 and not any(group.relative_error.values()) for group in report.groups)
 
 
+@pytest.mark.parametrize("mean", ["keep", "none"])
+def test_a_budget_leaves_a_group_whole_where_factors_would_cost_more(embedded: Path, tmp_path: Path, mean: str) -> None:
+    plan = Plan(method="separate", targets="q", mean=mean, budget=0.9, layers="0-3")
+    after, report = perform(embedded, tmp_path / "o.gguf", plan)
+    before = open_gguf(embedded)
+    whole = {group.layer for group in report.groups if group.rank == 576}
+    assert 0 < len(whole) < 4
+    assert_others_untouched(before, after, {f"blk.{layer}.attn_q.weight" for layer in {0, 1, 2, 3} - whole})
+    for group in report.groups:
+        if group.layer in whole:
+            assert (group.explained, group.relative_error, group.factor_numbers) == (1, {"q": 0}, group.dense_numbers)
+        else:
+            assert group.rank < 288  # from there on two factors take more numbers than the matrix
+    assert report.factor_numbers <= 0.9 * report.dense_numbers
+    _, report = perform(embedded, tmp_path / "d.gguf", replace(plan, mean="drop"))
+    assert max(group.rank for group in report.groups) < 576
+
+
 def test_dropping_the_mean_loses_it_even_at_threshold_one(tiny: Path, tmp_path: Path) -> None:
     after, _ = perform(tiny, tmp_path / "o.gguf", Plan(threshold=1, mean="drop", targets="q"))
     weights = tensors_of(TinyModel())["blk.0.attn_q.weight"]

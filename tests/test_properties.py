@@ -124,7 +124,9 @@ def test_ranks_sizes_and_budgets_of_any_plan(tiny: Path, tmp_path: Path, plan: P
         assert 0 <= group.explained <= 1
         roles = group.group.split("+") if "+" in group.group or group.group in TARGETS else list(group.group)
         assert set(group.relative_error) == set(roles) & plan.roles
-        per_rank, kept = group.dense_numbers // group.columns + group.columns, plan.keeps_everything(full_rank)
+        per_rank = group.dense_numbers // group.columns + group.columns
+        whole = plan.budget is not None and plan.mean != "drop" and group.rank == full_rank
+        kept = whole or plan.keeps_everything(full_rank)
         mean = group.columns if plan.mean == "keep" else 0
         assert group.factor_numbers == (group.dense_numbers if kept else group.rank * per_rank + mean)
         least += per_rank + mean

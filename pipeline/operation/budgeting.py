@@ -10,6 +10,8 @@ from pipeline.operation.groups import Group
 def budgeted_ranks(decomposer: Decomposer) -> list[dict[Group, int]]:
     """For each plan, the rank of each group that keeps `plan.budget` of the stored numbers; {} without a budget.
 
+    A group of full rank is to be left whole, as it is, which takes fewer numbers than all its components would.
+
     The damage that a component saves is its energy: under the metric `attention` in nats, under others, which know no
     unit that layers share, as a share of its group's. Without a
     budget nothing is decomposed.
@@ -27,9 +29,10 @@ def budgeted_ranks(decomposer: Decomposer) -> list[dict[Group, int]]:
         damages.append(energies / whole)
     result = []
     for plan in plans:
-        fixed = sum(group.stored_numbers(plan, 0) for group in groups)
-        costs = [group.stored_numbers(plan, 1) - group.stored_numbers(plan, 0) for group in groups]
-        dense = sum(group.dense_numbers(plan) for group in groups)
-        ranks = spread_budget(damages, costs, plan.budget * dense - fixed) if plan.budget else []
-        result.append(dict(zip(groups, ranks, strict=False)))
+        fixed = [group.stored_numbers(plan, 0) for group in groups]
+        costs = [group.stored_numbers(plan, 1) - none for group, none in zip(groups, fixed, strict=True)]
+        dense = [group.dense_numbers(plan) for group in groups]
+        budget = (plan.budget or 1.0) * sum(dense)
+        ranks = spread_budget(damages, costs, budget, fixed=fixed, whole=dense if plan.mean != "drop" else None)
+        result.append(dict(zip(groups, ranks, strict=True)) if plan.budget else {})
     return result

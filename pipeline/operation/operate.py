@@ -70,8 +70,7 @@ def operate_family(
     together = layer_groups(layers, parse_layers(plans[0].layers, layers, skipped=layers.skipped), plans[0])
     for plan in plans:  # the groups are the same, but each plan is checked
         groups = plan_groups(layers, together, plan)
-    files = [OperatedFile(layers, path, plan, groups, together) for path, plan in outputs.items()]
-    operated = any(file.replaced for file in files)
+    operated = not all(plan.keeps_everything(group.full_rank) for plan in plans for group in groups)
     decomposer = Decomposer(layers, groups, plans, threads or default_threads())
     stopped = threading.Event()
     with ThreadPoolExecutor(1) as background, ExitStack() as stack:
@@ -80,6 +79,10 @@ def operate_family(
         decomposing = Stopwatch()
         with decomposing:
             budgeted = budgeted_ranks(decomposer)
+        files = [
+            OperatedFile(layers, path, plan, groups, together, ranks)
+            for (path, plan), ranks in zip(outputs.items(), budgeted, strict=True)
+        ]
         for file in files:
             file.open(stack, operated_only=operated_only, force=force)
         for done, (group, decomposition) in enumerate(decomposing.timed(decomposer.decompositions())):

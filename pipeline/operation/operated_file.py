@@ -1,7 +1,7 @@
 """One output of an operation while it is made."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from pipeline.observations.statistics_file import calibration_facts
 from pipeline.operation.groups import Group
 from pipeline.operation.plan import Plan
 from pipeline.operation.provenance import operated_metadata
-from pipeline.operation.reconstruct import RebuiltGroup
+from pipeline.operation.reconstruct import RebuiltGroup, left_whole
 from pipeline.operation.report import OperationReport
 from pipeline.operation.tally import Tally
 from pipeline.progress import Stopwatch
@@ -37,6 +37,7 @@ class OperatedFile:
         plan: Plan,
         groups: Sequence[Group],
         together: Sequence[tuple[int, ...]],
+        budgeted: Mapping[Group, int],
     ) -> None:
         self.model, self.path, self.plan, self.together = layers.model, path, plan, together
         self.layers = sorted(number for sharing in together for number in sharing)
@@ -46,7 +47,7 @@ class OperatedFile:
         if layers.calibration is not None and not plan.roles.isdisjoint(FEED_FORWARD):
             self.notes = expert_notes(layers.calibration, layers.blocks_beside(self.layers))
         self.tallies: dict[tuple[tuple[int, ...], str], Tally] = {}
-        rebuilt = [group for group in groups if not plan.keeps_everything(group.full_rank)]
+        rebuilt = [group for group in groups if not left_whole(group, plan, budgeted)]
         self.waiting = Counter(_place(projection) for group in rebuilt for projection in group.targets(plan))
         self.replaced = {name: output_type(self.model.tensors[name], plan.outtype) for name, _ in self.waiting}
         self.experts = Counter[str]()  # the most that a layer has of a family
@@ -81,6 +82,10 @@ class OperatedFile:
             self.ranks[group.name][index] = rebuilt.rank
         tally = self.tallies.setdefault((group.layers, group.name), Tally(group, self.plan))
         tally.begin(rebuilt)
+        if rebuilt.whole:
+            for name, expert in {_place(projection) for projection in group.targets(self.plan)}:
+                if name in self.replaced and (name, expert) not in self.waiting:  # other experts of it are replaced
+                    self.writer.put(name, encode_tensor(self.model, name, {}, self.replaced[name], expert), expert)
         for matrix in rebuilding.timed(rebuilt.matrices):
             tally.add(matrix)
             self.matrices[matrix.projection] = matrix.values

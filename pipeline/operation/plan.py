@@ -59,7 +59,7 @@ class Plan:
     )
     budget: float | None = choice(
         None, float, "Share of the stored numbers to keep, 0 < B <= 1, spread over layers where it helps most, instead"
-        " of a threshold.",
+        " of a threshold; what would save too little is left whole.",
         expected="a share of the stored numbers above 0 and at most 1, such as 0.5", low=0, high=1, above=True,
     )  # fmt: skip
     metric: str = choice(

@@ -63,13 +63,14 @@ class RebuiltMatrix:
 class RebuiltGroup:
     """A group rebuilt under a plan: the `matrices` of the members that the plan replaces, each rebuilt as it is asked for.
 
-    `explained` is the share of the group's variance that is kept.
+    `explained` is the share of the group's variance that is kept. Of a group that is left `whole` there is no matrix.
     """
 
     group: Group
     rank: int
     explained: float
     matrices: Iterable[RebuiltMatrix]
+    whole: bool = False
 
 
 def decompose_group(layers: AttentionLayers, group: Group, plans: Sequence[Plan]) -> Decomposition | None:
@@ -91,15 +92,21 @@ def decompose_group(layers: AttentionLayers, group: Group, plans: Sequence[Plan]
     return GroupDecomposition(group, stack, principal_components(weighted.rows, "none"), weighted)
 
 
+def left_whole(group: Group, plan: Plan, budgeted: Mapping[Group, int]) -> bool:
+    """Whether a group loses nothing under a plan, so that its bytes can stay; `budgeted` has the ranks that a budget gave."""
+    budgeted_whole = plan.mean != "drop" and budgeted.get(group) == group.full_rank
+    return budgeted_whole or plan.keeps_everything(group.full_rank)
+
+
 def rebuild_group(
     group: Group, decomposition: Decomposition | None, plan: Plan, budgeted: Mapping[Group, int]
 ) -> RebuiltGroup:
     """Rebuild a group under a plan from the decomposition that `decompose_group` gave for it, perhaps with others.
 
-    It may be None where the plan keeps everything. `budgeted` holds the ranks that a budget gave.
+    It may be None where the plan keeps everything. `budgeted` as `left_whole` has it.
     """
-    if plan.keeps_everything(group.full_rank):
-        return RebuiltGroup(group, group.full_rank, 1.0, [])
+    if left_whole(group, plan, budgeted):
+        return RebuiltGroup(group, group.full_rank, 1.0, [], whole=True)
     assert decomposition is not None
     return _rebuild(decomposition, plan, budgeted[group] if plan.budget else _rank(decomposition, plan))
 

@@ -29,8 +29,7 @@ class Tally:
         group, dense = rebuilt.group, rebuilt.group.dense_numbers(self.plan)
         self.ranks.append(rebuilt.rank)
         self.explained.append(rebuilt.explained)
-        whole = self.plan.keeps_everything(group.full_rank)
-        self.factor_numbers += dense if whole else group.stored_numbers(self.plan, rebuilt.rank)
+        self.factor_numbers += dense if rebuilt.whole else group.stored_numbers(self.plan, rebuilt.rank)
         self.dense_numbers += dense
 
     def add(self, matrix: RebuiltMatrix) -> None:
