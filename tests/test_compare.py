@@ -501,7 +501,9 @@ def test_numbers_are_not_reused_when_what_made_them_has_changed(
     made = study_results(folder).cells[0].made_with
     assert made is not None
     assert set(made["revisions"]) == {"scores", "operation"}
+    before = study_results(folder).cells
     monkeypatch.setattr("pipeline.revision.LLAMA_CPP_VERSION", "0.3.37")
+    assert study_results(folder).cells == before
     assert run(folder, tiny, english, grid, chunks=2).chunks_total == 2 + 2  # the source's and the cell's
 
 

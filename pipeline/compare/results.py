@@ -102,9 +102,15 @@ class _Reader:
         self.named = facts.get("named") or {"model": facts["model"]}  # what a command called them
         self.keys = ledger.cells()
         self.damage = noted_damage(dict(facts))
-        self.base_key = base_key(StudySubject(**{name: facts[name] for name in StudySubject.__dataclass_fields__}))
+        # of the code that measured it, which may be another than this; none is written down before it is measured
+        self.base_key = facts.get("base_key") or base_key(
+            StudySubject(**{name: facts[name] for name in StudySubject.__dataclass_fields__})
+        )
         self.base_chunks = self._chunks(self.base_key)
-        self.chunks = {cell: self._beside_base(self._chunks(key)) for cell, key in self.keys.items()}
+        cells = {cell: self._chunks(key) for cell, key in self.keys.items()}
+        if not self.base_chunks and any(cells.values()):
+            raise UsageError("the study was measured by a Surgery that is too old; run surgery compare on it again")
+        self.chunks = {cell: self._beside_base(chunks) for cell, chunks in cells.items()}
         self.base_measured = measured_of(ledger, self.base_key)
         self.base_answer = (ledger.run(self.base_key).facts or {}).get("answer")
 

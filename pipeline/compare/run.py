@@ -121,6 +121,7 @@ class _StudyRun:
         if self.waiting:
             self.tell("the source")
             record_base(self.study, lambda: self.tell("the source", 1))
+            self.study.ledger.set_facts({"base_key": self.study.base_key})  # results are read by whatever code
         if self.study.tasks:
             self.study.tasks.ask_source(
                 self.study.ledger, self.study.base_key, lambda count: self.tell("the source: tasks", questions=count)
