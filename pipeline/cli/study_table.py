@@ -99,3 +99,5 @@ def show_estimate(estimate: StudyEstimate, count: int, as_json: bool) -> None:
         f"\n{counted(count, 'cell')}, about {duration(estimate.seconds)} on this machine (calibrating not counted),"
         f" {estimate.work_bytes / 1e9:,.1f} GB on disk meanwhile"
     )
+    if any(getattr(cell.plan, "budget", None) for cell in estimate.file_bytes):
+        echo("a budget's file may be smaller: what it leaves whole keeps its type")
